@@ -1,0 +1,265 @@
+"""An asset as Redis holds it: sections of a hash and values of a list, all msgpack, and what of them has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from .asset import SESSION_VERSION, ConversationHistory, ConversationTurn, SessionAsset
+from .encoding import encode, pack, pack_free
+from .errors import CorruptSessionError, SerializationError, VersionIncompatibleError
+from .meta import SessionMeta, SyncState
+
+__all__ = ["Codec", "Encoded", "Patch", "Stored", "VERSION", "decode_meta"]
+
+A = TypeVar("A", bound=SessionAsset)
+
+VERSION = encode(SESSION_VERSION)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_EDITS = 64  # turns changed in place; beyond that it is cheaper to send the history anew
+
+_decode_int = msgspec.msgpack.Decoder(int).decode
+_decode_any = msgspec.msgpack.Decoder().decode
+_decode_turns = msgspec.msgpack.Decoder(list[ConversationTurn]).decode
+_decode_turn = msgspec.msgpack.Decoder(ConversationTurn).decode
+_decode_meta = msgspec.msgpack.Decoder(tuple[int, int, int, int, str | None, str | None]).decode
+
+# The history without its turns, which are a list of their own.
+_HistoryRest = msgspec.defstruct(
+    "HistoryRest",
+    [
+        (f.name, f.type) if f.required else (f.name, f.type, f.default)
+        for f in msgspec.structs.fields(ConversationHistory)
+        if f.name != "turns"
+    ],
+    kw_only=True,
+)
+
+
+class Encoded(NamedTuple):
+    """An asset in Redis' form."""
+
+    sections: dict[str, bytes]
+    turns: list[bytes]
+    tail: bytes  # of the packed metadata: what only the client knows
+
+
+class Stored(NamedTuple):
+    """What an asset was when it was loaded or last saved; kept in `vars(asset)`."""
+
+    home: object  # the namespace's incarnation
+    id: str
+    revision: int
+    sections: Mapping[str, bytes]
+    turns: Sequence[bytes]
+
+
+class Patch(NamedTuple):
+    """What has to be sent so that the stored becomes the new."""
+
+    sections: dict[str, bytes]
+    removed: list[str]
+    keep: tuple[int, int]  # index of the first and last turn to keep
+    edits: list[tuple[int, bytes]]  # counted from the first one kept
+    pushed: list[bytes]
+    reshapes: bool  # whether there is more to do to the turns than to push
+
+
+class Codec(Generic[A]):
+    """Translates assets of one type.
+
+    A section is a field of the asset: `history` without its turns, unknown ones (`asset.extra`) each under its own name.
+    Names that begin with a dot are the store's own; an unknown field so named gets one more dot.
+    """
+
+    def __init__(self, asset_type: type[A], max_asset_bytes: int, max_turn_bytes: int) -> None:
+        self.asset_type = asset_type
+        self.max_asset_bytes = max_asset_bytes
+        self.max_turn_bytes = max_turn_bytes
+        fields = {f.name: f for f in msgspec.structs.fields(asset_type) if f.name not in ("id", "extra")}
+        self._fields = fields
+        self._types = {name: f.type for name, f in fields.items()} | {"history": _HistoryRest}
+        self._decoders = {name: msgspec.msgpack.Decoder(t).decode for name, t in self._types.items()}
+
+    def encode(self, asset: A, known: Stored | None) -> Encoded:
+        """Encode an asset, checking only what differs from what is known to be stored.
+
+        Raises:
+            SerializationError: a value that would not come back, or too many bytes.
+            VersionIncompatibleError: the asset says it is of another version.
+
+        """
+        if not isinstance(asset, self.asset_type):
+            raise SerializationError("asset", f"a {type(asset).__name__} is not a {self.asset_type.__name__}")
+        if asset.version != SESSION_VERSION and isinstance(asset.version, int):
+            raise VersionIncompatibleError(asset.version, SESSION_VERSION)
+        old = known.sections if known is not None else {}
+        sections = {}
+        for name, kind in self._types.items():
+            value = getattr(asset, name)
+            if name == "history":
+                value = self._history_rest(value)
+            sections[name] = self._section(name, value, kind, old.get(name))
+        for name, value in asset.extra.items():
+            if name in self._fields or name == "id":
+                raise SerializationError(f"extra.{name}", "the name of a field that the asset has")
+            if not isinstance(name, str) or not name:
+                raise SerializationError("extra", "names are non-empty str")
+            stored_name = _stored_name(name)
+            sections[stored_name] = self._section(name, value, Any, old.get(stored_name))
+        turns = self._turns(asset.history.turns, known.turns if known is not None else ())
+        total = sum(map(len, turns)) + sum(map(len, sections.values()))
+        if total > self.max_asset_bytes:
+            raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
+        context = asset.project_context
+        tail = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
+        return Encoded(sections, turns, tail)
+
+    def turn(self, turn: ConversationTurn, where: str) -> bytes:
+        """Encode one turn.
+
+        Raises:
+            SerializationError: a value that would not come back, or too many bytes.
+
+        """
+        data = pack(turn, ConversationTurn, where)
+        if len(data) > self.max_turn_bytes:
+            raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
+        return data
+
+    def decode(self, id: str, sections: Mapping[str, bytes], turns: Sequence[bytes]) -> A:
+        """Build an asset.
+
+        Raises:
+            CorruptSessionError: a section or turn can't be decoded, or is missing.
+            VersionIncompatibleError: it was saved under another version of the schema.
+
+        """
+        try:
+            version = _decode_int(sections["version"])
+        except Exception:
+            raise CorruptSessionError(id, "version") from None
+        if version != SESSION_VERSION:
+            raise VersionIncompatibleError(version, SESSION_VERSION)
+        values: dict[str, Any] = {"id": id}
+        for name, decode in self._decoders.items():
+            data = sections.get(name)
+            if data is not None:
+                values[name] = _decoded(id, name, decode, data)
+            elif self._fields[name].required:
+                raise CorruptSessionError(id, name)
+        values["history"] = ConversationHistory(
+            turns=decode_turns(id, turns), **msgspec.structs.asdict(values["history"])
+        )
+        values["extra"] = {
+            _given_name(name): _decoded(id, name, _decode_any, data)
+            for name, data in sections.items()
+            if name not in self._fields
+        }
+        return self.asset_type(**values)
+
+    @staticmethod
+    def sections(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
+        """Return the sections among a session's hash fields: those that are not the store's own."""
+        sections = {}
+        for name, data in fields.items():
+            if not name.startswith(b".") or name.startswith(b".."):
+                try:
+                    sections[name.decode()] = data
+                except UnicodeDecodeError:
+                    continue  # not from any orcs: left alone
+        return sections
+
+    @staticmethod
+    def compare(stored: Stored, new: Encoded) -> Patch | None:
+        """Return how the new differs from the stored; None if it is better sent whole."""
+        old_turns, turns = stored.turns, new.turns
+        first = 0
+        if old_turns and (not turns or old_turns[0] != turns[0]):
+            # The oldest turns were dropped (compaction), or the first one was edited.
+            first = old_turns.index(turns[0]) if turns and turns[0] in old_turns else 0
+        kept = min(len(old_turns) - first, len(turns))
+        edits = [(i, turns[i]) for i in range(kept) if old_turns[first + i] != turns[i]]
+        if (old_turns and not kept) or len(edits) > _MAX_EDITS:
+            return None
+        return Patch(
+            {name: data for name, data in new.sections.items() if stored.sections.get(name) != data},
+            [name for name in stored.sections if name not in new.sections],
+            (first, first + kept - 1),
+            edits,
+            turns[kept:],
+            bool(edits) or first > 0 or kept < len(old_turns),
+        )
+
+    def _section(self, name: str, value: object, kind: Any, old: bytes | None) -> bytes:
+        if old is not None:
+            try:
+                if encode(value) == old:
+                    return old
+            except Exception:  # noqa: S110  # pack says what is wrong
+                pass
+        return pack(value, kind, name)
+
+    def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
+        data: list[bytes] = []
+        unchanged = set(old)
+        for n, turn in enumerate(turns):
+            try:
+                quick = encode(turn) if unchanged else b""
+            except Exception:
+                quick = b""
+            data.append(quick if quick in unchanged else self.turn(turn, f"history.turns[{n}]"))
+        return data
+
+    @staticmethod
+    def _history_rest(history: ConversationHistory) -> object:
+        return _HistoryRest(
+            **{name: getattr(history, name) for name in _HistoryRest.__struct_fields__}
+        )
+
+
+def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
+    """Decode a history's turns; CorruptSessionError names the first that can't be."""
+    try:
+        # As one array: a call for each turn would cost as much again.
+        return _decode_turns(b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+    except Exception:
+        for n, data in enumerate(turns):
+            _decoded(id, f"history.turns[{n}]", _decode_turn, data)
+        raise CorruptSessionError(id, "history.turns") from None
+
+
+def decode_meta(id: str, packed: bytes) -> SessionMeta:
+    """Decode a session's packed metadata; CorruptSessionError if it is none."""
+    try:
+        revision, updated, turns, created, name, root_path = _decode_meta(packed)
+        return SessionMeta(
+            id=id,
+            name=name,
+            created_at=_EPOCH + timedelta(milliseconds=created),
+            updated_at=_EPOCH + timedelta(milliseconds=updated),
+            project_path=root_path,
+            turn_count=turns,
+            sync_state=SyncState.SYNCED,
+            revision=revision,
+        )
+    except Exception:
+        raise CorruptSessionError(id, "meta") from None
+
+
+def _decoded(id: str, name: str, decode: Any, data: bytes) -> Any:
+    try:
+        return decode(data)
+    except Exception:  # not only MsgspecError; and its text may quote the value
+        raise CorruptSessionError(id, name) from None
+
+
+def _stored_name(name: str) -> str:
+    return f".{name}" if name.startswith(".") else name
+
+
+def _given_name(name: str) -> str:
+    return name[1:] if name.startswith(".") else name

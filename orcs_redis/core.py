@@ -1,0 +1,136 @@
+"""What both colours of the Redis store share: its options, its state, and how it opens. Nothing here waits."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypedDict, TypeVar
+
+from .address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from .asset import SessionAsset
+from .codec import Codec
+from .errors import OutcomeUnknownError, StorageError, UnavailableError
+from .keys import MAX_PARTITIONS, check_namespace
+from .meta import SyncMode, SyncStatus
+from .operations import Operation, Operations, Plan, open_namespace
+
+__all__ = ["Core", "OptionArguments", "Options", "resolve"]
+
+A = TypeVar("A", bound=SessionAsset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Generic[A]):
+    """The options of a Redis store, checked."""
+
+    asset_type: type[A]
+    namespace: str = "orcs"
+    partitions: int | None = None
+    deadline: float = 5.0
+    heartbeat: float = 5.0
+    max_asset_bytes: int = 128 * 1024 * 1024
+    max_turn_bytes: int = 16 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        check_namespace(self.namespace)
+        if not (isinstance(self.asset_type, type) and issubclass(self.asset_type, SessionAsset)):
+            raise ValueError("asset_type is SessionAsset or a subclass of it")
+        if self.partitions is not None and not 1 <= self.partitions <= MAX_PARTITIONS:
+            raise ValueError(f"partitions is 1 to {MAX_PARTITIONS}")
+        for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is more than 0")
+        if max(self.max_asset_bytes, self.max_turn_bytes) > 400 * 1024 * 1024:
+            raise ValueError("a value in Redis has 512 MB at most: the limits end at 400 MiB")
+
+
+class OptionArguments(TypedDict, total=False):
+    """The options as `open_store` and `connect` take them; asset_type is apart, since it types the store."""
+
+    namespace: str
+    partitions: int | None
+    deadline: float
+    heartbeat: float
+    max_asset_bytes: int
+    max_turn_bytes: int
+
+
+class Core(Generic[A]):
+    """A store's state."""
+
+    def __init__(self, options: Options[A]) -> None:
+        self.options = options
+        self.deadline = options.deadline
+        self.closed = False
+        self.active = 0  # operations under way
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # blocking stores are used by many threads
+        self._pending = 0  # writes under way
+        self._last_success: float | None = None  # seconds since 1970
+        self._failing = False
+        self._denied: StorageError | None = None
+        self._operations: Operations[A] | None = None
+
+    @property
+    def operations(self) -> Operations[A]:
+        """What the store can do, once it is open."""
+        if self._operations is None:
+            raise UnavailableError("the store is not connected")
+        return self._operations
+
+    def open(self) -> Plan[None]:
+        """Read or create the namespace, and find out whether writing is allowed."""
+        options = self.options
+        namespace = yield from open_namespace(options.namespace, options.partitions)
+        codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes)
+        operations = Operations(namespace, codec)
+        self._denied = yield operations.probe()
+        self._operations = operations
+
+    def enter(self, operation: Operation[Any]) -> None:
+        """Note that an operation begins.
+
+        Raises:
+            RuntimeError: this process is a fork of the one that opened the store.
+            UnavailableError: the store is closed.
+            PermissionDeniedError: a write, and writing is not allowed.
+
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError("this store was opened before a fork: open one in the child")
+        if self.closed:
+            raise UnavailableError("the store is closed")
+        if operation.writes and self._denied is not None:
+            raise self._denied
+        with self._lock:
+            self._pending += operation.writes
+            self.active += 1
+
+    def leave(self, operation: Operation[Any], error: BaseException | None, now: float) -> None:
+        """Note how it ended, at `now` in seconds since 1970."""
+        with self._lock:
+            self._pending -= operation.writes
+            self.active -= 1
+        if isinstance(error, (UnavailableError, OutcomeUnknownError)):
+            self._failing = True
+        elif error is None:
+            self._failing = False
+            self._last_success = now
+
+    def sync_status(self) -> SyncStatus:
+        """How the store stands with its server, without asking it."""
+        if self.closed or self._operations is None:
+            return SyncStatus.offline()
+        last = self._last_success
+        return SyncStatus(
+            mode=SyncMode.ERROR if self._failing else SyncMode.ONLINE,
+            last_sync=None if last is None else datetime.fromtimestamp(last, UTC),
+            pending_uploads=self._pending,
+        )
+
+
+def resolve(url: str | None) -> Address | EmbeddedFolder | MemoryName | FileFolder:
+    """Read a URL; without one, that of $ORCS_REDIS_URL, else an embedded server in the default folder."""
+    return parse_url(url or os.environ.get("ORCS_REDIS_URL") or "embedded:")

@@ -1,0 +1,302 @@
+"""The one place that encodes and decodes.
+
+What `pack` encodes comes back equal, or a SerializationError names the field. A value is packed, decoded again
+as its type and compared, which is quicker in C than to check it in Python. That leaves what msgpack can carry but
+JSON can't (infinities, bytes, times, other keys than str, deep nesting): only free-form values can hold it, and
+they are walked. Whatever fails one of the two is examined slowly, by type, to say where and why.
+
+No error raised here holds a value, not even as its context: exceptions of msgspec and of codecs may quote it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
+
+import msgspec
+
+from .errors import CorruptSessionError, SerializationError
+
+__all__ = ["dump_json", "encode", "f32_text", "pack", "pack_free", "parse_json", "unpack"]
+
+MAX_DEPTH: Final = 127
+"""Nested containers that serde_json reads, the document's root counted."""
+
+_QUICK_DEPTH: Final = 64  # up to here a free-form value can't be too deep, wherever it is in a session
+_INT_RANGE: Final = range(-(2**63), 2**64)
+
+_Walk = Callable[[Any], bool]
+_Fault = tuple[str, str]
+
+encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def pack(value: object, hint: Any, where: str) -> bytes:
+    """Encode ``value``, which must be of type ``hint``, as msgpack; ``where`` is its path in the session.
+
+    Raises:
+        SerializationError: it would not come back equal.
+
+    """
+    decode, walk = _tools(hint)
+    try:
+        data = encode(value)
+        if (walk is None or walk(value)) and decode(data) == value:
+            return data
+    except MemoryError:
+        raise
+    except Exception:
+        data = b""  # the exception may quote the value: the diagnosis is made outside of this block
+    fault = next(_faults(value, hint, where, _level(where)), None)
+    if fault is None and data:
+        return data  # equal but for tuples among free-form values
+    raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
+
+
+def pack_free(value: object, where: str) -> bytes:
+    """Encode a free-form value, as `pack` does."""
+    return pack(value, Any, where)
+
+
+def unpack(data: bytes, hint: Any, id: str, where: str) -> Any:
+    """Decode what `pack` made, or raise CorruptSessionError(id, field)."""
+    return _decoded(_tools(hint)[0], data, id, where)
+
+
+def parse_json(data: bytes | str | msgspec.Raw, hint: Any, id: str = "", where: str = "") -> Any:
+    """Decode JSON as serde_json does, or raise CorruptSessionError(id, field)."""
+
+    def decode(data: bytes | str | msgspec.Raw) -> Any:
+        bare = data.encode() if isinstance(data, str) else bytes(data)
+        if hint != dict[str, msgspec.Raw] and _LONG_NUMBER(bare):
+            data = msgspec.json.encode(_without_long_integers(msgspec.json.decode(data)))
+        return _json_decoder(hint).decode(data)
+
+    return _decoded(decode, data, id, where)
+
+
+def dump_json(document: dict[str, Any]) -> str:
+    """Encode what was packed before, and is thus sound, exactly as serde_json's to_string_pretty does."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return _EXPONENT.sub(r"\1+", text)
+
+
+def f32_text(value: float) -> msgspec.Raw:
+    """Return a number as serde_json writes an f32: the shortest digits that give the same 32 bits."""
+    single = _to_f32(value)
+    digits = next(text for n in range(9) if _to_f32(float(text := f"{single:.{n}e}")) == single)
+    mantissa, _, exponent = digits.partition("e")
+    if not -6 <= int(exponent) <= 12:
+        return msgspec.Raw(f"{mantissa}e{int(exponent):+d}".encode())
+    plain = f"{Decimal(digits):f}"
+    return msgspec.Raw((plain if "." in plain else plain + ".0").encode())
+
+
+def _to_f32(value: float) -> float:
+    return ctypes.c_float(value).value
+
+
+# serde_json writes 1e+16 where msgspec writes 1e16. In a pretty-printed text a line has one number at most.
+_EXPONENT: Final = re.compile(r'^( *(?:"(?:[^"\\]|\\.)*": )?-?[0-9.]+e)(?=[0-9])', re.MULTILINE)
+
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}").search
+_json_decoder: Final = cache(msgspec.json.Decoder)
+
+
+def _without_long_integers(value: Any) -> Any:
+    """serde_json reads an integer that neither i64 nor u64 can hold as a float."""
+    if type(value) is dict:
+        return {key: _without_long_integers(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_without_long_integers(item) for item in value]
+    return float(value) if type(value) is int and value not in _INT_RANGE else value
+
+
+def _decoded(decode: Callable[[Any], Any], data: Any, id: str, where: str) -> Any:
+    try:
+        return decode(data)
+    except MemoryError:
+        raise
+    except msgspec.ValidationError as error:
+        message = str(error)
+    except Exception:
+        message = ""
+    path = re.search(r" - at `\$(.*)`$", message)
+    missing = re.match(r"Object missing required field `(.*?)`", message)
+    parts = [where, path[1].lstrip(".") if path else "", missing[1] if missing else ""]
+    raise CorruptSessionError(id, ".".join(part for part in parts if part).replace(".[", "["))
+
+
+# Quick: is a value of this type sound, as far as a typed round trip can't tell?
+
+
+@cache
+def _tools(hint: Any) -> tuple[Callable[[bytes], Any], _Walk | None]:
+    return msgspec.msgpack.Decoder(hint).decode, _walk_for(hint, frozenset())
+
+
+def _is_sound(value: object, depth: int = 0) -> bool:
+    kind = type(value)
+    if kind is dict:
+        if depth > _QUICK_DEPTH:
+            return False
+        for key, item in value.items():  # type: ignore[attr-defined]
+            if type(key) is not str or (type(item) not in _ATOMS and not _is_sound(item, depth + 1)):
+                return False
+        return True
+    if kind is list:
+        if depth > _QUICK_DEPTH:
+            return False
+        for item in value:  # type: ignore[attr-defined]  # noqa: SIM110  # all() takes twice as long
+            if type(item) not in _ATOMS and not _is_sound(item, depth + 1):
+                return False
+        return True
+    return kind in _ATOMS or (kind is float and math.isfinite(value))  # type: ignore[arg-type]
+
+
+_ATOMS: Final = frozenset({str, int, bool, type(None)})
+
+
+def _of_each(item: _Walk) -> _Walk:
+    return lambda value: all(map(item, value))
+
+
+def _of_values(item: _Walk) -> _Walk:
+    return lambda value: all(map(item, value.values()))
+
+
+def _passes(value: object) -> bool:
+    return True
+
+
+def _walk_for(hint: Any, above: frozenset[Any]) -> _Walk | None:
+    """Return a test of what a typed round trip lets pass in values of type ``hint``; None: of nothing."""
+    origin, args = _shape(hint)
+    if origin is Any or (origin is dict and args == (str, Any)):
+        return _is_sound
+    if origin is float:
+        return lambda value: type(value) is not float or math.isfinite(value)
+    if origin in (Union, UnionType):
+        walks = {_shape(arg)[0]: walk for arg in args if (walk := _walk_for(arg, above))}
+        return (lambda value: walks.get(type(value), _passes)(value)) if walks else None
+    if origin is list:
+        return (item := _walk_for(args[0], above)) and _of_each(item)
+    if origin is dict:
+        return (item := _walk_for(args[1], above)) and _of_values(item)
+    if isinstance(origin, msgspec.StructMeta):
+        if origin in above:  # a recursive type: what is in it is known only later
+            return lambda value: cast(_Walk, _tools(origin)[1])(value)
+        fields = msgspec.structs.fields(cast(type, origin))
+        parts = [(f.name, walk) for f in fields if (walk := _walk_for(f.type, above | {origin}))]
+
+        def walk_struct(value: object) -> bool:
+            for name, walk in parts:
+                part = getattr(value, name)
+                # Of what is empty only bytes come back equal and yet can't be in JSON.
+                if (part or type(part) is bytes) and type(part) is not str and not walk(part):
+                    return False
+            return True
+
+        return walk_struct if parts else None
+    return None
+
+
+def _shape(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type without its constraints, and its arguments; bare list, dict, object are free-form."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if hint in (Any, object, list, dict):
+        return Any, ()
+    return get_origin(hint) or hint, get_args(hint)
+
+
+# Slow: what is wrong with it, and where?
+
+
+def _level(path: str) -> int:
+    return 1 + len(path.replace("[", ".[").split(".")) if path else 1
+
+
+def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
+    """Find path and reason of all in ``value`` that can't be stored, in order; ``depth`` is its own level."""
+    origin, args = _shape(hint)
+    if isinstance(value, (dict, list, tuple, msgspec.Struct)) and depth > MAX_DEPTH:
+        yield path, f"nested deeper than {MAX_DEPTH} levels"
+    elif origin is Any:
+        yield from _free_faults(value, path, depth)
+    elif isinstance(origin, msgspec.StructMeta):
+        if type(value) is origin:
+            for f in msgspec.structs.fields(origin):
+                name = f"{path}.{f.name}" if path else f.name
+                yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
+        yield from _leaf_faults(value, hint, path)  # another type, or what __post_init__ refuses
+    elif origin is list and isinstance(value, list):
+        for n, item in enumerate(value):
+            yield from _faults(item, args[0], f"{path}[{n}]", depth + 1)
+    elif origin is dict and isinstance(value, dict):
+        for key, item in value.items():
+            if args[0] is str and (fault := _key_fault(key)):
+                yield path, fault
+            else:
+                yield from _faults(item, args[1], f"{path}.{key}" if path else str(key), depth + 1)
+    else:
+        yield from _leaf_faults(value, hint, path)
+
+
+def _free_faults(value: Any, path: str, depth: int) -> Iterator[_Fault]:
+    if isinstance(value, dict):
+        yield from _faults(value, dict[str, Any], path, depth)
+    elif isinstance(value, (list, tuple)):
+        for n, item in enumerate(value):
+            yield from _faults(item, Any, f"{path}[{n}]", depth + 1)
+    elif type(value) is int and value not in _INT_RANGE:
+        yield path, "an integer outside of -2**63 to 2**64 - 1"
+    elif fault := _text_fault(value) or _float_fault(value):
+        yield path, fault
+    elif not _returns(value, str | int | float | bool | None):
+        yield path, f"unsupported {type(value).__name__}"
+
+
+def _leaf_faults(value: Any, hint: Any, path: str) -> Iterator[_Fault]:
+    if fault := _text_fault(value) or _float_fault(value):
+        yield path, fault
+    elif not _returns(value, hint):
+        kind, expected = type(value).__name__, _names(hint)
+        yield path, "out of range" if kind in expected else f"expected {' or '.join(expected)}, got {kind}"
+
+
+def _names(hint: Any) -> list[str]:
+    origin, args = _shape(hint)
+    if origin in (Union, UnionType):
+        return [name for arg in args for name in _names(arg)]
+    return ["None" if origin is type(None) else getattr(origin, "__name__", str(origin))]
+
+
+def _returns(value: Any, hint: Any) -> bool:
+    try:
+        return bool(msgspec.msgpack.decode(encode(value), type=hint) == value)
+    except Exception:
+        return False
+
+
+def _key_fault(key: object) -> str | None:
+    return _text_fault(key) if isinstance(key, str) else f"a key is {type(key).__name__}, not str"
+
+
+def _text_fault(value: object) -> str | None:
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError:
+        return "text with a lone surrogate"
+    return None
+
+
+def _float_fault(value: object) -> str | None:
+    return "not a finite number" if isinstance(value, float) and not math.isfinite(value) else None

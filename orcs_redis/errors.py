@@ -1,0 +1,201 @@
+"""Everything that goes wrong is a StorageError.
+
+    StorageError
+    ├── NotFoundError                   recoverable
+    ├── ConflictError                   recoverable
+    ├── LeaseHeldError                  recoverable
+    ├── LeaseLostError
+    ├── InvalidIdError                  (also a ValueError)
+    ├── SerializationError
+    ├── CorruptSessionError
+    ├── VersionIncompatibleError
+    ├── ChecksumMismatchError
+    ├── PermissionDeniedError
+    ├── UnavailableError                recoverable
+    ├── OutcomeUnknownError             recoverable
+    ├── StoreFullError
+    ├── StoreResetError
+    ├── LayoutError
+    └── UnsupportedServerError
+
+Messages name sessions and fields, never what is in them. All errors survive pickle and copy: ``args`` are
+always the constructor's arguments.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "ChecksumMismatchError",
+    "ConflictError",
+    "CorruptSessionError",
+    "InvalidIdError",
+    "LayoutError",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "NotFoundError",
+    "OutcomeUnknownError",
+    "PermissionDeniedError",
+    "SerializationError",
+    "StorageError",
+    "StoreFullError",
+    "StoreResetError",
+    "UnavailableError",
+    "UnsupportedServerError",
+    "VersionIncompatibleError",
+]
+
+
+class StorageError(Exception):
+    """The session store could not do what was asked."""
+
+    _recoverable: ClassVar[bool] = False
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(args or [(self.__doc__ or "").partition("\n")[0]]))
+
+    @property
+    def is_recoverable(self) -> bool:
+        """Whether the same call can succeed later, or after reloading, with nothing repaired."""
+        return self._recoverable
+
+
+class NotFoundError(StorageError):
+    """There is no session of this id."""
+
+    _recoverable = True
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"session not found: {self.id}"
+
+
+class ConflictError(StorageError):
+    """The session is at another revision than the caller expected (``actual`` 0: it is absent)."""
+
+    _recoverable = True
+
+    def __init__(self, id: str, expected: int, actual: int) -> None:
+        super().__init__(id, expected, actual)
+        self.id = id
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return f"conflict on session {self.id}: expected revision {self.expected}, found {self.actual}"
+
+
+class LeaseHeldError(StorageError):
+    """Another worker holds the session's lease, for ``remaining`` seconds more (None: unknown)."""
+
+    _recoverable = True
+
+    def __init__(self, id: str, remaining: float | None = None) -> None:
+        super().__init__(id, remaining)
+        self.id = id
+        self.remaining = remaining
+
+    def __str__(self) -> str:
+        more = "" if self.remaining is None else f", for {self.remaining:.3f} s more unless renewed"
+        return f"the lease of session {self.id} is held by another worker{more}"
+
+
+class LeaseLostError(StorageError):
+    """The lease ended or passed to another worker."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"the lease of session {self.id} is lost"
+
+
+class InvalidIdError(StorageError, ValueError):
+    """That can't be a session id."""
+
+
+class SerializationError(StorageError):
+    """The value of ``field`` (a dotted path) can't be stored so that it comes back equal."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field or 'value'} can't be encoded: {self.reason}"
+
+
+class CorruptSessionError(StorageError):
+    """What is stored for the session can't be decoded; ``field`` (a dotted path, may be empty) says where."""
+
+    def __init__(self, id: str, field: str = "") -> None:
+        super().__init__(id, field)
+        self.id = id
+        self.field = field
+
+    def __str__(self) -> str:
+        where = f" at {self.field}" if self.field else ""
+        return f"session {self.id or '(unknown id)'} can't be decoded{where}"
+
+
+class VersionIncompatibleError(StorageError):
+    """The session was written in another version of the schema."""
+
+    def __init__(self, found: int, supported: int) -> None:
+        super().__init__(found, supported)
+        self.found = found
+        self.supported = supported
+
+    def __str__(self) -> str:
+        return f"session version {self.found} is not supported (supported: {self.supported})"
+
+
+class ChecksumMismatchError(StorageError):
+    """What was read is not what was written."""
+
+    def __init__(self, id: str, expected: str, actual: str) -> None:
+        super().__init__(id, expected, actual)
+        self.id = id
+        self.expected = expected
+        self.actual = actual
+
+    def __str__(self) -> str:
+        return f"checksum mismatch for session {self.id}: expected {self.expected}, got {self.actual}"
+
+
+class PermissionDeniedError(StorageError):
+    """The server's ACL, the password or the file mode forbids it."""
+
+
+class UnavailableError(StorageError):
+    """Nothing could do it in time; a write was certainly not applied."""
+
+    _recoverable = True
+
+
+class OutcomeUnknownError(StorageError):
+    """The write may have been applied: its answer was lost."""
+
+    _recoverable = True
+
+
+class StoreFullError(StorageError):
+    """The store is out of space."""
+
+
+class StoreResetError(StorageError):
+    """The data was wiped or went back in time."""
+
+
+class LayoutError(StorageError):
+    """The namespace has another layout version or number of partitions."""
+
+
+class UnsupportedServerError(StorageError):
+    """The server lacks something that the store needs."""

@@ -1,0 +1,74 @@
+"""The names of keys: a namespace, its partitions, and what lies in each (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import unicodedata
+from zlib import crc32
+
+__all__ = ["LAYOUT_VERSION", "MAX_PARTITIONS", "Keyspace", "Partition", "check_namespace"]
+
+LAYOUT_VERSION = 1
+MAX_PARTITIONS = 16384  # as many as a cluster has slots
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the namespace, or raise ValueError: 1 to 100 bytes, no braces, no control characters."""
+    try:
+        size = len(namespace.encode())
+    except (UnicodeEncodeError, AttributeError) as exc:
+        raise ValueError("namespace is not text") from exc
+    if not 1 <= size <= 100:
+        raise ValueError(f"namespace has {size} bytes, not 1 to 100")
+    if any(char in "{}" or unicodedata.category(char) == "Cc" for char in namespace):
+        raise ValueError("namespace has braces or control characters")
+    return namespace
+
+
+class Partition:
+    """One partition's keys; they share a hash tag, so that one script may use them together."""
+
+    __slots__ = ("changes", "deleted", "deleted_ops", "meta", "number", "prefix", "state", "updated")
+
+    def __init__(self, namespace: str, number: int) -> None:
+        self.number = number
+        self.prefix = prefix = f"{{{namespace}/{number}}}:"
+        self.state = prefix + "state"
+        self.updated = prefix + "updated"
+        self.meta = prefix + "meta"
+        self.changes = prefix + "changes"
+        self.deleted = prefix + "deleted"
+        self.deleted_ops = prefix + "deleted:ops"
+
+    def session(self, id: str) -> str:
+        """HASH: a session's sections."""
+        return f"{self.prefix}session:{id}"
+
+    def turns(self, id: str) -> str:
+        """LIST: a session's turns."""
+        return f"{self.prefix}turns:{id}"
+
+    def staging(self, name: str) -> str:
+        """LIST: turns on their way into a session."""
+        return f"{self.prefix}staging:{name}"
+
+    def probe(self, kind: str) -> str:
+        """A key that only lives while rights are tried."""
+        return f"{self.prefix}probe:{kind}"
+
+
+class Keyspace:
+    """A namespace's keys; a session's partition is CRC-32 (as in zlib) of its id's UTF-8, modulo their number."""
+
+    def __init__(self, namespace: str, partitions: int) -> None:
+        self.namespace = namespace
+        self.partitions = [Partition(namespace, number) for number in range(partitions)]
+
+    @staticmethod
+    def layout(namespace: str) -> str:
+        """HASH: the namespace's descriptor."""
+        return f"{namespace}:layout"
+
+    def of(self, id: str) -> Partition:
+        """Return the partition a session belongs to."""
+        partitions = self.partitions
+        return partitions[0] if len(partitions) == 1 else partitions[crc32(id.encode()) % len(partitions)]

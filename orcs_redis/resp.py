@@ -1,0 +1,166 @@
+"""Commands, replies, and the one place where what goes wrong between us and a server gets its name.
+
+`Trouble` and its kinds are what an attempt may end in while another one may still succeed. They never reach the caller:
+`Retry` turns the last one into an error of ours when the deadline has come.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import hiredis
+
+from .errors import (
+    LayoutError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    StorageError,
+    StoreFullError,
+    UnavailableError,
+    UnsupportedServerError,
+)
+
+__all__ = [
+    "Again",
+    "Command",
+    "Forgotten",
+    "Lost",
+    "NoScript",
+    "Reply",
+    "Retry",
+    "Torn",
+    "Trouble",
+    "as_error",
+    "as_map",
+    "check",
+    "translate",
+]
+
+Argument: TypeAlias = str | bytes | int
+Command: TypeAlias = tuple[Argument, ...]
+# A reply is whatever RESP can hold: bytes, int, None, list, dict, or an error as a value.
+Reply: TypeAlias = Any
+
+
+class Trouble(Exception):
+    """An attempt failed, and the operation may be tried again."""
+
+    sent = False  # whether it may have been, or may yet be, executed all the same
+    pause = True  # whether to wait before the next attempt
+
+    def final(self, *, maybe_applied: bool) -> StorageError:
+        """Return what the caller is told when there is no time for another attempt."""
+        if maybe_applied:
+            return OutcomeUnknownError(f"no answer in time, and the write may have been applied: {self}")
+        return UnavailableError(str(self))
+
+
+class Lost(Trouble):
+    """There is no connection, it broke, or no answer came over it."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+class Again(Trouble):
+    """The server refused for now: it was not executed."""
+
+
+class NoScript(Trouble):
+    """The server doesn't know the script's digest: it was not executed."""
+
+    pause = False
+
+
+class Torn(Trouble):
+    """A write came between the commands of one read."""
+
+    pause = False
+
+
+class Forgotten(Trouble):
+    """The server has forgotten operations among which an earlier sending of this one may have been."""
+
+    pause = False
+
+
+class Retry:
+    """The attempts at one operation: when the next one is due, and what it comes to when none is left."""
+
+    __slots__ = ("_delay", "_expires", "_maybe_applied")
+
+    def __init__(self, expires: float, *, maybe_applied: bool = False) -> None:
+        self._expires = expires
+        self._delay = 0.005
+        self._maybe_applied = maybe_applied
+
+    def after(self, trouble: Trouble, now: float, *, writes: bool) -> float:
+        """Return how many seconds to wait before the next attempt (backoff with jitter).
+
+        Raises:
+            UnavailableError: the deadline has come; a write was certainly not applied.
+            OutcomeUnknownError: the deadline has come, or the server can't tell any more; it may have been applied.
+
+        """
+        self._maybe_applied |= trouble.sent and writes
+        if isinstance(trouble, Forgotten) and self._maybe_applied:
+            raise OutcomeUnknownError(
+                "an answer was lost, and the server has forgotten whether the write was applied"
+            ) from None
+        delay = self._delay * random.uniform(0.5, 1.5) if trouble.pause else 0.0
+        if now + delay >= self._expires:
+            raise trouble.final(maybe_applied=self._maybe_applied) from None
+        if trouble.pause:
+            self._delay = min(2 * self._delay, 0.5)
+        return delay
+
+
+def as_error(reply: Reply) -> str | None:
+    """Return the text of an error reply, None for any other."""
+    return str(reply) if isinstance(reply, hiredis.ReplyError) else None
+
+
+def as_map(reply: Reply) -> Mapping[bytes, Reply]:
+    """Return a map that RESP2 sends as a flat array and RESP3 as a map."""
+    if isinstance(reply, dict):
+        return reply
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def check(replies: Sequence[Reply]) -> None:
+    """Raise the first error among the replies, in our terms."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise translate(str(reply))
+
+
+_FOR_NOW = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "BUSY")
+_DENIED = ("NOPERM", "NOAUTH", "WRONGPASS")
+
+
+def translate(text: str) -> StorageError | Trouble:
+    """Name a server's error in our terms. Arguments that it quotes (they may be a payload) are left out."""
+    code, _, rest = text.partition(" ")
+    gist = text.partition("'")[0].partition("`")[0].strip()[:160]
+    if code == "NOSCRIPT":
+        return NoScript(gist)
+    if code in _FOR_NOW or "max number of clients" in text:
+        return Again(f"the server refuses for now: {gist}")
+    if code in _DENIED or "ACL failure" in text or "The user executing the script" in text:
+        return PermissionDeniedError(f"the server denied it: {gist}")
+    if code == "ERR" and ("invalid password" in rest or "AUTH" in rest):
+        return PermissionDeniedError("the server denied it: wrong user name or password")
+    if code == "OOM":
+        return StoreFullError("the server is out of memory (maxmemory)")
+    if code in ("READONLY", "MISCONF", "NOREPLICAS"):
+        return UnavailableError(f"the server takes no writes: {gist}")
+    if code == "WRONGTYPE":
+        return LayoutError("a key holds another type than this store's")
+    if code in ("MOVED", "ASK", "CROSSSLOT"):
+        return UnsupportedServerError("this server is a node of a cluster")
+    if "unknown command" in text:
+        return UnsupportedServerError("the server lacks a command: Redis 7.0 or Valkey 7.2 is needed")
+    return StorageError(f"the server answered: {gist}")

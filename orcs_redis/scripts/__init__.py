@@ -1,0 +1,23 @@
+"""The Lua scripts, as package data: each file is headed by its keys, arguments and reply."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+
+__all__ = ["CREATE", "PAGE", "PROBE", "WRITE", "Script"]
+
+
+class Script:
+    """A script's text and the SHA-1 by which a server knows it."""
+
+    def __init__(self, name: str) -> None:
+        self.source = (files(__name__) / f"{name}.lua").read_bytes()
+        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
+
+
+CREATE = Script("create")
+PAGE = Script("page")
+PROBE = Script("probe")
+WRITE = Script("write")
+SOURCES = {script.sha: script.source for script in (CREATE, PAGE, PROBE, WRITE)}

@@ -1,0 +1,19 @@
+-- Creates a namespace, unless it is there.
+--
+-- KEYS  1 <namespace>:layout  HASH  version, partitions, incarnation
+--       2.. {p}:state         HASH  incarnation, revision, compacted: one for each partition
+--
+-- ARGV  1 version of the layout
+--       2 incarnation: an id that no other namespace has had
+--
+-- Reply: "OK"; "EXISTS": there is one; "STRAY": no descriptor, but a partition's state without it.
+
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'EXISTS' end
+for i = 2, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then return 'STRAY' end
+end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'partitions', #KEYS - 1, 'incarnation', ARGV[2])
+for i = 2, #KEYS do
+  redis.call('HSET', KEYS[i], 'incarnation', ARGV[2], 'revision', 0, 'compacted', 0)
+end
+return 'OK'

@@ -1,0 +1,382 @@
+"""The Redis store for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
+
+from .address import Address, EmbeddedFolder, FileFolder, MemoryName
+from .asset import ConversationTurn, SessionAsset
+from .clients import AsyncClientLink, memory_client
+from .core import Core, OptionArguments, Options, resolve
+from .errors import StorageError
+from .link import AsyncLink, Link
+from .local import LocalFileStore
+from .meta import Page, SessionMeta, SyncStatus, Versioned
+from .operations import Operation, Pause, Plan
+from .resp import Retry, Trouble
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+    from .embedded import Attachment
+
+__all__ = ["RedisSessionStore", "open_store"]
+
+T = TypeVar("T")
+A = TypeVar("A", bound=SessionAsset)
+
+
+class RedisSessionStore(Generic[A]):
+    """Sessions in Redis or Valkey, shared by everyone who opens the same namespace.
+
+    All tasks of the event loop that opened it share it, over one connection. Made by `open_store` or `connect`.
+
+    Every method may raise UnavailableError (within the deadline no server could do it; a write was certainly not
+    applied), PermissionDeniedError, and RuntimeError if the store was opened in another event loop or before a fork;
+    those with an id InvalidIdError, before anything is sent. Every write may raise OutcomeUnknownError (it may have been
+    applied), StoreFullError and StoreResetError. A retry within the store never applies a write twice.
+    """
+
+    def __init__(self, core: Core[A], link: AsyncLink, attachment: Attachment | None) -> None:
+        self._core = core
+        self._link = link
+        self._attachment = attachment
+        self._loop = asyncio.get_running_loop()
+        self._idle: asyncio.Future[None] | None = None
+
+    @overload
+    @classmethod
+    async def connect(
+        cls,
+        url: str | None = None,
+        *,
+        client: redis.asyncio.Redis | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> RedisSessionStore[SessionAsset]: ...
+
+    @overload
+    @classmethod
+    async def connect(
+        cls,
+        url: str | None = None,
+        *,
+        client: redis.asyncio.Redis | None = None,
+        asset_type: type[A],
+        **options: Unpack[OptionArguments],
+    ) -> RedisSessionStore[A]: ...
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str | None = None,
+        *,
+        client: redis.asyncio.Redis | None = None,
+        asset_type: type[Any] = SessionAsset,
+        **options: Any,
+    ) -> RedisSessionStore[Any]:
+        """Open a store; the caller closes it with `aclose`. For the arguments and errors see `open_store`."""
+        core = Core(Options(asset_type=asset_type, **options))
+        attachment: Attachment | None = None
+        if client is not None:
+            if url is not None:
+                raise ValueError("a store takes a URL or a client, not both")
+            link: AsyncLink = AsyncClientLink(client, core.deadline)
+        else:
+            match resolve(url):
+                case Address() as address:
+                    link = Link(address, core.deadline)
+                case MemoryName(name):
+                    link = AsyncClientLink(memory_client(name, "FakeAsyncRedis"), core.deadline, owned=True)
+                case EmbeddedFolder(path):
+                    from .embedded import attach
+
+                    attachment = await _attach(attach, path, core.deadline)
+                    link = Link(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
+                case FileFolder():
+                    raise ValueError("file: is a LocalFileStore's: use open_store")
+        store = cls(core, link, attachment)
+        try:
+            await store._run(core.open())
+        except BaseException:
+            await store.aclose()
+            raise
+        return store
+
+    async def aclose(self) -> None:
+        """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
+        core = self._core
+        if not core.closed:
+            core.closed = True
+            if core.active:
+                self._idle = self._loop.create_future()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(core.deadline + 1):
+                        await self._idle
+        await self._link.close()
+        if self._attachment is not None:
+            self._attachment.release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} namespace={self._core.options.namespace!r}>"
+
+    async def save(self, asset: A, *, if_revision: int | None = None) -> int:
+        """Store the whole asset and return the new revision.
+
+        Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent.
+
+        Args:
+            asset: is not changed.
+            if_revision: only over this revision; 0: only if the session is absent. Without it, whatever is there is
+                overwritten.
+
+        Raises:
+            ConflictError: the session is at another revision than if_revision.
+            SerializationError: a value that would not come back, or too large; nothing was sent.
+            VersionIncompatibleError: the asset or the stored session is of another version of the schema.
+            CorruptSessionError: what is stored under the id is no session. `delete` removes it.
+
+        """
+        return await self._run(self._core.operations.save(asset, if_revision))
+
+    async def load(self, id: str) -> A:
+        """Return the session.
+
+        Raises:
+            NotFoundError, CorruptSessionError, VersionIncompatibleError
+
+        """
+        return (await self._perform(self._core.operations.load(id))).asset
+
+    async def load_versioned(self, id: str) -> Versioned[A]:
+        """Return the session and its revision, read at one point in time. Raises what `load` raises."""
+        return await self._perform(self._core.operations.load(id))
+
+    async def append(self, id: str, *turns: ConversationTurn, if_revision: int | None = None) -> int:
+        """Add turns at the end of a session's history and return the new revision.
+
+        The cost does not depend on the history's length. The session's updated_at_ms moves forward to the server's now.
+
+        Raises:
+            NotFoundError: there is no such session.
+            ConflictError: it is at another revision than if_revision.
+            SerializationError: a value that would not come back, or too large; nothing was sent.
+            ValueError: no turn was given.
+
+        """
+        return (await self._perform(self._core.operations.append(id, turns, if_revision))).revision
+
+    async def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
+        """Return part of a session's history: from index start to index stop, both included, negative from the end.
+
+        `turns(id, -20)` is the last twenty. Raises NotFoundError, CorruptSessionError.
+        """
+        return await self._perform(self._core.operations.turns(id, start, stop))
+
+    async def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
+        """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
+
+        Args:
+            id: the session.
+            change: changes the asset in place. It may be called more than once, each time with what is stored then.
+
+        """
+        return await self._run(self._core.operations.update(id, change))
+
+    async def list(
+        self,
+        *,
+        limit: int | None = None,
+        project_path: str | None = None,
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
+    ) -> builtins.list[SessionMeta]:
+        """Return sessions' metadata, newest first; equal times are ordered by id, descending.
+
+        Args:
+            limit: so many at most.
+            project_path: only those of this project.
+            updated_after: only those updated then or later. Aware, else ValueError.
+            updated_before: only those updated before that. Aware, else ValueError.
+
+        """
+        plan = self._core.operations.list(limit, project_path, updated_after, updated_before)
+        return await self._run(plan)
+
+    async def page(
+        self,
+        limit: int,
+        cursor: str | None = None,
+        *,
+        project_path: str | None = None,
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
+    ) -> Page[SessionMeta]:
+        """Return so many sessions' metadata, newest first, and the cursor of the next page (None: this is the last).
+
+        Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. For the filters see `list`.
+        """
+        plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
+        return await self._run(plan)
+
+    async def delete(self, id: str, *, if_revision: int | None = None) -> None:
+        """Remove a session.
+
+        Raises:
+            NotFoundError: there is no such session.
+            ConflictError: it is at another revision than if_revision.
+
+        """
+        await self._perform(self._core.operations.delete(id, if_revision))
+
+    async def exists(self, id: str) -> bool:
+        """Return whether there is a session."""
+        return await self._perform(self._core.operations.exists(id))
+
+    async def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
+        """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
+        return await self._each(self.save, assets)
+
+    async def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
+        """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
+        return await self._each(self.load, ids)
+
+    async def delete_many(self, ids: Iterable[str]) -> builtins.list[None | StorageError]:
+        """Delete sessions, in few round trips. The list has the error in the place of a session that failed."""
+        return await self._each(self.delete, ids)
+
+    async def ping(self) -> float:
+        """Return how many seconds a round trip to the server takes."""
+        return await self._perform(self._core.operations.ping())
+
+    def sync_status(self) -> SyncStatus:
+        """Return how the store stands with its server, at once and without asking it.
+
+        Online with the last acknowledged operation and the writes in flight; Error from a failure to reach the server
+        until the next success; Offline after closing.
+        """
+        return self._core.sync_status()
+
+    async def _each(self, call: Callable[[Any], Any], items: Iterable[Any]) -> builtins.list[Any]:
+        async def one(item: Any) -> Any:
+            try:
+                return await call(item)
+            except StorageError as error:
+                return error
+
+        return await asyncio.gather(*map(one, items))
+
+    async def _perform(self, operation: Operation[T]) -> T:
+        """Send an operation until there is an answer or the deadline has come."""
+        core, loop = self._core, self._loop
+        if asyncio.get_running_loop() is not loop:
+            raise RuntimeError("this store belongs to another event loop: open one in this loop")
+        core.enter(operation)
+        expires = loop.time() + core.deadline
+        retry: Retry | None = None
+        error: BaseException | None = None
+        try:
+            while True:
+                try:
+                    return operation.decode(await self._link.call(operation.commands(), expires))
+                except Trouble as trouble:
+                    retry = retry or Retry(expires)
+                    delay = retry.after(trouble, loop.time(), writes=operation.writes)
+                if delay:
+                    await asyncio.sleep(delay)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            core.leave(operation, error, time.time())
+            if core.closed and not core.active and self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+
+    async def _run(self, plan: Plan[T]) -> T:
+        """Perform a plan's operations, one after the other."""
+        with contextlib.closing(plan):
+            try:
+                step = next(plan)
+                while True:
+                    if isinstance(step, Pause):
+                        await asyncio.sleep(step.seconds)
+                        step = plan.send(None)
+                        continue
+                    try:
+                        result = await self._perform(step)
+                    except StorageError as error:
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(result)
+            except StopIteration as stop:
+                return cast(T, stop.value)
+
+
+async def _attach(attach: Callable[..., Attachment], *arguments: object) -> Attachment:
+    """Attach in a thread; a caller that is cancelled leaves no attachment behind."""
+    task = asyncio.create_task(asyncio.to_thread(attach, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(StorageError):
+            (await task).release()
+        raise
+
+
+@overload
+def open_store(
+    url: str | None = None, *, client: redis.asyncio.Redis | None = None, **options: Unpack[OptionArguments]
+) -> AbstractAsyncContextManager[RedisSessionStore[SessionAsset]]: ...
+
+
+@overload
+def open_store(
+    url: str | None = None,
+    *,
+    client: redis.asyncio.Redis | None = None,
+    asset_type: type[A],
+    **options: Unpack[OptionArguments],
+) -> AbstractAsyncContextManager[RedisSessionStore[A]]: ...
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    url: str | None = None, *, client: redis.asyncio.Redis | None = None, **options: Any
+) -> AsyncIterator[RedisSessionStore[Any]]:
+    """Open a store for an `async with` block.
+
+    Args:
+        url: redis://, rediss://, unix://, embedded:, memory:// or file:// (README has the table); without it and without
+            a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a LocalFileStore, which has the
+            methods of SessionStore only and takes none of the options.
+        client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
+        options: namespace ("orcs"); partitions (when the namespace is created: 1; later it is read from the descriptor);
+            asset_type (SessionAsset); deadline for one operation (5.0 s); heartbeat for watches (5.0 s);
+            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded.
+
+    Raises:
+        UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.
+        UnsupportedServerError: older than Redis 7.0 or Valkey 7.2, or a cluster's node.
+        LayoutError: the namespace is of another layout, or has another number of partitions.
+        ValueError, TypeError: a URL, client or option that can't be.
+
+    """
+    target = resolve(url) if client is None else None
+    if isinstance(target, FileFolder):
+        async with LocalFileStore(target.path) as files:
+            yield cast(RedisSessionStore[Any], files)
+        return
+    async with await RedisSessionStore.connect(url, client=client, **options) as store:
+        yield store

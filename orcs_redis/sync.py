@@ -1,0 +1,331 @@
+"""The Redis store, blocking: the same names as in `orcs_redis` without `async` and `await`.
+
+    from orcs_redis.sync import open_store
+
+What the methods do, and what they raise, is said in `orcs_redis.RedisSessionStore`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
+
+from .address import Address, EmbeddedFolder, FileFolder, MemoryName
+from .asset import ConversationTurn, SessionAsset
+from .blocking import BlockingLink, SocketLink
+from .clients import BlockingClientLink, memory_client
+from .core import Core, OptionArguments, Options, resolve
+from .errors import StorageError
+from .local import BlockingLocalFileStore as LocalFileStore
+from .meta import BlockingSessionStore as SessionStore
+from .meta import Page, SessionMeta, SyncStatus, Versioned
+from .operations import Operation, Pause, Plan, alone
+from .resp import Reply, Retry, Trouble
+
+if TYPE_CHECKING:
+    import redis
+
+    from .embedded import Attachment
+
+__all__ = ["LocalFileStore", "RedisSessionStore", "SessionStore", "open_store"]
+
+T = TypeVar("T")
+A = TypeVar("A", bound=SessionAsset)
+
+_BATCH = 256  # operations in one write
+
+
+class RedisSessionStore(Generic[A]):
+    """Sessions in Redis or Valkey, shared by everyone who opens the same namespace.
+
+    Any number of threads may use it; each that waits has a connection of its own for that time.
+    """
+
+    def __init__(self, core: Core[A], link: BlockingLink, attachment: Attachment | None) -> None:
+        self._core = core
+        self._link = link
+        self._attachment = attachment
+
+    @overload
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        client: redis.Redis | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> RedisSessionStore[SessionAsset]: ...
+
+    @overload
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        client: redis.Redis | None = None,
+        asset_type: type[A],
+        **options: Unpack[OptionArguments],
+    ) -> RedisSessionStore[A]: ...
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        client: redis.Redis | None = None,
+        asset_type: type[Any] = SessionAsset,
+        **options: Any,
+    ) -> RedisSessionStore[Any]:
+        """Open a store; the caller closes it with `close`."""
+        core = Core(Options(asset_type=asset_type, **options))
+        attachment: Attachment | None = None
+        if client is not None:
+            if url is not None:
+                raise ValueError("a store takes a URL or a client, not both")
+            link: BlockingLink = BlockingClientLink(client, core.deadline)
+        else:
+            match resolve(url):
+                case Address() as address:
+                    link = SocketLink(address, core.deadline)
+                case MemoryName(name):
+                    link = BlockingClientLink(memory_client(name, "FakeRedis"), core.deadline, owned=True)
+                case EmbeddedFolder(path):
+                    from .embedded import attach
+
+                    attachment = attach(path, core.deadline)
+                    link = SocketLink(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
+                case FileFolder():
+                    raise ValueError("file: is a LocalFileStore's: use open_store")
+        store = cls(core, link, attachment)
+        try:
+            store._run(core.open())
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Let what other threads have under way end, then close the connections."""
+        core = self._core
+        core.closed = True
+        until = time.monotonic() + core.deadline + 1
+        while core.active and time.monotonic() < until:
+            time.sleep(0.005)
+        self._link.close()
+        if self._attachment is not None:
+            self._attachment.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} namespace={self._core.options.namespace!r}>"
+
+    def save(self, asset: A, *, if_revision: int | None = None) -> int:
+        """Store the whole asset and return the new revision."""
+        return self._run(self._core.operations.save(asset, if_revision))
+
+    def load(self, id: str) -> A:
+        """Return the session."""
+        return self._perform(self._core.operations.load(id)).asset
+
+    def load_versioned(self, id: str) -> Versioned[A]:
+        """Return the session and its revision."""
+        return self._perform(self._core.operations.load(id))
+
+    def append(self, id: str, *turns: ConversationTurn, if_revision: int | None = None) -> int:
+        """Add turns at the end of a session's history and return the new revision."""
+        return self._perform(self._core.operations.append(id, turns, if_revision)).revision
+
+    def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
+        """Return part of a session's history."""
+        return self._perform(self._core.operations.turns(id, start, stop))
+
+    def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
+        """Load a session, call `change(asset)`, and save it if no other write came between; else do it again."""
+        return self._run(self._core.operations.update(id, change))
+
+    def list(
+        self,
+        *,
+        limit: int | None = None,
+        project_path: str | None = None,
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
+    ) -> builtins.list[SessionMeta]:
+        """Return sessions' metadata, newest first."""
+        plan = self._core.operations.list(limit, project_path, updated_after, updated_before)
+        return self._run(plan)
+
+    def page(
+        self,
+        limit: int,
+        cursor: str | None = None,
+        *,
+        project_path: str | None = None,
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
+    ) -> Page[SessionMeta]:
+        """Return so many sessions' metadata, newest first, and the cursor of the next page."""
+        plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
+        return self._run(plan)
+
+    def delete(self, id: str, *, if_revision: int | None = None) -> None:
+        """Remove a session."""
+        self._perform(self._core.operations.delete(id, if_revision))
+
+    def exists(self, id: str) -> bool:
+        """Return whether there is a session."""
+        return self._perform(self._core.operations.exists(id))
+
+    def save_many(self, assets: Iterable[A]) -> Sequence[int | StorageError]:
+        """Save assets, in few round trips."""
+        operations = self._core.operations
+        return self._run_many([operations.save(asset, None) for asset in assets])
+
+    def load_many(self, ids: Iterable[str]) -> Sequence[A | StorageError]:
+        """Load sessions, in few round trips."""
+        operations = self._core.operations
+        loaded = self._run_many([alone(operations.load, id) for id in ids])
+        return [item if isinstance(item, StorageError) else item.asset for item in loaded]
+
+    def delete_many(self, ids: Iterable[str]) -> Sequence[None | StorageError]:
+        """Delete sessions, in few round trips."""
+        operations = self._core.operations
+        deleted = self._run_many([alone(operations.delete, id, None) for id in ids])
+        return [item if isinstance(item, StorageError) else None for item in deleted]
+
+    def ping(self) -> float:
+        """Return how many seconds a round trip to the server takes."""
+        return self._perform(self._core.operations.ping())
+
+    def sync_status(self) -> SyncStatus:
+        """Return how the store stands with its server, at once and without asking it."""
+        return self._core.sync_status()
+
+    def _perform(self, operation: Operation[T], replies: Sequence[Reply] | Trouble | None = None) -> T:
+        """Send an operation until there is an answer or the deadline has come; `replies`: of a first sending."""
+        core = self._core
+        core.enter(operation)
+        expires = time.monotonic() + core.deadline
+        retry: Retry | None = None
+        error: BaseException | None = None
+        try:
+            while True:
+                try:
+                    if isinstance(replies, Trouble):
+                        raise replies
+                    if replies is None:
+                        replies = self._link.call(operation.commands(), expires)
+                    return operation.decode(replies)
+                except Trouble as trouble:
+                    retry = retry or Retry(expires)
+                    delay = retry.after(trouble, time.monotonic(), writes=operation.writes)
+                    replies = None
+                if delay:
+                    time.sleep(delay)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            core.leave(operation, error, time.time())
+
+    def _run(self, plan: Plan[T]) -> T:
+        """Perform a plan's operations, one after the other."""
+        with contextlib.closing(plan):
+            try:
+                step = next(plan)
+                while True:
+                    step = self._step(plan, step, None)
+            except StopIteration as stop:
+                return cast(T, stop.value)
+
+    def _step(self, plan: Plan[Any], step: Any, replies: Sequence[Reply] | Trouble | None) -> Any:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return plan.send(None)
+        try:
+            result = self._perform(step, replies)
+        except StorageError as error:
+            return plan.throw(error)
+        return plan.send(result)
+
+    def _run_many(self, plans: Sequence[Plan[T]]) -> builtins.list[T | StorageError]:
+        """Run plans in step with each other: the operations that they have come to go out in one write."""
+        results: list[Any] = [None] * len(plans)
+        for start in range(0, len(plans), _BATCH):
+            steps: dict[int, Any] = {}
+            for n in range(start, min(start + _BATCH, len(plans))):
+                self._advance(n, lambda n=n: next(plans[n]), steps, results)  # type: ignore[misc]
+            while steps:
+                batch, steps = steps, {}
+                for n, replies in self._send_together(batch).items():
+                    self._advance(
+                        n,
+                        lambda n=n, replies=replies: self._step(plans[n], batch[n], replies),  # type: ignore[misc]
+                        steps,
+                        results,
+                    )
+        return results
+
+    @staticmethod
+    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Any], results: list[Any]) -> None:
+        try:
+            steps[n] = move()
+        except StopIteration as stop:
+            results[n] = stop.value
+        except StorageError as error:
+            results[n] = error
+
+    def _send_together(self, batch: dict[int, Any]) -> dict[int, Sequence[Reply] | Trouble | None]:
+        sent = {n: step.commands() for n, step in batch.items() if isinstance(step, Operation)}
+        answers: dict[int, Sequence[Reply] | Trouble | None] = dict.fromkeys(batch)
+        flat = [command for commands in sent.values() for command in commands]
+        if flat:
+            try:
+                replies = self._link.call(flat, time.monotonic() + self._core.deadline)
+            except Trouble as trouble:
+                return answers | dict.fromkeys(sent, trouble)
+            at = 0
+            for n, commands in sent.items():
+                answers[n] = replies[at : at + len(commands)]
+                at += len(commands)
+        return answers
+
+
+@overload
+def open_store(
+    url: str | None = None, *, client: redis.Redis | None = None, **options: Unpack[OptionArguments]
+) -> AbstractContextManager[RedisSessionStore[SessionAsset]]: ...
+
+
+@overload
+def open_store(
+    url: str | None = None,
+    *,
+    client: redis.Redis | None = None,
+    asset_type: type[A],
+    **options: Unpack[OptionArguments],
+) -> AbstractContextManager[RedisSessionStore[A]]: ...
+
+
+@contextlib.contextmanager
+def open_store(
+    url: str | None = None, *, client: redis.Redis | None = None, **options: Any
+) -> Iterator[RedisSessionStore[Any]]:
+    """Open a store for a `with` block: see `orcs_redis.open_store`; `client` is a blocking redis-py client."""
+    target = resolve(url) if client is None else None
+    if isinstance(target, FileFolder):
+        with LocalFileStore(target.path) as files:
+            yield cast(RedisSessionStore[Any], files)
+        return
+    with RedisSessionStore.connect(url, client=client, **options) as store:
+        yield store
