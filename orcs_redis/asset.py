@@ -1,8 +1,8 @@
 """A session and its parts: orcs' session schema, version 1, with orcs' semantics.
 
 A field with ``= value`` may be missing in what is decoded. A field with ``= start(...)`` is required there, as
-orcs requires it; only who makes one in Python gets a default. Unknown nested fields are dropped, as serde does.
-Times are milliseconds since 1970, UTC. No repr shows what a user or a model wrote.
+in orcs; only who makes one in Python gets a default. Unknown nested fields are dropped, as serde does. Times are
+milliseconds since 1970, UTC. No repr shows what a user or a model wrote.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import hiredis
 
 from .address import Address
 from .link import attempt_patience
-from .resp import Command, Lost, Reply, Trouble
+from .resp import Command, Lost, Reply, Trouble, pack
 
 __all__ = ["BlockingLink", "SocketLink"]
 
@@ -60,7 +60,7 @@ class _Connection:
             raise
 
     def call(self, commands: Sequence[Command], expires: float, patience: float) -> list[Reply]:
-        data = b"".join([hiredis.pack_command(command) for command in commands])
+        data = pack(commands)
         replies: list[Reply] = []
         try:
             self._socket.settimeout(min(patience, max(0.001, expires - time.monotonic())))

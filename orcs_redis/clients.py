@@ -17,7 +17,7 @@ import redis.asyncio
 from redis import exceptions
 
 from .link import attempt_patience
-from .resp import Command, Lost, Reply
+from .resp import Command, Lost, Reply, pack
 
 __all__ = ["AsyncClientLink", "BlockingClientLink", "memory_client"]
 
@@ -47,7 +47,7 @@ def check_client(client: object, kind: type[Any]) -> None:
     """
     if not isinstance(client, kind):
         raise TypeError(f"client is a {kind.__module__.removesuffix('.client')}.{kind.__name__} here")
-    settings: dict[str, Any] = client.connection_pool.connection_kwargs  # type: ignore[attr-defined]
+    settings: dict[str, Any] = client.connection_pool.connection_kwargs
     if settings.get("decode_responses"):
         raise ValueError("the client decodes replies as text (decode_responses=True): sessions are bytes")
 
@@ -60,14 +60,14 @@ class AsyncClientLink:
         self._client = client
         self._owned = owned
         self._patience = attempt_patience(deadline)
-        self._queue: list[tuple[Sequence[Command], asyncio.Future[list[Reply]], float]] = []
+        self._queue: list[tuple[Sequence[Command], asyncio.Future[list[Reply]]]] = []
         self._pump: asyncio.Task[None] | None = None
 
     async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `AsyncLink`."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Reply]] = loop.create_future()
-        self._queue.append((commands, future, expires))
+        self._queue.append((commands, future))
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
         try:
@@ -92,20 +92,20 @@ class AsyncClientLink:
             try:
                 async with asyncio.timeout(self._patience), self._connection() as connection:
                     sent = True
-                    packed = [hiredis.pack_command(command) for commands, _, _ in batch for command in commands]
+                    packed = [pack(commands) for commands, _ in batch]
                     await connection.send_packed_command(packed, check_health=False)
-                    for commands, future, _ in batch:
+                    for commands, future in batch:
                         replies = [await self._reply(connection) for _ in commands]
                         if not future.done():
                             future.set_result(replies)
             except (OSError, TimeoutError, exceptions.RedisError) as exc:
-                for _, future, _ in batch:
+                for _, future in batch:
                     if not future.done():
                         future.set_exception(Lost(f"the client failed: {type(exc).__name__}", sent=sent))
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        pool = self._client.connection_pool
+        pool: Any = self._client.connection_pool
         connection = await pool.get_connection()
         try:
             yield connection
@@ -139,9 +139,7 @@ class BlockingClientLink:
         try:
             with self._connection() as connection:
                 sent = True
-                connection.send_packed_command(
-                    [hiredis.pack_command(command) for command in commands], check_health=False
-                )
+                connection.send_packed_command([pack(commands)], check_health=False)
                 return [self._reply(connection, until) for _ in commands]
         except (OSError, exceptions.RedisError) as exc:
             raise Lost(f"the client failed: {type(exc).__name__}", sent=sent) from exc
@@ -153,8 +151,8 @@ class BlockingClientLink:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:
-        pool = self._client.connection_pool
-        connection = pool.get_connection()
+        pool: Any = self._client.connection_pool
+        connection: Any = pool.get_connection()
         try:
             yield connection
         except BaseException:

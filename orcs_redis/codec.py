@@ -9,11 +9,22 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from .asset import SESSION_VERSION, ConversationHistory, ConversationTurn, SessionAsset
-from .encoding import encode, pack, pack_free
+from .encoding import encode, pack
 from .errors import CorruptSessionError, SerializationError, VersionIncompatibleError
 from .meta import SessionMeta, SyncState
 
-__all__ = ["Codec", "Encoded", "Patch", "Stored", "VERSION", "decode_meta"]
+__all__ = [
+    "VERSION",
+    "Codec",
+    "Encoded",
+    "Patch",
+    "Stored",
+    "decode_meta",
+    "decode_turns",
+    "decode_version",
+    "recall",
+    "remember",
+]
 
 A = TypeVar("A", bound=SessionAsset)
 
@@ -71,8 +82,8 @@ class Patch(NamedTuple):
 class Codec(Generic[A]):
     """Translates assets of one type.
 
-    A section is a field of the asset: `history` without its turns, unknown ones (`asset.extra`) each under its own name.
-    Names that begin with a dot are the store's own; an unknown field so named gets one more dot.
+    A section is a field of the asset: `history` without its turns, unknown ones (`asset.extra`) each under its own
+    name. Names that begin with a dot are the store's own; an unknown field so named gets one more dot.
     """
 
     def __init__(self, asset_type: type[A], max_asset_bytes: int, max_turn_bytes: int) -> None:
@@ -138,10 +149,7 @@ class Codec(Generic[A]):
             VersionIncompatibleError: it was saved under another version of the schema.
 
         """
-        try:
-            version = _decode_int(sections["version"])
-        except Exception:
-            raise CorruptSessionError(id, "version") from None
+        version = decode_version(id, sections.get("version", b""))
         if version != SESSION_VERSION:
             raise VersionIncompatibleError(version, SESSION_VERSION)
         values: dict[str, Any] = {"id": id}
@@ -248,6 +256,22 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
         )
     except Exception:
         raise CorruptSessionError(id, "meta") from None
+
+
+def decode_version(id: str, data: bytes) -> int:
+    """Decode the number of a schema's version."""
+    version: int = _decoded(id, "version", _decode_int, data)
+    return version
+
+
+def remember(asset: SessionAsset, stored: Stored) -> None:
+    """Keep with an asset what is stored of it."""
+    vars(asset)["_stored"] = stored
+
+
+def recall(asset: SessionAsset) -> Stored | None:
+    """Return what was stored of an asset when it was loaded or last saved; None if it was not."""
+    return vars(asset).get("_stored")
 
 
 def _decoded(id: str, name: str, decode: Any, data: bytes) -> Any:

@@ -14,7 +14,8 @@ from .codec import Codec
 from .errors import OutcomeUnknownError, StorageError, UnavailableError
 from .keys import MAX_PARTITIONS, check_namespace
 from .meta import SyncMode, SyncStatus
-from .operations import Operation, Operations, Plan, open_namespace
+from .operations import Operation
+from .plans import Operations, Plan, open_namespace
 
 __all__ = ["Core", "OptionArguments", "Options", "resolve"]
 

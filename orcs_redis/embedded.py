@@ -161,7 +161,7 @@ class Attachment:
                     pass_fds=[supervision.fileno()],
                     timeout=max(until - time.monotonic(), 0.001),
                 )
-                if run.returncode or run.stdout:
+                if run.returncode > 0 or run.stdout:
                     words = run.stdout.decode(errors="replace") or _last_lines(log, start)
                     raise UnavailableError(f"the embedded server of {self.folder} did not start: {words}")
 
@@ -230,8 +230,7 @@ def _supervise(folder: Path, path: Path, binary: Path) -> None:
             with free:
                 if server is not None:
                     server.kill()  # it lives only if somebody deleted the lock file
-                    server.wait()
-                    if not ready:
+                    if server.wait() != -signal.SIGKILL and not ready:
                         return _report(_last_lines(log, log_start))
                 pause = 0.0 if now > started + 10 else min(2 * pause + 0.1, 5.0)
                 ready, started = False, now

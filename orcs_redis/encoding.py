@@ -1,11 +1,11 @@
 """The one place that encodes and decodes.
 
-What `pack` encodes comes back equal, or a SerializationError names the field. A value is packed, decoded again
-as its type and compared, which is quicker in C than to check it in Python. That leaves what msgpack can carry but
-JSON can't (infinities, bytes, times, other keys than str, deep nesting): only free-form values can hold it, and
-they are walked. Whatever fails one of the two is examined slowly, by type, to say where and why.
+What `pack` encodes comes back equal, or a SerializationError names the field. A value is packed, decoded as its
+type and compared, which is quicker in C than to check it in Python. That leaves what msgpack can carry but JSON
+can't (infinities, bytes, times, other keys than str, deep nesting): only free-form values can hold it, and they
+are walked. Whatever fails one of the two is examined slowly, by type, to say where and why.
 
-No error raised here holds a value, not even as its context: exceptions of msgspec and of codecs may quote it.
+No error raised here holds a value, not even as its context: exceptions of msgspec and codecs may quote it.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
         yield path, f"nested deeper than {MAX_DEPTH} levels"
     elif origin is Any:
         yield from _free_faults(value, path, depth)
-    elif isinstance(origin, msgspec.StructMeta):
+    elif isinstance(origin, type) and issubclass(origin, msgspec.Struct):
         if type(value) is origin:
             for f in msgspec.structs.fields(origin):
                 name = f"{path}.{f.name}" if path else f.name

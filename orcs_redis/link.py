@@ -1,7 +1,7 @@
 """How to wait, in asyncio: one connection that all tasks of a loop share.
 
-What the tasks ask for in one turn of the loop goes out in one write, and the replies come back in order. A caller that is
-cancelled leaves its place in the queue, and its reply is dropped when it comes.
+What the tasks ask for in one turn of the loop goes out in one write, and the replies come back in order. A caller that
+is cancelled leaves its place in the queue, and its reply is dropped when it comes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hiredis
 
 from .address import Address
 from .errors import StorageError
-from .resp import Command, Lost, Reply, Trouble
+from .resp import Command, Lost, Reply, Trouble, pack
 
 __all__ = ["AsyncLink", "Link", "attempt_patience"]
 
@@ -82,8 +82,7 @@ class _Connection(asyncio.Protocol):
 
     def submit(self, commands: Sequence[Command], expires: float) -> asyncio.Future[list[Reply]]:
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
-        for command in commands:
-            self._output.append(hiredis.pack_command(command))
+        self._output.append(pack(commands))
         self._queued.append(_Call(future, len(commands), expires))
         if not self._scheduled:
             self._scheduled = True

@@ -53,7 +53,7 @@ class Unreadable(NamedTuple):
 class BlockingLocalFileStore(Generic[A]):
     """Sessions as orcs' files in a folder, for threads and processes at once.
 
-    A file is written beside the old one, synced and renamed over it, so that a reader sees one or the other whole.
+    A file is written beside the old one, synced and renamed over it: a reader sees one or the other whole.
     """
 
     @overload
@@ -86,7 +86,7 @@ class BlockingLocalFileStore(Generic[A]):
         """List all sessions that can be read, the last updated first; `unreadable` tells of the others."""
         metas, unreadable = [], []
         with _translated():
-            names = os.listdir(self.path)
+            names = [file.name for file in self.path.iterdir()]
         for name in sorted(names, reverse=True):
             if name.startswith(".") or not name.endswith(_SUFFIX):
                 continue
@@ -138,7 +138,7 @@ class BlockingLocalFileStore(Generic[A]):
         return check_id(asset.id), asset.to_json().encode()
 
     def _write(self, id: str, data: bytes) -> int:
-        # Not named after the session: the longest ids leave no room. orcs passes over names with a leading dot.
+        # Not named after the session: the longest ids leave no room. orcs skips names with a leading dot.
         temporary = self.path / f".{uuid.uuid4().hex}.tmp"
         with _translated():
             try:
@@ -167,13 +167,11 @@ class BlockingLocalFileStore(Generic[A]):
                 raise OutcomeUnknownError(f"the folder could not be synced: {error.strerror}") from error
 
     def _read(self, id: str) -> tuple[A, int]:
-        with _translated(id):
-            # Else opening a pipe would wait for its writer.
-            with open(os.open(self._file(id), os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-                status = os.fstat(file.fileno())
-                if not S_ISREG(status.st_mode):
-                    raise CorruptSessionError(id)
-                data = file.read()
+        with _translated(id), open(self._file(id), "rb", opener=_open_at_once) as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not S_ISREG(status.st_mode):
+                raise CorruptSessionError(id)
+            data = file.read()
         try:
             asset = self._type.from_json(data)
         except CorruptSessionError as error:
@@ -244,6 +242,10 @@ class LocalFileStore(Generic[A]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 @contextmanager

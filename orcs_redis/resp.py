@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import hiredis
@@ -24,6 +24,7 @@ from .errors import (
 
 __all__ = [
     "Again",
+    "Argument",
     "Command",
     "Forgotten",
     "Lost",
@@ -35,6 +36,7 @@ __all__ = [
     "as_error",
     "as_map",
     "check",
+    "pack",
     "translate",
 ]
 
@@ -116,6 +118,14 @@ class Retry:
         if trouble.pause:
             self._delay = min(2 * self._delay, 0.5)
         return delay
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """Return the commands as they go over the wire."""
+    return b"".join(map(_pack_command, commands))
+
+
+_pack_command: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any mixture
 
 
 def as_error(reply: Reply) -> str | None:

@@ -19,7 +19,8 @@ from .errors import StorageError
 from .link import AsyncLink, Link
 from .local import LocalFileStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
-from .operations import Operation, Pause, Plan
+from .operations import Operation
+from .plans import Pause, Plan
 from .resp import Retry, Trouble
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class RedisSessionStore(Generic[A]):
 
     Every method may raise UnavailableError (within the deadline no server could do it; a write was certainly not
     applied), PermissionDeniedError, and RuntimeError if the store was opened in another event loop or before a fork;
-    those with an id InvalidIdError, before anything is sent. Every write may raise OutcomeUnknownError (it may have been
-    applied), StoreFullError and StoreResetError. A retry within the store never applies a write twice.
+    those with an id InvalidIdError, before anything is sent. Every write may raise OutcomeUnknownError (it may have
+    been applied), StoreFullError and StoreResetError. A retry within the store never applies a write twice.
     """
 
     def __init__(self, core: Core[A], link: AsyncLink, attachment: Attachment | None) -> None:
@@ -226,7 +227,7 @@ class RedisSessionStore(Generic[A]):
     ) -> Page[SessionMeta]:
         """Return so many sessions' metadata, newest first, and the cursor of the next page (None: this is the last).
 
-        Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. For the filters see `list`.
+        Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
         plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
         return await self._run(plan)
@@ -253,7 +254,7 @@ class RedisSessionStore(Generic[A]):
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
         return await self._each(self.load, ids)
 
-    async def delete_many(self, ids: Iterable[str]) -> builtins.list[None | StorageError]:
+    async def delete_many(self, ids: Iterable[str]) -> builtins.list[StorageError | None]:
         """Delete sessions, in few round trips. The list has the error in the place of a session that failed."""
         return await self._each(self.delete, ids)
 
@@ -358,11 +359,11 @@ async def open_store(
     """Open a store for an `async with` block.
 
     Args:
-        url: redis://, rediss://, unix://, embedded:, memory:// or file:// (README has the table); without it and without
-            a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a LocalFileStore, which has the
-            methods of SessionStore only and takes none of the options.
+        url: redis://, rediss://, unix://, embedded:, memory:// or file:// (README has the table); without it and
+            without a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a LocalFileStore, which
+            has the methods of SessionStore only and takes none of the options.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
-        options: namespace ("orcs"); partitions (when the namespace is created: 1; later it is read from the descriptor);
+        options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
             asset_type (SessionAsset); deadline for one operation (5.0 s); heartbeat for watches (5.0 s);
             max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded.
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
 
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName
@@ -24,7 +25,8 @@ from .errors import StorageError
 from .local import BlockingLocalFileStore as LocalFileStore
 from .meta import BlockingSessionStore as SessionStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
-from .operations import Operation, Pause, Plan, alone
+from .operations import Operation
+from .plans import Pause, Plan, alone
 from .resp import Reply, Retry, Trouble
 
 if TYPE_CHECKING:
@@ -197,7 +199,7 @@ class RedisSessionStore(Generic[A]):
         loaded = self._run_many([alone(operations.load, id) for id in ids])
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
-    def delete_many(self, ids: Iterable[str]) -> Sequence[None | StorageError]:
+    def delete_many(self, ids: Iterable[str]) -> Sequence[StorageError | None]:
         """Delete sessions, in few round trips."""
         operations = self._core.operations
         deleted = self._run_many([alone(operations.delete, id, None) for id in ids])
@@ -260,24 +262,19 @@ class RedisSessionStore(Generic[A]):
 
     def _run_many(self, plans: Sequence[Plan[T]]) -> builtins.list[T | StorageError]:
         """Run plans in step with each other: the operations that they have come to go out in one write."""
-        results: list[Any] = [None] * len(plans)
+        results: builtins.list[Any] = [None] * len(plans)
         for start in range(0, len(plans), _BATCH):
             steps: dict[int, Any] = {}
             for n in range(start, min(start + _BATCH, len(plans))):
-                self._advance(n, lambda n=n: next(plans[n]), steps, results)  # type: ignore[misc]
+                self._advance(n, partial(next, plans[n]), steps, results)
             while steps:
                 batch, steps = steps, {}
                 for n, replies in self._send_together(batch).items():
-                    self._advance(
-                        n,
-                        lambda n=n, replies=replies: self._step(plans[n], batch[n], replies),  # type: ignore[misc]
-                        steps,
-                        results,
-                    )
+                    self._advance(n, partial(self._step, plans[n], batch[n], replies), steps, results)
         return results
 
     @staticmethod
-    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Any], results: list[Any]) -> None:
+    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Any], results: builtins.list[Any]) -> None:
         try:
             steps[n] = move()
         except StopIteration as stop:

@@ -1,0 +1,317 @@
+"""What a store can do, as operations and as plans: generators that yield operations and are sent their results.
+
+Bad input is refused here, before anything is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import inspect
+import random
+from collections.abc import Callable, Generator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from .asset import ConversationTurn, SessionAsset
+from .codec import VERSION, Codec, Encoded, Patch, Stored, recall, remember
+from .errors import ConflictError, CorruptSessionError, LayoutError, SerializationError
+from .ids import check_id
+from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
+from .meta import Page, SessionMeta, Versioned
+from .operations import (
+    AllMeta,
+    Change,
+    Create,
+    Exists,
+    Load,
+    MetaRun,
+    Namespace,
+    Operation,
+    Ping,
+    Probe,
+    ReadLayout,
+    Turns,
+    Written,
+)
+from .resp import Argument
+
+__all__ = ["Operations", "Pause", "Plan", "alone", "open_namespace"]
+
+T = TypeVar("T")
+A = TypeVar("A", bound=SessionAsset)
+
+_ALL: tuple[Argument, Argument] = ("-inf", "+inf")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_STAGED_TURNS = 16  # from so many turns on, a history is staged by plain commands, not passed through Lua
+_LIST_CHUNK = 1000  # sessions looked at in one go where a filter may drop most of them
+
+
+class Pause(NamedTuple):
+    """What a plan yields to wait for some seconds."""
+
+    seconds: float
+
+
+Plan = Generator[Operation[Any] | Pause, Any, T]
+
+
+def open_namespace(name: str, partitions: int | None) -> Plan[Namespace]:
+    """Read the namespace's descriptor, or create it.
+
+    Raises:
+        LayoutError: another version, another number of partitions, or something else's keys.
+
+    """
+    fields = yield ReadLayout(name)
+    if not fields:
+        answer = yield Create(name, partitions or 1)
+        if answer == "STRAY":
+            raise LayoutError(f"namespace {name!r} has data but no descriptor: it was lost or is foreign")
+        fields = yield ReadLayout(name)
+    try:
+        version, count = int(fields[b"version"]), int(fields[b"partitions"])
+        incarnation = fields[b"incarnation"]
+    except (KeyError, ValueError):
+        raise LayoutError(f"{Keyspace.layout(name)} is not a descriptor of this store's layout") from None
+    if version != LAYOUT_VERSION:
+        raise LayoutError(f"namespace {name!r} has layout {version}, this store is of layout {LAYOUT_VERSION}")
+    if not 1 <= count <= MAX_PARTITIONS:
+        raise LayoutError(f"namespace {name!r} says it has {count} partitions")
+    if partitions is not None and partitions != count:
+        raise LayoutError(f"namespace {name!r} has {count} partitions, not {partitions}")
+    return Namespace(name, count, incarnation)
+
+
+class Operations(Generic[A]):
+    """What a store can do, as operations and plans. Bad input is refused here, before anything is sent."""
+
+    def __init__(self, namespace: Namespace, codec: Codec[A]) -> None:
+        self._namespace = namespace
+        self._codec = codec
+
+    def probe(self) -> Probe:
+        """Whether writing is allowed."""
+        return Probe(self._namespace.keyspace.partitions[0])
+
+    def ping(self) -> Ping:
+        """A round trip."""
+        return Ping()
+
+    def load(self, id: str) -> Load[A]:
+        """A session and its revision."""
+        return Load(self._namespace, self._codec, check_id(id))
+
+    def turns(self, id: str, start: int, stop: int) -> Turns:
+        """Part of a history."""
+        return Turns(self._namespace, check_id(id), _index(start), _index(stop))
+
+    def exists(self, id: str) -> Exists:
+        """Whether there is a session."""
+        return Exists(self._namespace, check_id(id))
+
+    def append(self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None) -> Change:
+        """Add turns to a history."""
+        check_id(id)
+        if not turns:
+            raise ValueError("append needs a turn")
+        where = "turn" if len(turns) == 1 else "turns[{}]"
+        data = [self._codec.turn(turn, where.format(n)) for n, turn in enumerate(turns)]
+        if sum(map(len, data)) > self._codec.max_asset_bytes:
+            raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
+        rest: builtins.list[Argument] = [VERSION, "", "", "push", 0, 0, *data]
+        return Change(self._namespace, "append", id, _revision(if_revision), rest)
+
+    def delete(self, id: str, if_revision: int | None) -> Change:
+        """Remove a session."""
+        return Change(self._namespace, "delete", check_id(id), _revision(if_revision))
+
+    def save(self, asset: A, if_revision: int | None) -> Plan[int]:
+        """Store an asset: what has changed if it is what it was loaded from, else the whole."""
+        if isinstance(asset, SessionAsset):  # anything else is refused by the codec
+            check_id(asset.id)
+        expected = _revision(if_revision)
+        known = self._known(asset)
+        new = self._codec.encode(asset, known)
+        patch = None
+        if known is not None and expected in (None, known.revision):
+            patch = self._codec.compare(known, new)
+        if known is not None and patch is not None:
+            try:
+                written = yield self._save(asset, new, patch, known.revision)
+                return self._saved(asset, new, written)
+            except (ConflictError, CorruptSessionError):
+                if expected is not None:
+                    raise
+        written = yield self._save(asset, new, None, expected)
+        return self._saved(asset, new, written)
+
+    def _known(self, asset: A) -> Stored | None:
+        stored = recall(asset) if isinstance(asset, SessionAsset) else None
+        if stored is None or stored.id != asset.id or stored.home != self._namespace.incarnation:
+            return None
+        return stored
+
+    def _save(self, asset: A, new: Encoded, patch: Patch | None, expected: int | None) -> Change:
+        sections = new.sections if patch is None else patch.sections
+        removed = [] if patch is None else patch.removed
+        rest: builtins.list[Argument] = [VERSION, asset.updated_at_ms, new.tail]
+        changes: builtins.list[Argument] = [len(sections)]
+        for section in sections.items():
+            changes += section
+        changes += [len(removed), *removed]
+        staged: Sequence[bytes] = ()
+        if patch is None and len(new.turns) < _STAGED_TURNS:
+            rest += ["replace", *changes, *new.turns]
+        elif patch is None:
+            staged = new.turns
+            rest += ["staged", *changes, len(new.turns)]
+        elif patch.reshapes:
+            rest += ["edit", *changes, *patch.keep, len(patch.edits)]
+            for edit in patch.edits:
+                rest += edit
+            rest += patch.pushed
+        else:
+            rest += ["push", *changes, *patch.pushed]
+        return Change(self._namespace, "save", asset.id, expected, rest, staged)
+
+    def _saved(self, asset: A, new: Encoded, written: Written) -> int:
+        before = self._known(asset)
+        if before is None or before.revision < written.revision:
+            home = self._namespace.incarnation
+            remember(asset, Stored(home, asset.id, written.revision, new.sections, new.turns))
+        return written.revision
+
+    def list(
+        self,
+        limit: int | None,
+        project_path: str | None,
+        updated_after: datetime | None,
+        updated_before: datetime | None,
+    ) -> Plan[builtins.list[SessionMeta]]:
+        """Metadata, newest first."""
+        span = _span(updated_after, updated_before)
+        if limit is None and span == _ALL:
+            found: builtins.list[SessionMeta] = []
+            for partition in self._namespace.keyspace.partitions:
+                found += yield AllMeta(partition)
+            found = [meta for meta in found if project_path is None or meta.project_path == project_path]
+            found.sort(key=_position, reverse=True)
+            return found
+        if limit is not None:
+            _limit(limit, least=0)
+        return (yield from self._run(limit, project_path, span, None))
+
+    def page(
+        self,
+        limit: int,
+        cursor: str | None,
+        project_path: str | None,
+        updated_after: datetime | None,
+        updated_before: datetime | None,
+    ) -> Plan[Page[SessionMeta]]:
+        """One page of metadata, newest first, and where the next begins."""
+        after = None if cursor is None else _decode_cursor(cursor)
+        span = _span(updated_after, updated_before)
+        found = yield from self._run(_limit(limit, least=1) + 1, project_path, span, after)
+        if len(found) <= limit:
+            return Page(found, None)
+        items = found[:limit]
+        return Page(items, _encode_cursor(_position(items[-1])))
+
+    def _run(
+        self,
+        limit: int | None,
+        project_path: str | None,
+        span: tuple[Argument, Argument],
+        after: tuple[int, str] | None,
+    ) -> Plan[builtins.list[SessionMeta]]:
+        """Collect from each partition as many as can be among the first `limit`, then merge."""
+        found: builtins.list[SessionMeta] = []
+        for partition in self._namespace.keyspace.partitions:
+            position: tuple[Argument, str] = after or ("", "")
+            missing = limit
+            while missing is None or missing > 0:
+                chunk = _LIST_CHUNK * 10 if missing is None else missing
+                if project_path is not None:
+                    chunk = max(chunk, _LIST_CHUNK)
+                last, metas = yield MetaRun(partition, chunk, span, position)
+                wanted = [meta for meta in metas if project_path is None or meta.project_path == project_path]
+                found += wanted[:missing]
+                missing = None if missing is None else missing - len(wanted)
+                if last is None:
+                    break
+                position = last
+        found.sort(key=_position, reverse=True)
+        return found[:limit]
+
+    def update(self, id: str, change: Callable[[A], object]) -> Plan[Versioned[A]]:
+        """Load, change and save, again and again until no other write came between."""
+        delay = 0.001
+        while True:
+            asset, revision = yield self.load(id)
+            if inspect.isawaitable(answer := change(asset)):
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                raise TypeError("update takes a plain function: what it does must not wait")
+            if asset.id != id:
+                raise ValueError("change must leave the id as it is")
+            try:
+                return Versioned(asset, (yield from self.save(asset, revision)))
+            except ConflictError:
+                yield Pause(random.uniform(0, delay))
+                delay = min(2 * delay, 0.1)
+
+
+def _position(meta: SessionMeta) -> tuple[int, str]:
+    """Return a session's place in the order of lists, in which equal times are ordered by id."""
+    return (meta.updated_at - _EPOCH) // _MILLISECOND, meta.id
+
+
+def _span(after: datetime | None, before: datetime | None) -> tuple[Argument, Argument]:
+    """Return the bounds in ms: the first included, the second not."""
+    return "-inf" if after is None else _ms(after), "+inf" if before is None else _ms(before)
+
+
+def _ms(moment: datetime) -> int:
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise ValueError("a datetime with a time zone is needed")
+    return -((_EPOCH - moment) // _MILLISECOND)  # rounded up
+
+
+def _limit(limit: int, least: int) -> int:
+    if not isinstance(limit, int) or limit < least:
+        raise ValueError(f"limit is {least} or more")
+    return min(limit, 2**53)
+
+
+def _index(index: int) -> int:
+    if not isinstance(index, int):
+        raise ValueError("the index of a turn is an integer")  # as for every other bad argument
+    return max(-(2**62), min(index, 2**62))
+
+
+def _revision(if_revision: int | None) -> int | None:
+    if if_revision is not None and (not isinstance(if_revision, int) or if_revision < 0):
+        raise ValueError("if_revision is a revision, or 0 for an absent session")
+    return if_revision
+
+
+def _encode_cursor(position: tuple[int, str]) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).decode()
+
+
+def _decode_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, str])
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        raise ValueError("that is not a cursor of a page") from None
+
+
+def alone(make: Callable[..., Operation[T]], *arguments: Any) -> Plan[T]:
+    """Return the plan of one operation, made when the plan begins."""
+    result: T = yield make(*arguments)
+    return result

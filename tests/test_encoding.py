@@ -1,0 +1,235 @@
+"""What can't come back equal is refused, and the field is named."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import math
+import pickle
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orcs_redis.asset import (
+    AutoTriggerConfig,
+    CommandGrant,
+    ConversationTurn,
+    LearnedFact,
+    SessionAsset,
+    SkillConfig,
+    ToolCallRecord,
+)
+from orcs_redis.encoding import pack, pack_free, unpack
+from orcs_redis.errors import CorruptSessionError, SerializationError
+
+SECRET = "hunter2"
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def a_loop() -> Any:
+    loop: list[Any] = [SECRET]
+    loop.append({"again": loop})
+    return loop
+
+
+class Opaque:
+    def __repr__(self) -> str:
+        return SECRET
+
+
+FREE = [
+    pytest.param(math.nan, "", id="nan"),
+    pytest.param(math.inf, "", id="inf"),
+    pytest.param({"a": [1, -math.inf]}, ".a[1]", id="nested inf"),
+    pytest.param(2**64, "", id="too big"),
+    pytest.param(-(2**63) - 1, "", id="too small"),
+    pytest.param("\ud800", "", id="surrogate"),
+    pytest.param({"a": {"b": "\udfff"}}, ".a.b", id="nested surrogate"),
+    pytest.param({"\ud800": 1}, "", id="surrogate key"),
+    pytest.param({SECRET}, "", id="set"),
+    pytest.param(set(), "", id="empty set"),
+    pytest.param(frozenset(), "", id="frozenset"),
+    pytest.param(SECRET.encode(), "", id="bytes"),
+    pytest.param(b"", "", id="empty bytes"),
+    pytest.param(bytearray(), "", id="bytearray"),
+    pytest.param([b""], "[0]", id="nested bytes"),
+    pytest.param(dt.datetime.now(dt.UTC), "", id="datetime"),
+    pytest.param(dt.timedelta(), "", id="timedelta"),
+    pytest.param(dt.date.today(), "", id="date"),
+    pytest.param(uuid.uuid4(), "", id="uuid"),
+    pytest.param(decimal.Decimal(0), "", id="decimal"),
+    pytest.param(1j, "", id="complex"),
+    pytest.param(Opaque(), "", id="unknown class"),
+    pytest.param({"x": LearnedFact.new("k", SECRET, "s")}, ".x", id="struct"),
+    pytest.param({"a": {1: SECRET}}, ".a", id="int key"),
+    pytest.param({None: SECRET}, "", id="None key"),
+    pytest.param({b"k": SECRET}, "", id="bytes key"),
+    pytest.param({("a",): SECRET}, "", id="tuple key"),
+    pytest.param((1, {2}), "[1]", id="in a tuple"),
+]
+
+
+@pytest.mark.parametrize(("value", "where"), FREE)
+def test_free_values_refused(value: Any, where: str) -> None:
+    """What JSON can't hold is refused wherever it stands, by path, without the value in the error."""
+    for refuse, path in places(value):
+        with pytest.raises(SerializationError) as caught:
+            refuse()
+        assert caught.value.field == path + where
+        assert caught.value.__context__ is None
+        assert SECRET not in str(caught.value) + repr(caught.value) + str(pickle.dumps(caught.value))
+
+
+def places(value: Any) -> list[tuple[Callable[[], object], str]]:
+    turn = ConversationTurn.user("x").with_tool_calls([ToolCallRecord(tool_name="t", args=value)])
+    asset = SessionAsset.new()
+    asset.metadata["m"] = value
+    other = SessionAsset.new()
+    other.extra["new"] = value
+    return [
+        (lambda: pack_free(value, "metadata.m"), "metadata.m"),
+        (lambda: pack(turn, ConversationTurn, "history.turns[3]"), "history.turns[3].tool_calls[0].args"),
+        (asset.to_json, "metadata.m"),
+        (other.to_json, "new"),
+    ]
+
+
+TYPED: list[tuple[str, Any]] = [
+    ("history.turns[0].role", 5),
+    ("history.turns[0].content", None),
+    ("history.turns[0].content", "\ud800"),
+    ("history.turns[0].timestamp_ms", -1),
+    ("history.turns[0].timestamp_ms", 2**64),
+    ("history.turns[0].timestamp_ms", 1.0),
+    ("history.turns[0].timestamp_ms", True),
+    ("history.turns[0].tags", {"a"}),
+    ("history.turns[0].tags", ["a", 1]),
+    ("history.turns[0].tool_calls", None),
+    ("history.turns[0].tool_calls[0].success", 1),
+    ("history.turns[0]", {"role": SECRET}),
+    ("history.max_turns", "many"),
+    ("history", None),
+    ("updated_at_ms", "x"),
+    ("created_at_ms", 253_402_300_800_000),
+    ("version", "1"),
+    ("id", None),
+    ("preferences.coding_style.indent_size", 256),
+    ("preferences.coding_style", CommandGrant.one_time("x")),
+    ("project_context.learned_facts[0].confidence", math.nan),
+    ("project_context.learned_facts[0].confidence", math.inf),
+    ("project_context.learned_facts[0].confidence", 1e39),
+    ("skill_configs", {1: SkillConfig.new("s")}),
+    ("skill_configs", [SECRET]),
+    ("granted_commands[0].kind", SECRET),
+    ("extra", None),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), TYPED)
+def test_typed_fields_refused(path: str, value: Any) -> None:
+    """A field assigned with another type than its own is refused, by path."""
+    asset = full_asset()
+    exec(f"asset.{path} = value", {"asset": asset, "value": value})
+    with pytest.raises(SerializationError) as caught:
+        asset.to_json()
+    field = "" if path == "extra" else path
+    assert caught.value.field.startswith(field)
+    assert SECRET not in str(caught.value)
+
+
+def full_asset() -> SessionAsset:
+    asset = SessionAsset.new()
+    asset.add_turn(ConversationTurn.user("x").with_tool_calls([ToolCallRecord(tool_name="t")]))
+    asset.project_context.learn(LearnedFact.new("a", "b", "c"))
+    asset.save_grants([CommandGrant.one_time("x")])
+    return asset
+
+
+def test_wrong_trigger() -> None:
+    """Something else than a trigger among triggers is refused, by path."""
+    asset = SessionAsset.new()
+    asset.set_skill_config("s", SkillConfig(skill_id="s", auto_trigger=AutoTriggerConfig(triggers=["x"])))  # type: ignore[list-item]
+    with pytest.raises(SerializationError, match=r"skill_configs\.s\.auto_trigger\.triggers\[0\]"):
+        asset.to_json()
+
+
+def test_nesting() -> None:
+    """serde_json reads 127 levels, the root counted; one more, and a loop, are refused by name."""
+    asset = SessionAsset.new()
+    turn = ConversationTurn.user("x")
+    asset.add_turn(turn)
+    asset.metadata["a"] = nested(125)
+    turn.metadata["a"] = nested(122)
+    assert SessionAsset.from_json(asset.to_json()) == asset
+    asset.metadata["a"] = nested(126)
+    with pytest.raises(SerializationError, match="nested deeper"):
+        asset.to_json()
+    turn.metadata["a"] = nested(123)
+    with pytest.raises(SerializationError, match="nested deeper"):
+        pack(turn, ConversationTurn, "history.turns[0]")
+    for value in (a_loop(), nested(100_000)):
+        with pytest.raises(SerializationError, match="nested deeper") as caught:
+            pack_free(value, "metadata.x")
+        assert SECRET not in str(caught.value)
+
+
+def test_tuples_become_lists() -> None:
+    """Among free-form values tuples pass, and come back as lists."""
+    assert unpack(pack_free({"a": (1, (2, []))}, "x"), Any, "id", "x") == {"a": [1, [2, []]]}
+
+
+def test_str_enums_pass() -> None:
+    """An enum member is stored as its value, to which it may be equal."""
+
+    class Level(enum.StrEnum):
+        HIGH = "high"
+
+    assert msgspec.msgpack.decode(pack_free({"a": Level.HIGH}, "x")) == {"a": "high"}
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_free_values_come_back(value: Any) -> None:
+    """Whatever JSON can hold comes back equal and of the same types."""
+    back = unpack(pack_free(value, "x"), Any, "id", "x")
+    assert back == value
+    assert repr(back) == repr(value)
+
+
+def test_unpack_names_the_field() -> None:
+    """What can't be decoded is a CorruptSessionError with id and field, without the value."""
+    good = msgspec.to_builtins(ConversationTurn.user("x"))
+    for broken, field in [
+        ({**good, "role": 5}, "history.turns[2].role"),
+        ({k: v for k, v in good.items() if k != "tags"}, "history.turns[2].tags"),
+        ({**good, "tool_calls": [{}]}, "history.turns[2].tool_calls[0].tool_name"),
+        ([], "history.turns[2]"),
+    ]:
+        with pytest.raises(CorruptSessionError) as caught:
+            unpack(msgspec.msgpack.encode(broken), ConversationTurn, "abc", "history.turns[2]")
+        assert (caught.value.id, caught.value.field) == ("abc", field)
+    for data in (b"", b"\xc1", b"\xa1\xff", b"\x91" * 100_000):
+        with pytest.raises(CorruptSessionError):
+            unpack(data, Any, "abc", "metadata")
