@@ -74,9 +74,9 @@ def parse_json(data: bytes | str | msgspec.Raw, hint: Any, id: str = "", where: 
 
     def decode(data: bytes | str | msgspec.Raw) -> Any:
         bare = data.encode() if isinstance(data, str) else bytes(data)
-        if hint != dict[str, msgspec.Raw] and _LONG_NUMBER(bare):
-            data = msgspec.json.encode(_without_long_integers(msgspec.json.decode(data)))
-        return _json_decoder(hint).decode(data)
+        if hint != dict[str, msgspec.Raw] and b"0" * 19 in bare.translate(_DIGITS):
+            bare = msgspec.json.encode(_without_long_integers(msgspec.json.decode(bare)))
+        return _json_decoder(hint).decode(bare)
 
     return _decoded(decode, data, id, where)
 
@@ -84,7 +84,7 @@ def parse_json(data: bytes | str | msgspec.Raw, hint: Any, id: str = "", where: 
 def dump_json(document: dict[str, Any]) -> str:
     """Encode what was packed before, and is thus sound, exactly as serde_json's to_string_pretty does."""
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-    return _EXPONENT.sub(r"\1+", text)
+    return _EXPONENT.sub("e+", text)
 
 
 def f32_text(value: float) -> msgspec.Raw:
@@ -102,10 +102,10 @@ def _to_f32(value: float) -> float:
     return ctypes.c_float(value).value
 
 
-# serde_json writes 1e+16 where msgspec writes 1e16. In a pretty-printed text a line has one number at most.
-_EXPONENT: Final = re.compile(r'^( *(?:"(?:[^"\\]|\\.)*": )?-?[0-9.]+e)(?=[0-9])', re.MULTILINE)
+# serde_json writes 1e+16 where msgspec writes 1e16. In a pretty-printed text no string ends a line with a digit.
+_EXPONENT: Final = re.compile(r"e(?=[0-9]+,?$)", re.MULTILINE)
 
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}").search
+_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 _json_decoder: Final = cache(msgspec.json.Decoder)
 
 
@@ -161,6 +161,7 @@ def _is_sound(value: object, depth: int = 0) -> bool:
 
 
 _ATOMS: Final = frozenset({str, int, bool, type(None)})
+_EMPTIES: Final = _ATOMS | {float, dict, list}
 
 
 def _of_each(item: _Walk) -> _Walk:
@@ -198,8 +199,7 @@ def _walk_for(hint: Any, above: frozenset[Any]) -> _Walk | None:
         def walk_struct(value: object) -> bool:
             for name, walk in parts:
                 part = getattr(value, name)
-                # Of what is empty only bytes come back equal and yet can't be in JSON.
-                if (part or type(part) is bytes) and type(part) is not str and not walk(part):
+                if (part or type(part) not in _EMPTIES) and type(part) is not str and not walk(part):
                     return False
             return True
 

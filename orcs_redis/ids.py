@@ -12,8 +12,7 @@ __all__ = ["MAX_ID_BYTES", "check_id"]
 MAX_ID_BYTES: Final = 200
 """An id is a file name too, and a name has 255 bytes at most, of which suffixes need some."""
 
-# Cc is exactly C0, DEL and C1. re has no class for it, and its `$` would let a final newline pass.
-_forbidden = re.compile("[\x00-\x1f\x7f-\x9f/\\\\]|^\\.").search
+_control = re.compile("[\x00-\x1f\x7f-\x9f]").search  # exactly Cc, of which nothing is printable
 
 
 def check_id(id: str) -> str:
@@ -35,6 +34,6 @@ def check_id(id: str) -> str:
         raise InvalidIdError("a session id has no lone surrogates")
     if not 0 < size <= MAX_ID_BYTES:
         raise InvalidIdError(f"a session id has 1 to {MAX_ID_BYTES} bytes of UTF-8, not {size}")
-    if _forbidden(id):
+    if id[0] == "." or "/" in id or "\\" in id or not (id.isprintable() or not _control(id)):
         raise InvalidIdError("a session id has no control characters, no / or \\ and no leading dot")
     return id

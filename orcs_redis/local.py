@@ -167,7 +167,7 @@ class BlockingLocalFileStore(Generic[A]):
                 raise OutcomeUnknownError(f"the folder could not be synced: {error.strerror}") from error
 
     def _read(self, id: str) -> tuple[A, int]:
-        with _translated(id), open(self._file(id), "rb", opener=_open_at_once) as file:  # noqa: PTH123
+        with _translated(id), open(self._file(id), "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not S_ISREG(status.st_mode):
                 raise CorruptSessionError(id)
@@ -187,9 +187,7 @@ class LocalFileStore(Generic[A]):
     """`BlockingLocalFileStore` for asyncio: its calls run in threads."""
 
     @overload
-    def __init__(
-        self: LocalFileStore[SessionAsset], path: AnyPath = ..., *, asset_type: None = None
-    ) -> None: ...
+    def __init__(self: LocalFileStore[SessionAsset], path: AnyPath = ..., *, asset_type: None = None) -> None: ...
     @overload
     def __init__(self, path: AnyPath = ..., *, asset_type: type[A]) -> None: ...
     def __init__(self, path: AnyPath = _DEFAULT_FOLDER, *, asset_type: type[Any] | None = None) -> None:
@@ -256,6 +254,8 @@ def _translated(id: str | None = None) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and id is not None:
             raise NotFoundError(id) from None
+        if isinstance(error, IsADirectoryError) and id is not None:
+            raise CorruptSessionError(id) from error
         message = f"{error.strerror or type(error).__name__}: {error.filename or 'the session folder'}"
         if error.errno in _DENIED:
             raise PermissionDeniedError(message) from error

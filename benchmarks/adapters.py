@@ -1,0 +1,142 @@
+"""What is compared: each adapter does the same work in its own way, behind one interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import redis.asyncio
+
+from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StorageError
+from orcs_redis.codec import VERSION, Codec
+from orcs_redis.keys import Keyspace, Partition
+from orcs_redis.scripts import WRITE
+
+from .servers import Server
+
+_FILL = 500  # sessions saved at a time
+
+
+class Adapter(Protocol):
+    """One way to keep sessions. Later ones (other libraries) bring what they can of it."""
+
+    name: str
+
+    async def open(self, server: Server, namespace: str) -> None:
+        """Connect. Adapters that share a layout may be opened on one namespace."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+    async def fill(self, assets: Sequence[SessionAsset]) -> None:
+        """Store sessions; not timed, unless the figure says so."""
+
+    async def append(self, id: str, turn: ConversationTurn) -> object:
+        """Add one turn to a session; return when it is acknowledged."""
+
+    async def load(self, id: str) -> object:
+        """Read a session, decoded."""
+
+
+class Orcs:
+    """The store of this package."""
+
+    name = "orcs_redis"
+    store: RedisSessionStore[SessionAsset]
+
+    async def open(self, server: Server, namespace: str) -> None:
+        self.store = await RedisSessionStore.connect(server.url, namespace=namespace, deadline=60.0)
+
+    async def close(self) -> None:
+        await self.store.aclose()
+
+    async def fill(self, assets: Sequence[SessionAsset]) -> None:
+        for start in range(0, len(assets), _FILL):
+            for result in await self.store.save_many(assets[start : start + _FILL]):
+                if isinstance(result, StorageError):
+                    raise result
+
+    async def append(self, id: str, turn: ConversationTurn) -> object:
+        return await self.store.append(id, turn)
+
+    async def load(self, id: str) -> object:
+        return await self.store.load(id)
+
+
+class RedisPy:
+    """redis-py's asyncio client with its default pool, as one would write it by hand: same layout, script and codec."""
+
+    name = "redis-py"
+    client: redis.asyncio.Redis
+
+    async def open(self, server: Server, namespace: str) -> None:
+        """Needs a namespace that a store has opened before."""
+        self.client = redis.asyncio.Redis.from_url(server.plain)
+        await self.client.script_load(WRITE.source.decode())
+        descriptor: Any = server.client.hget(Keyspace.layout(namespace), "incarnation")
+        self._incarnation: bytes = descriptor
+        self._keyspace = Keyspace(namespace, 1)
+        self._codec = Codec(SessionAsset, 128 << 20, 16 << 20)
+        self._sha = WRITE.sha.decode()
+        self._origin = os.urandom(8)
+        self._count = 0
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def fill(self, assets: Sequence[SessionAsset]) -> None:
+        raise NotImplementedError("sessions are saved by the store")
+
+    async def append(self, id: str, turn: ConversationTurn) -> object:
+        return await self.append_raw(id, self._codec.turn(turn, "turn"))
+
+    async def append_raw(self, id: str, data: bytes) -> object:
+        """Call the script with a turn that is already encoded."""
+        keys, arguments = self.append_arguments(id, data)
+        reply: Any = await self.client.evalsha(self._sha, len(keys), *keys, *arguments)
+        if reply[0] != b"OK":
+            raise RuntimeError(f"the script answered {reply[0]!r}")
+        return reply[1]
+
+    def append_arguments(self, id: str, data: bytes) -> tuple[list[str], list[Any]]:
+        """Return the script's keys and arguments (scripts/write.lua) to add one turn."""
+        partition = self._keyspace.of(id)
+        self._count += 1
+        keys = [
+            partition.state, partition.session(id), partition.turns(id), partition.updated, partition.meta,
+            partition.changes, partition.deleted, partition.deleted_ops,
+        ]  # fmt: skip
+        operation = self._origin + self._count.to_bytes(4)
+        head = [operation, 0, self._incarnation, "append", id, ""]
+        return keys, [*head, VERSION, "", "", "push", 0, 0, data]
+
+    async def load(self, id: str) -> object:
+        partition = self._keyspace.of(id)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hgetall(partition.session(id))
+        pipe.lrange(partition.turns(id), 0, -1)
+        pipe.hget(partition.session(id), ".revision")
+        return self._decoded(id, *await pipe.execute())
+
+    async def load_raw(self, id: str) -> Any:
+        """Read hash and list in MULTI and EXEC, and decode nothing."""
+        partition = self._keyspace.of(id)
+        pipe = self.client.pipeline(transaction=True)
+        pipe.hgetall(partition.session(id))
+        pipe.lrange(partition.turns(id), 0, -1)
+        return await pipe.execute()
+
+    async def load_transaction(self, id: str) -> object:
+        """Read hash and list in MULTI and EXEC, decoded."""
+        fields, turns = await self.load_raw(id)
+        return self._decoded(id, fields, turns, fields[b".revision"])
+
+    def _decoded(self, id: str, fields: dict[bytes, bytes], turns: list[bytes], revision: bytes) -> SessionAsset:
+        if fields[b".revision"] != revision:
+            raise RuntimeError("torn")
+        return self._codec.decode(id, self._codec.sections(fields), turns)
+
+    def partition(self, id: str) -> Partition:
+        """Return the session's keys."""
+        return self._keyspace.of(id)

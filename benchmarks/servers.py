@@ -1,0 +1,110 @@
+"""The servers under test, and what they say about themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from orcs_redis.embedded import attach
+
+
+class Server:
+    """A running server: `url` is the store's, `plain` is redis-py's."""
+
+    def __init__(self, name: str, url: str, plain: str) -> None:
+        self.name = name
+        self.url = url
+        self.plain = plain
+        self.client = redis.Redis.from_url(plain)
+        self._prefix = f"bench-{uuid.uuid4().hex[:8]}"
+        self._namespaces = 0
+        about: Any = self.client.info("server")
+        self.version = f"{about.get('server_name', 'redis')} {about.get('valkey_version') or about['redis_version']}"
+
+    def namespace(self) -> str:
+        """Return a new namespace."""
+        self._namespaces += 1
+        return f"{self._prefix}-{self._namespaces}"
+
+    def info(self, section: str) -> dict[str, Any]:
+        """Return a section of INFO."""
+        answer: Any = self.client.info(section)
+        return dict(answer)
+
+    def used_memory(self) -> int:
+        """Return the bytes in use."""
+        return int(self.info("memory")["used_memory"])
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU the server has used."""
+        info = self.info("cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+    def calls(self, *commands: str) -> tuple[int, int]:
+        """Return how often commands were called, and their µs of CPU in all."""
+        stats = self.info("commandstats")
+        found = [stats[f"cmdstat_{name}"] for name in commands if f"cmdstat_{name}" in stats]
+        return sum(s["calls"] for s in found), sum(s["usec"] for s in found)
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes that came in and went out so far."""
+        stats = self.info("stats")
+        return int(stats["total_net_input_bytes"]), int(stats["total_net_output_bytes"])
+
+    def clear(self) -> None:
+        """Remove all that was written, in small steps."""
+        batch: list[Any] = []
+        for pattern in (f"{{{self._prefix}-*", f"{self._prefix}-*"):
+            for key in self.client.scan_iter(match=pattern, count=5000):
+                batch.append(key)
+                if len(batch) == 1000:
+                    self.client.unlink(*batch)
+                    batch.clear()
+        if batch:
+            self.client.unlink(*batch)
+
+
+@contextlib.contextmanager
+def open_server(what: str) -> Iterator[Server]:
+    """Start a server ("redis", "embedded"), or use the one at a URL; what was written there is removed at the end."""
+    with contextlib.ExitStack() as stack:
+        if what == "redis":
+            server = stack.enter_context(_redis_server())
+        elif what == "embedded":
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orcs-bench-"))
+            attachment = stack.enter_context(attach(Path(folder), 20.0))
+            server = Server("embedded", f"embedded://{folder}", f"unix://{attachment.socket}")
+        else:
+            server = Server("given", what, what)
+            stack.callback(server.clear)
+        yield server
+        server.client.close()
+
+
+@contextlib.contextmanager
+def _redis_server() -> Iterator[Server]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        raise SystemExit("no redis-server on the PATH")
+    with tempfile.TemporaryDirectory(prefix="orcs-bench-") as folder:
+        path = f"{folder}/s"
+        command = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            for _ in range(200):
+                if Path(path).exists():
+                    break
+                time.sleep(0.02)
+            yield Server("redis", f"unix://{path}", f"unix://{path}")
+        finally:
+            process.kill()
+            process.wait()
