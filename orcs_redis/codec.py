@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from .asset import SESSION_VERSION, ConversationHistory, ConversationTurn, SessionAsset
+from .asset import (
+    SESSION_VERSION,
+    ConversationHistory,
+    ConversationTurn,
+    SessionAsset,
+    check_head,
+    check_version,
+    json_fields,
+)
 from .encoding import encode, pack
-from .errors import CorruptSessionError, SerializationError, VersionIncompatibleError
+from .errors import CorruptSessionError, SerializationError
 from .meta import SessionMeta, SyncState
 
 __all__ = [
@@ -90,10 +98,14 @@ class Codec(Generic[A]):
         self.asset_type = asset_type
         self.max_asset_bytes = max_asset_bytes
         self.max_turn_bytes = max_turn_bytes
-        fields = {f.name: f for f in msgspec.structs.fields(asset_type) if f.name not in ("id", "extra")}
-        self._fields = fields
-        self._types = {name: f.type for name, f in fields.items()} | {"history": _HistoryRest}
-        self._decoders = {name: msgspec.msgpack.Decoder(t).decode for name, t in self._types.items()}
+        fields = {name: field for name, field in json_fields(asset_type).items() if name != "id"}
+        # (attribute, section, type, its decoder, whether a session must have it)
+        self._sections: list[tuple[str, str, Any, Callable[[bytes], Any], bool]] = []
+        for name, field in fields.items():
+            kind = _HistoryRest if name == "history" else field.hint
+            decode = msgspec.msgpack.Decoder(kind).decode
+            self._sections.append((name, field.key, kind, decode, field.required))
+        self._known = {field.key for field in fields.values()}
 
     def encode(self, asset: A, known: Stored | None) -> Encoded:
         """Encode an asset, checking only what differs from what is known to be stored.
@@ -105,20 +117,15 @@ class Codec(Generic[A]):
         """
         if not isinstance(asset, self.asset_type):
             raise SerializationError("asset", f"a {type(asset).__name__} is not a {self.asset_type.__name__}")
-        if asset.version != SESSION_VERSION and isinstance(asset.version, int):
-            raise VersionIncompatibleError(asset.version, SESSION_VERSION)
+        check_head(asset)
         old = known.sections if known is not None else {}
         sections = {}
-        for name, kind in self._types.items():
+        for name, key, kind, _, _ in self._sections:
             value = getattr(asset, name)
             if name == "history":
                 value = self._history_rest(value)
-            sections[name] = self._section(name, value, kind, old.get(name))
+            sections[key] = self._section(name, value, kind, old.get(key))
         for name, value in asset.extra.items():
-            if name in self._fields or name == "id":
-                raise SerializationError(f"extra.{name}", "the name of a field that the asset has")
-            if not isinstance(name, str) or not name:
-                raise SerializationError("extra", "names are non-empty str")
             stored_name = _stored_name(name)
             sections[stored_name] = self._section(name, value, Any, old.get(stored_name))
         turns = self._turns(asset.history.turns, known.turns if known is not None else ())
@@ -149,15 +156,13 @@ class Codec(Generic[A]):
             VersionIncompatibleError: it was saved under another version of the schema.
 
         """
-        version = decode_version(id, sections.get("version", b""))
-        if version != SESSION_VERSION:
-            raise VersionIncompatibleError(version, SESSION_VERSION)
+        check_version(decode_version(id, sections.get("version", b"")))
         values: dict[str, Any] = {"id": id}
-        for name, decode in self._decoders.items():
-            data = sections.get(name)
+        for name, key, _, decode, required in self._sections:
+            data = sections.get(key)
             if data is not None:
                 values[name] = _decoded(id, name, decode, data)
-            elif self._fields[name].required:
+            elif required:
                 raise CorruptSessionError(id, name)
         values["history"] = ConversationHistory(
             turns=decode_turns(id, turns), **msgspec.structs.asdict(values["history"])
@@ -165,7 +170,7 @@ class Codec(Generic[A]):
         values["extra"] = {
             _given_name(name): _decoded(id, name, _decode_any, data)
             for name, data in sections.items()
-            if name not in self._fields
+            if name not in self._known
         }
         return self.asset_type(**values)
 

@@ -131,7 +131,7 @@ class Change(Operation[Written]):
 
     __slots__ = (
         "_expected", "_id", "_kind", "_namespace", "_operation_id", "_partition", "_rest", "_seen", "_sendings",
-        "_staged",
+        "_staged", "_staging",
     )  # fmt: skip
     writes = True
 
@@ -152,6 +152,7 @@ class Change(Operation[Written]):
         self._expected: Argument = "" if expected is None else expected
         self._rest = rest
         self._staged = staged
+        self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
         self._renew()
 
@@ -171,6 +172,10 @@ class Change(Operation[Written]):
         )  # fmt: skip
         if not self._staged:
             return [self._script(scripts.WRITE, keys, arguments)]
+        if self._staging:
+            keys.append(self._staging)
+            self._staging = ""
+            return [self._script(scripts.WRITE, keys, arguments)]
         # A key of its own for each sending: an earlier one may still be on its way.
         self._sendings += 1
         keys.append(partition.staging(f"{self._operation_id.hex()}:{self._sendings}"))
@@ -184,7 +189,12 @@ class Change(Operation[Written]):
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
         id = self._id
-        self._check(replies[-1:])
+        try:
+            self._check(replies[-1:])
+        except NoScript:
+            if len(replies) > 1:
+                self._staging = self._partition.staging(f"{self._operation_id.hex()}:{self._sendings}")
+            raise
         answer, *values = replies[-1]
         value: Any = values[0] if values else None
         match answer:

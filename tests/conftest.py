@@ -198,16 +198,23 @@ class Place:
         else:
             client = None
             url = self.url if self.row.protocol == 3 else f"{self.url}?protocol={self.row.protocol}"
-        if self.row.colour == "async":
-            store = await connect(url, **options)
-        else:
-            store = Threaded(await asyncio.to_thread(connect, url, **options))
+        try:
+            if self.row.colour == "async":
+                store = await connect(url, **options)
+            else:
+                store = Threaded(await asyncio.to_thread(connect, url, **options))
+        except BaseException:
+            await self._close_client(client)
+            raise
         store._client_of_test = client
         return store
 
     async def close(self, store: Any) -> None:
         await store.aclose()
-        client = store._client_of_test
+        await self._close_client(store._client_of_test)
+
+    @staticmethod
+    async def _close_client(client: Any) -> None:
         if isinstance(client, redis.asyncio.Redis):
             await client.aclose()
         elif client is not None:

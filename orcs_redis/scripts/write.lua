@@ -65,7 +65,7 @@ local function failed(reply) return type(reply) == 'table' and reply.err end
 
 -- A foreign type is an answer of ours; any other error (missing rights, say) passes as it is.
 local function refused(reply, code, part)
-  if string.find(reply.err, 'WRONGTYPE', 1, true) then return {code, part} end
+  if string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then return {code, part} end
   return reply
 end
 

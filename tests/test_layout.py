@@ -1,0 +1,274 @@
+"""What lies in Redis (docs/protocol.md), and namespaces that are not ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from orcs_redis import ConversationTurn, CorruptSessionError, LayoutError, SessionAsset, StoreResetError
+
+from .conftest import Connect, Place
+
+Dump = dict[bytes, tuple[bytes, Any]]
+
+
+def dump(place: Place) -> Dump:
+    """Everything in the namespace."""
+    found: Dump = {}
+    raw: Any = place.raw
+    for key in raw.scan_iter(match=f"*{place.namespace}*"):
+        kind = raw.type(key)
+        read = {
+            b"hash": raw.hgetall,
+            b"string": raw.get,
+            b"list": lambda key: raw.lrange(key, 0, -1),
+            b"zset": lambda key: raw.zrange(key, 0, -1, withscores=True),
+        }[kind]
+        found[key] = (kind, read(key))
+    return found
+
+
+async def test_keys_of_a_session(place: Place, store: Any) -> None:
+    """A session is a hash of msgpack sections and a list of msgpack turns, in the indexes under its id."""
+    raw: Any = place.raw
+    asset = SessionAsset(id="s", updated_at_ms=5000)
+    asset.add_turn(ConversationTurn.user("hello"))
+    asset.updated_at_ms = 5000
+    asset.metadata["a"] = 1
+    await store.save(asset)
+    sections = raw.hgetall(place.key("session:s"))
+    assert msgspec.msgpack.decode(sections[b"metadata"]) == {"a": 1}
+    assert msgspec.msgpack.decode(sections[b"updated_at_ms"]) == 5000
+    assert set(msgspec.msgpack.decode(sections[b"history"])) == {"compacted", "max_turns"}
+    assert sections[b".revision"] == b"1"
+    assert sections[b".turns"] == b"1"
+    (turn,) = raw.lrange(place.key("turns:s"), 0, -1)
+    assert msgspec.msgpack.decode(turn)["content"] == "hello"
+    assert raw.zrange(place.key("updated"), 0, -1, withscores=True) == [(b"s", 5000.0)]
+    assert raw.zrange(place.key("changes"), 0, -1, withscores=True) == [(b"s", 1.0)]
+    assert msgspec.msgpack.decode(raw.hget(place.key("meta"), "s"))[:3] == [1, 5000, 1]
+    layout = raw.hgetall(f"{place.namespace}:layout")
+    assert (layout[b"version"], layout[b"partitions"]) == (b"1", b"1")
+
+
+async def test_a_deleted_session_leaves_a_tombstone(place: Place, store: Any) -> None:
+    """After a deletion only the tombstone is left, and a session made again takes it away."""
+    raw: Any = place.raw
+    await store.save(SessionAsset(id="s"))
+    await store.delete("s")
+    assert raw.exists(place.key("session:s"), place.key("turns:s")) == 0
+    assert raw.hexists(place.key("meta"), "s") is False
+    assert raw.zscore(place.key("changes"), "s") == 2.0
+    assert raw.zscore(place.key("deleted"), "s") == 2.0
+    await store.save(SessionAsset(id="s"))
+    assert raw.zscore(place.key("changes"), "s") == 3.0
+    assert raw.exists(place.key("deleted"), place.key("deleted:ops")) == 0
+
+
+async def test_messages(place: Place, store: Any) -> None:
+    """Every change is published as msgpack on the channel that is named like the index of changes."""
+    subscription = place.raw.pubsub()
+    subscription.subscribe(place.key("changes"))
+    assert subscription.get_message(timeout=5)["type"] == "subscribe"  # type: ignore[index]
+    revisions = [await store.save(SessionAsset(id="s", updated_at_ms=7))]
+    revisions.append(await store.append("s", ConversationTurn.user("x")))
+    await store.delete("s")
+    messages = []
+    while len(messages) < 3:
+        message = subscription.get_message(timeout=5)
+        assert message is not None
+        messages.append(msgspec.msgpack.decode(message["data"]))
+    assert [(m[0], m[2], m[4]) for m in messages] == [
+        (revisions[0], 0, "s"),
+        (revisions[1], 0, "s"),
+        (revisions[1] + 1, 1, "s"),
+    ]
+    assert messages[0][1] == 7
+    assert len(messages[0][3]) == 8
+    assert len({m[3] for m in messages}) == 1
+    subscription.close()
+
+
+async def test_nothing_is_left_staged(place: Place, store: Any) -> None:
+    """Staged turns end up in the session; a save that is refused leaves them to a timer."""
+    raw: Any = place.raw
+    asset = SessionAsset(id="s")
+    for n in range(100):
+        asset.add_turn(ConversationTurn.user(str(n)))
+    await store.save(asset)
+    assert not [key for key in raw.scan_iter(match=f"*{place.namespace}*staging*")]
+    assert raw.ttl(place.key("turns:s")) == -1
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"version": 2, "partitions": 1, "incarnation": "x"},
+        {"version": 0, "partitions": 1, "incarnation": "x"},
+        {"version": 1, "partitions": 0, "incarnation": "x"},
+        {"version": 1, "partitions": 1},
+        {"version": "one", "partitions": 1, "incarnation": "x"},
+        {"something": "else"},
+        "a string",
+    ],
+    ids=str,
+)
+async def test_foreign_layouts_are_not_touched(place: Place, connect: Connect, layout: Any) -> None:
+    """A descriptor that is not ours is an error, and everything stays as it was."""
+    key = f"{place.namespace}:layout"
+    if isinstance(layout, str):
+        place.raw.set(key, layout)
+    else:
+        place.raw.hset(key, mapping=layout)
+    before = dump(place)
+    with pytest.raises(LayoutError):
+        await connect()
+    assert dump(place) == before
+
+
+async def test_another_number_of_partitions(place: Place, connect: Connect) -> None:
+    """The number of partitions is fixed when the namespace is created."""
+    await connect(partitions=3)
+    await connect(partitions=3)
+    before = dump(place)
+    with pytest.raises(LayoutError, match="3 partitions, not 4"):
+        await connect(partitions=4)
+    assert dump(place) == before
+
+
+async def test_a_lost_descriptor(place: Place, connect: Connect) -> None:
+    """Data without a descriptor is not taken for a new namespace."""
+    store = await connect()
+    await store.save(SessionAsset(id="s"))
+    place.raw.delete(f"{place.namespace}:layout")
+    before = dump(place)
+    with pytest.raises(LayoutError, match="descriptor"):
+        await connect()
+    assert dump(place) == before
+
+
+async def test_a_wiped_namespace(place: Place, connect: Connect) -> None:
+    """A store whose namespace was wiped, and perhaps made anew, writes nothing into it."""
+    store = await connect()
+    asset = SessionAsset(id="s")
+    await store.save(asset)
+    place.raw.delete(*dump(place))
+    for call in (store.save(asset), store.append("s", ConversationTurn.user("x")), store.delete("s")):
+        with pytest.raises(StoreResetError):
+            await call
+    assert dump(place) == {}
+    other = await connect()
+    with pytest.raises(StoreResetError):
+        await store.save(asset)
+    assert await other.list() == []
+    assert await other.save(asset) == 1
+
+
+async def test_data_that_went_back(place: Place, connect: Connect) -> None:
+    """A store that has seen a later revision than the partition has refuses to write."""
+    store = await connect()
+    await store.save(SessionAsset(id="s"))
+    await store.save(SessionAsset(id="t"))
+    place.raw.hset(place.key("state"), "revision", 1)
+    before = dump(place)
+    with pytest.raises(StoreResetError, match="went back"):
+        await store.append("s", ConversationTurn.user("x"))
+    assert dump(place) == before
+
+
+FOREIGN = {
+    "hash gone string": lambda raw, key: (raw.delete(key("session:s")), raw.set(key("session:s"), "x")),
+    "turns gone string": lambda raw, key: (raw.delete(key("turns:s")), raw.set(key("turns:s"), "x")),
+    "foreign hash": lambda raw, key: (raw.delete(key("session:s")), raw.hset(key("session:s"), "a", "b")),
+    "turns evicted": lambda raw, key: raw.delete(key("turns:s")),
+    "a turn too many": lambda raw, key: raw.rpush(key("turns:s"), raw.lindex(key("turns:s"), 0)),
+}
+
+
+@pytest.mark.parametrize("harm", FOREIGN.values(), ids=FOREIGN)
+async def test_a_harmed_session(place: Place, store: Any, harm: Any) -> None:
+    """A session whose keys were harmed says so to readers and to appends, is listed, and can be deleted."""
+    for id in ("s", "other"):
+        asset = SessionAsset(id=id)
+        asset.add_turn(ConversationTurn.user("x"))
+        await store.save(asset)
+    harm(place.raw, place.key)
+    before = dump(place)
+    with pytest.raises(CorruptSessionError) as caught:
+        await store.load("s")
+    assert caught.value.id == "s"
+    with pytest.raises(CorruptSessionError):
+        await store.append("s", ConversationTurn.user("y"))
+    assert dump(place) == before
+    assert {meta.id for meta in await store.list()} == {"s", "other"}
+    assert len((await store.load("other")).history) == 1
+    await store.delete("s")
+    assert [meta.id for meta in await store.list()] == ["other"]
+    assert not place.raw.exists(place.key("session:s"), place.key("turns:s"))
+    asset = SessionAsset(id="s")
+    await store.save(asset)
+    assert await store.load("s") == asset
+
+
+@pytest.mark.parametrize(
+    ("section", "data"),
+    [
+        ("metadata", b"\xc1"),
+        ("metadata", b""),
+        ("metadata", b"\x81\xa1"),
+        ("metadata", msgspec.msgpack.encode([1])),
+        ("history", b"\x80"),
+        ("preferences", msgspec.msgpack.encode({"coding_style": 1})),
+        ("version", b"\xa1x"),
+        ("created_at_ms", msgspec.msgpack.encode(-1)),
+        ("skill_configs", b"\x81\xa1\xff\x80"),
+        ("unknown", b"\xc1"),
+    ],
+)
+async def test_garbage_in_a_section(place: Place, store: Any, section: str, data: bytes) -> None:
+    """A section that can't be decoded is named, without what is in it."""
+    await store.save(SessionAsset(id="s"))
+    place.raw.hset(place.key("session:s"), section, data)
+    with pytest.raises(CorruptSessionError) as caught:
+        await store.load("s")
+    assert caught.value.field == section
+    assert len(await store.list()) == 1
+
+
+@pytest.mark.parametrize("section", ["metadata", "history", "version", ".revision", "created_at_ms"])
+async def test_a_missing_section(place: Place, store: Any, section: str) -> None:
+    """A section that a session must have is missed."""
+    await store.save(SessionAsset(id="s"))
+    place.raw.hdel(place.key("session:s"), section)
+    with pytest.raises(CorruptSessionError, match=section):
+        await store.load("s")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode("x"), b"\x81\xa7content\xa1"])
+async def test_garbage_in_a_turn(place: Place, store: Any, data: bytes) -> None:
+    """A turn that can't be decoded is named by its index."""
+    asset = SessionAsset(id="s")
+    for n in range(3):
+        asset.add_turn(ConversationTurn.user(str(n)))
+    await store.save(asset)
+    place.raw.lset(place.key("turns:s"), 1, data)
+    with pytest.raises(CorruptSessionError) as caught:
+        await store.load("s")
+    assert caught.value.field == "history.turns[1]"
+    with pytest.raises(CorruptSessionError):
+        await store.turns("s")
+    assert len(await store.turns("s", 2)) == 1
+
+
+@pytest.mark.parametrize("key", ["state", "meta"])
+async def test_a_foreign_partition_key(place: Place, store: Any, key: str) -> None:
+    """A partition's own key of a foreign type is an error before anything is written."""
+    await store.save(SessionAsset(id="s"))
+    place.raw.delete(place.key(key))
+    place.raw.set(place.key(key), "x")
+    before = dump(place)
+    with pytest.raises(LayoutError):
+        await store.append("s", ConversationTurn.user("x"))
+    assert dump(place) == before

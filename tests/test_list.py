@@ -1,0 +1,192 @@
+"""Lists and pages: order, filters, cursors."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orcs_redis import ConversationTurn, SessionAsset, SessionMeta
+
+from .conftest import Connect, Place
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def at(ms: int) -> datetime:
+    return EPOCH + timedelta(milliseconds=ms)
+
+
+def session(id: str, updated_at_ms: int, project: str | None = None) -> SessionAsset:
+    asset = SessionAsset(id=id, created_at_ms=1, updated_at_ms=updated_at_ms)
+    asset.project_context.root_path = project
+    return asset
+
+
+async def pages(store: Any, limit: int, **filters: Any) -> list[SessionMeta]:
+    found: list[SessionMeta] = []
+    cursor = None
+    while True:
+        page = await store.page(limit, cursor, **filters)
+        found += page.items
+        cursor = page.cursor
+        if cursor is None:
+            assert len(page.items) <= limit
+            return found
+        assert len(page.items) == limit
+
+
+async def test_order(store: Any) -> None:
+    """The newest comes first; equal times are ordered by id, descending in UTF-8."""
+    times = {"b": 5, "a": 5, "ä": 5, "\U0001f600": 5, "\uffff": 5, "old": 1, "new": 9, "B": 5}
+    await store.save_many([session(id, ms) for id, ms in times.items()])
+    expected = sorted(times, key=lambda id: (times[id], id.encode()), reverse=True)
+    assert [meta.id for meta in await store.list()] == expected
+    assert [meta.id for meta in await store.list(limit=100)] == expected
+    assert [meta.id for meta in await pages(store, 2)] == expected
+
+
+async def test_limits(store: Any) -> None:
+    """A limit of none or more is kept to, others are refused."""
+    await store.save_many([session(str(n), n) for n in range(5)])
+    assert [meta.id for meta in await store.list(limit=2)] == ["4", "3"]
+    assert await store.list(limit=0) == []
+    for bad in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match="limit"):
+            await store.list(limit=bad)
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="limit"):
+            await store.page(bad)
+
+
+async def test_filters(store: Any) -> None:
+    """Bounds of time include the first and exclude the last; a project is matched exactly."""
+    await store.save_many([session(f"s{n}", n * 10, "/p" if n % 2 else "/p2") for n in range(10)])
+
+    async def ids(**filters: Any) -> list[str]:
+        found = [meta.id for meta in await store.list(**filters)]
+        assert found == [meta.id for meta in await pages(store, 3, **filters)]
+        assert found[:2] == [meta.id for meta in await store.list(limit=2, **filters)]
+        return found
+
+    assert await ids(updated_after=at(70)) == ["s9", "s8", "s7"]
+    assert await ids(updated_before=at(30)) == ["s2", "s1", "s0"]
+    assert await ids(updated_after=at(30), updated_before=at(50)) == ["s4", "s3"]
+    assert await ids(updated_after=at(30) + timedelta(microseconds=1), updated_before=at(50)) == ["s4"]
+    assert await ids(updated_after=at(50), updated_before=at(30)) == []
+    assert await ids(project_path="/p") == ["s9", "s7", "s5", "s3", "s1"]
+    assert await ids(project_path="/p", updated_after=at(40)) == ["s9", "s7", "s5"]
+    assert await ids(project_path="/") == []
+
+
+async def test_naive_datetimes_are_refused(store: Any) -> None:
+    """A time without a zone could mean anything."""
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001  # what is tested
+    with pytest.raises(ValueError, match="time zone"):
+        await store.list(updated_after=naive)
+    with pytest.raises(ValueError, match="time zone"):
+        await store.page(1, updated_before=naive)
+
+
+async def test_bad_cursors_are_refused(store: Any) -> None:
+    """A string that is no cursor is an error, not the first page."""
+    for bad in ("", "x", "AAAA", "\udc80", "ä"):
+        with pytest.raises(ValueError, match="cursor"):
+            await store.page(1, bad)
+
+
+async def test_pages_under_writes(store: Any) -> None:
+    """Whatever is updated, deleted or added meanwhile, what stays unchanged comes exactly once."""
+    await store.save_many([session(f"s{n:03}", n // 10) for n in range(100)])
+    seen: list[str] = []
+    cursor = None
+    touched = set()
+    for n in range(1000):
+        page = await store.page(7, cursor)
+        seen += [meta.id for meta in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+        last, updated, deleted = page.items[-1].id, f"s{n:03}", f"s{99 - n * 7 - 3:03}"
+        for id in {last, updated}:
+            await store.append(id, ConversationTurn.user("x")) if await store.exists(id) else None
+        if await store.exists(deleted):
+            await store.delete(deleted)
+        await store.save(session(f"added{n}", n))
+        touched |= {last, updated, deleted}
+    unchanged = [f"s{n:03}" for n in range(100) if f"s{n:03}" not in touched]
+    assert len(unchanged) > 40
+    for id in unchanged:
+        assert seen.count(id) == 1, id
+
+
+async def test_a_broken_entry_hides_no_other(place: Place, store: Any) -> None:
+    """Where one session's metadata is garbage or gone, the others are listed and paged as ever."""
+    await store.save_many([session(f"s{n}", n) for n in range(6)])
+    place.raw.hset(place.key("meta"), "s5", b"\xc1garbage")
+    place.raw.hset(place.key("meta"), "s2", b"")
+    place.raw.hdel(place.key("meta"), "s0")
+    assert [meta.id for meta in await store.list()] == ["s4", "s3", "s1"]
+    assert [meta.id for meta in await store.list(limit=9)] == ["s4", "s3", "s1"]
+    cursor, seen = None, []
+    while True:
+        page = await store.page(1, cursor)
+        seen += [meta.id for meta in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == ["s4", "s3", "s1"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    times=st.dictionaries(st.text("aB:{}*é😀 '", min_size=1, max_size=4), st.integers(0, 5), max_size=12),
+    limit=st.integers(1, 5),
+    after=st.none() | st.integers(0, 5),
+    before=st.none() | st.integers(0, 5),
+    partitions=st.sampled_from([1, 3]),
+)
+@pytest.mark.parametrize("server", ["memory"])
+def test_pages_are_the_list_in_parts(
+    server: str, times: dict[str, int], limit: int, after: int | None, before: int | None, partitions: int
+) -> None:
+    """For any sessions, ties, bounds and page size, the pages together are the sorted list."""
+    from orcs_redis import open_store
+
+    async def run() -> None:
+        async with open_store(f"{server}://", partitions=partitions) as store:
+            await store.save_many([session(id, ms) for id, ms in times.items()])
+            filters: dict[str, Any] = {
+                "updated_after": None if after is None else at(after),
+                "updated_before": None if before is None else at(before),
+            }
+            expected = sorted(
+                (id for id, ms in times.items() if ms >= (after or 0) and (before is None or ms < before)),
+                key=lambda id: (times[id], id.encode()),
+                reverse=True,
+            )
+            assert [meta.id for meta in await store.list(**filters)] == expected
+            assert [meta.id for meta in await pages(store, limit, **filters)] == expected
+
+    asyncio.run(run())
+
+
+async def test_concurrent_lists(connect: Connect) -> None:
+    """Lists while others write show each session once."""
+    store = await connect()
+    await store.save_many([session(f"s{n}", n) for n in range(50)])
+
+    async def write() -> None:
+        for n in range(50):
+            await store.append(f"s{n}", ConversationTurn.user("x"))
+
+    async def read() -> None:
+        for _ in range(10):
+            ids = [meta.id for meta in await store.list()]
+            assert len(ids) == len(set(ids)) == 50
+
+    await asyncio.gather(write(), read())
