@@ -63,9 +63,12 @@ class Address:
 
 def check_server(hello: Reply) -> None:
     """Raise UnsupportedServerError if the answer to HELLO comes from a server that won't do."""
-    about = as_map(hello)
-    server = bytes(about.get(b"server", b"redis")).decode(errors="replace")
-    version = bytes(about.get(b"version", b"0")).decode(errors="replace")
+    try:
+        about = as_map(hello)
+        server = str(about.get(b"server", b"redis"), errors="replace")
+        version = str(about.get(b"version", b"0"), errors="replace")
+    except (TypeError, ValueError):
+        raise UnsupportedServerError("what answers there is neither Redis nor Valkey") from None
     if about.get(b"mode") == b"cluster":
         raise UnsupportedServerError("this server is a node of a cluster")
     major = version.split(".", 1)[0]
@@ -102,11 +105,10 @@ def parse_url(url: str) -> Address | EmbeddedFolder | MemoryName | FileFolder:
             it may hold a password.
 
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except (ValueError, AttributeError, TypeError) as exc:
-        raise ValueError("malformed store URL") from exc
+    parsed = _split(url)
+    if parsed is None:  # raised here, since the exceptions that say why quote the URL
+        raise ValueError("malformed store URL (special characters in a password are percent-encoded)")
+    parts, port = parsed
     query = _query(parts)
     match parts.scheme:
         case "redis" | "rediss":
@@ -155,13 +157,23 @@ def parse_url(url: str) -> Address | EmbeddedFolder | MemoryName | FileFolder:
             )
 
 
+def _split(url: str) -> tuple[SplitResult, int | None] | None:
+    try:
+        parts = urlsplit(url)
+        if "\0" in unquote(url) or not url.encode():
+            return None
+        return parts, parts.port
+    except (ValueError, AttributeError, TypeError):
+        return None
+
+
 def _query(parts: SplitResult) -> dict[str, str]:
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     query = dict(pairs)
     if len(query) < len(pairs):
         raise ValueError("a query argument of the store URL is given twice")
-    if unknown := sorted(query.keys() - _QUERY):
-        raise ValueError(f"query arguments of a store URL are {', '.join(sorted(_QUERY))}; not {unknown[0]!r}")
+    if query.keys() - _QUERY:  # not named: after a password with a ? in it, they are its rest
+        raise ValueError(f"query arguments of a store URL are {', '.join(sorted(_QUERY))}")
     return query
 
 
@@ -172,10 +184,13 @@ def _protocol(query: Mapping[str, str]) -> int:
 
 
 def _tls(query: Mapping[str, str]) -> ssl.SSLContext:
+    if "ssl_keyfile" in query and "ssl_certfile" not in query:
+        raise ValueError("ssl_keyfile goes with ssl_certfile")
     try:
         context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
         if "ssl_certfile" in query:
-            context.load_cert_chain(query["ssl_certfile"], query.get("ssl_keyfile"))
+            # With a password, even a wrong one, OpenSSL doesn't ask for it on the terminal.
+            context.load_cert_chain(query["ssl_certfile"], query.get("ssl_keyfile"), password="")
     except PermissionError as exc:
         raise PermissionDeniedError("a TLS file can't be read") from exc
     except (OSError, ssl.SSLError) as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections import deque
@@ -12,13 +13,14 @@ from typing import Protocol
 import hiredis
 
 from .address import Address
-from .link import attempt_patience
+from .link import Deliver, Feed, attempt_patience, dial
 from .resp import Command, Lost, Reply, Trouble, pack
 
 __all__ = ["BlockingLink", "SocketLink"]
 
 _MORE = object()
 _CHUNK = 65536
+_BROKEN = (OSError, hiredis.ProtocolError, TypeError)  # the last: a map with a key that can't be one
 
 
 class BlockingLink(Protocol):
@@ -34,8 +36,12 @@ class BlockingLink(Protocol):
         """
         ...
 
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Open a connection for what is published, in the event loop of a thread for that."""
+        ...
+
     def close(self) -> None:
-        """Close what this link has opened."""
+        """Close what this link has opened, without its feeds."""
         ...
 
 
@@ -54,17 +60,20 @@ class _Connection:
                 self._socket.connect(address.path)
             if address.tls is not None:
                 self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
             address.check(self.call(address.introduction(), expires, timeout))
         except BaseException:
             self.close()
             raise
 
     def call(self, commands: Sequence[Command], expires: float, patience: float) -> list[Reply]:
-        data = pack(commands)
+        data = memoryview(pack(commands))
         replies: list[Reply] = []
         try:
-            self._socket.settimeout(min(patience, max(0.001, expires - time.monotonic())))
-            self._socket.sendall(data)
+            while data:
+                self._socket.settimeout(min(patience, max(0.001, expires - time.monotonic())))
+                data = data[self._socket.send(data) :]
             while len(replies) < len(commands):
                 reply = self._reader.gets()
                 if reply is _MORE:
@@ -75,9 +84,13 @@ class _Connection:
                     self._reader.feed(received)
                 elif type(reply) is not hiredis.PushNotification:
                     replies.append(reply)
-        except (OSError, hiredis.ProtocolError) as exc:
+        except _BROKEN as exc:
             raise Lost(f"the connection broke ({type(exc).__name__})", sent=True) from exc
         return replies
+
+    def is_usable(self) -> bool:
+        """Whether the server has neither closed it nor said what nobody asked for."""
+        return not self._reader.has_data() and not self._poll.poll(0)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -97,10 +110,7 @@ class SocketLink:
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `BlockingLink`."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connect(expires)
+        connection = self._kept() or self._connect(expires)
         try:
             replies = connection.call(commands, expires, self._patience)
         except BaseException:
@@ -113,10 +123,23 @@ class SocketLink:
             self._drain()
         return replies
 
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Open a connection for what is published: see `Feed`."""
+        return await dial(self._address, heartbeat, self._prepare, deliver)
+
     def close(self) -> None:
         """Close the connections; one that is in use is closed when its call ends."""
         self._closed = True
         self._drain()
+
+    def _kept(self) -> _Connection | None:
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if connection.is_usable():
+                    return connection
+                connection.close()
+        return None
 
     def _connect(self, expires: float) -> _Connection:
         try:

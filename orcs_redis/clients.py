@@ -1,4 +1,4 @@
-"""How to wait with a client of redis-py's that the caller made, or with fakeredis: on its connections, one at a time.
+"""How to wait with a client of redis-py's that the caller made, or with fakeredis.
 
 The client's own retries, callbacks and decoding are passed by; it is neither closed nor changed.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import hiredis
 import redis
 import redis.asyncio
 from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from .link import attempt_patience
-from .resp import Command, Lost, Reply, pack
+from .link import Deliver, Feed, attempt_patience
+from .resp import Command, Lost, Reply, pack, translate
 
 __all__ = ["AsyncClientLink", "BlockingClientLink", "memory_client"]
 
@@ -52,29 +56,42 @@ def check_client(client: object, kind: type[Any]) -> None:
         raise ValueError("the client decodes replies as text (decode_responses=True): sessions are bytes")
 
 
+class _Request:
+    __slots__ = ("commands", "future", "sent")
+
+    def __init__(self, commands: Sequence[Command], future: asyncio.Future[list[Reply]]) -> None:
+        self.commands = commands
+        self.future = future
+        self.sent = False
+
+
 class AsyncClientLink:
-    """Sends what all tasks ask for while a batch is under way as the next batch."""
+    """Sends what all tasks ask for while a batch is under way as the next batch, over a connection of the client's."""
 
     def __init__(self, client: redis.asyncio.Redis, deadline: float, *, owned: bool = False) -> None:
         check_client(client, redis.asyncio.Redis)
         self._client = client
         self._owned = owned
         self._patience = attempt_patience(deadline)
-        self._queue: list[tuple[Sequence[Command], asyncio.Future[list[Reply]]]] = []
+        self._queue: list[_Request] = []
         self._pump: asyncio.Task[None] | None = None
 
     async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `AsyncLink`."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Reply]] = loop.create_future()
-        self._queue.append((commands, future))
+        request = _Request(commands, loop.create_future())
+        self._queue.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
         try:
             async with asyncio.timeout_at(expires):
-                return await future
+                return await request.future
         except TimeoutError:
-            raise Lost("no answer in time", sent=True) from None
+            raise Lost("no answer in time", sent=request.sent) from None
+
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Listen with a pub/sub object of the client's: see `Feed`."""
+        return _ClientFeed(self._client, deliver, heartbeat)
 
     async def close(self) -> None:
         """Let go of the client; a client of the caller's stays open."""
@@ -86,22 +103,25 @@ class AsyncClientLink:
             await self._client.aclose()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._queue:
             batch, self._queue = self._queue, []
-            sent = False
             try:
-                async with asyncio.timeout(self._patience), self._connection() as connection:
-                    sent = True
-                    packed = [pack(commands) for commands, _ in batch]
+                async with asyncio.timeout(self._patience) as silence, self._connection() as connection:
+                    batch = [request for request in batch if not request.future.done()]  # or given up
+                    packed = [pack(request.commands) for request in batch]
+                    for request in batch:
+                        request.sent = True
                     await connection.send_packed_command(packed, check_health=False)
-                    for commands, future in batch:
-                        replies = [await self._reply(connection) for _ in commands]
-                        if not future.done():
-                            future.set_result(replies)
-            except (OSError, TimeoutError, exceptions.RedisError) as exc:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(Lost(f"the client failed: {type(exc).__name__}", sent=sent))
+                    for request in batch:
+                        replies = [await self._reply(connection) for _ in request.commands]
+                        if not request.future.done():
+                            request.future.set_result(replies)
+                        silence.reschedule(loop.time() + self._patience)
+            except Exception as exc:
+                for request in batch:
+                    if not request.future.done():
+                        request.future.set_exception(_failure(exc, sent=request.sent))
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -118,56 +138,153 @@ class AsyncClientLink:
     @staticmethod
     async def _reply(connection: Any) -> Reply:
         try:
-            return await connection.read_response(disable_decoding=True)
+            return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
         except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
             return _as_reply(error)
 
 
 class BlockingClientLink:
-    """Borrows a connection for each call, so that threads don't meet."""
+    """Connections like the client's, but for the retries, which nothing could interrupt: one for each call under way."""
 
     def __init__(self, client: redis.Redis, deadline: float, *, owned: bool = False) -> None:
         check_client(client, redis.Redis)
         self._client = client
         self._owned = owned
         self._patience = attempt_patience(deadline)
+        self._idle: deque[Any] = deque()
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `BlockingLink`."""
-        until = min(expires, time.monotonic() + self._patience)
+        data = pack(commands)
         sent = False
+        connection = self._kept() or self._connection(expires)
         try:
-            with self._connection() as connection:
-                sent = True
-                connection.send_packed_command([pack(commands)], check_health=False)
-                return [self._reply(connection, until) for _ in commands]
-        except (OSError, exceptions.RedisError) as exc:
-            raise Lost(f"the client failed: {type(exc).__name__}", sent=sent) from exc
+            connection.connect()
+            sent = True
+            connection.send_packed_command([data], check_health=False)
+            replies = [self._reply(connection) for _ in commands]
+        except BaseException as exc:
+            connection.disconnect()
+            self._drain()
+            if isinstance(exc, Exception):
+                raise _failure(exc, sent=sent) from exc
+            raise
+        if connection.socket_timeout == self._patience:
+            self._idle.append(connection)
+        else:
+            connection.disconnect()
+        return replies
+
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Listen with a pub/sub object of the client's: see `Feed`."""
+        return _ClientFeed(self._client, deliver, heartbeat)
 
     def close(self) -> None:
         """Let go of the client; a client of the caller's stays open."""
+        self._drain()
         if self._owned:
             self._client.close()
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[Any]:
+    def _kept(self) -> Any:
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                with contextlib.suppress(OSError, exceptions.RedisError):
+                    if not connection.can_read():
+                        return connection
+                connection.disconnect()  # the server closed it
+        return None
+
+    def _connection(self, expires: float) -> Any:
         pool: Any = self._client.connection_pool
-        connection: Any = pool.get_connection()
-        try:
-            yield connection
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
+        timeout = min(self._patience, max(0.001, expires - time.monotonic()))
+        settings = {"socket_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
+        if "socket_connect_timeout" in pool.connection_kwargs:
+            settings["socket_connect_timeout"] = timeout
+        return pool.connection_class(**pool.connection_kwargs | settings)
+
+    def _drain(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().disconnect()
 
     @staticmethod
-    def _reply(connection: Any, until: float) -> Reply:
+    def _reply(connection: Any) -> Reply:
         try:
-            remaining = max(0.001, until - time.monotonic())
-            return connection.read_response(disable_decoding=True, timeout=remaining)
+            return connection.read_response(disable_decoding=True, disconnect_on_error=False)
         except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
             return _as_reply(error)
+
+
+class _ClientFeed:
+    """A pub/sub object of either colour; the blocking one's calls are made in threads.
+
+    redis-py connects and subscribes again by itself, which shows as another confirmation. Only one call is under way at a
+    time, so what is to be sent waits for the reading to pause.
+    """
+
+    _POLL = 0.1  # seconds
+
+    def __init__(self, client: Any, deliver: Deliver, heartbeat: float) -> None:
+        self._pubsub = client.pubsub()
+        self._deliver = deliver
+        self._heartbeat = heartbeat
+        self._orders: deque[tuple[str, str]] = deque()
+        self._channels: set[str] = set()
+
+    def subscribe(self, channel: str) -> None:
+        self._orders.append(("subscribe", channel))
+
+    def unsubscribe(self, channel: str) -> None:
+        self._orders.append(("unsubscribe", channel))
+
+    async def watch(self) -> None:
+        heard = asked = time.monotonic()
+        try:
+            while True:
+                while self._orders:
+                    verb, channel = self._orders.popleft()
+                    (self._channels.add if verb == "subscribe" else self._channels.discard)(channel)
+                    await self._call(verb, channel)
+                if not self._channels:
+                    await asyncio.sleep(self._POLL)
+                    heard = time.monotonic()
+                    continue
+                message = await self._call("get_message", timeout=self._POLL)
+                now = time.monotonic()
+                if message is not None:
+                    heard = now
+                    self._receive(message)
+                elif now - heard > self._heartbeat:
+                    raise Lost("no answer in time", sent=False)
+                elif now - max(heard, asked) > self._heartbeat / 2:
+                    asked = now
+                    await self._call("ping")
+        except (OSError, exceptions.RedisError) as exc:
+            raise Lost(f"the client failed: {type(exc).__name__}", sent=False) from exc
+
+    async def close(self) -> None:
+        with contextlib.suppress(OSError, exceptions.RedisError):
+            await self._call("aclose" if inspect.iscoroutinefunction(self._pubsub.get_message) else "close")
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        if message["type"] == "message":
+            self._deliver(message["channel"].decode(), message["data"])
+        elif message["type"] == "subscribe":
+            self._deliver(message["channel"].decode(), None)
+
+    async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        method = getattr(self._pubsub, name)
+        if inspect.iscoroutinefunction(self._pubsub.get_message):
+            return await method(*arguments, **options)
+        return await asyncio.to_thread(method, *arguments, **options)
+
+
+def _failure(error: Exception, *, sent: bool) -> Exception:
+    """Name what the client raised. A command of its own that was refused (HELLO, AUTH, SELECT) is a server's error."""
+    if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError)):
+        return translate(str(_as_reply(error)))
+    return Lost(f"the client failed: {type(error).__name__}", sent=sent)
 
 
 def _as_reply(error: Exception) -> Reply:

@@ -13,6 +13,7 @@ from .asset import SessionAsset
 from .codec import Codec
 from .errors import OutcomeUnknownError, StorageError, UnavailableError
 from .keys import MAX_PARTITIONS, check_namespace
+from .lease import Leases
 from .meta import SyncMode, SyncStatus
 from .operations import Operation
 from .plans import Operations, Plan, open_namespace
@@ -73,6 +74,7 @@ class Core(Generic[A]):
         self._failing = False
         self._denied: StorageError | None = None
         self._operations: Operations[A] | None = None
+        self._leases: Leases | None = None
 
     @property
     def operations(self) -> Operations[A]:
@@ -80,6 +82,13 @@ class Core(Generic[A]):
         if self._operations is None:
             raise UnavailableError("the store is not connected")
         return self._operations
+
+    @property
+    def leases(self) -> Leases:
+        """What there is to ask about leases, once it is open."""
+        if self._leases is None:
+            raise UnavailableError("the store is not connected")
+        return self._leases
 
     def open(self) -> Plan[None]:
         """Read or create the namespace, and find out whether writing is allowed."""
@@ -89,6 +98,7 @@ class Core(Generic[A]):
         operations = Operations(namespace, codec)
         self._denied = yield operations.probe()
         self._operations = operations
+        self._leases = Leases(namespace)
 
     def enter(self, operation: Operation[Any]) -> None:
         """Note that an operation begins.
@@ -108,6 +118,10 @@ class Core(Generic[A]):
         with self._lock:
             self._pending += operation.writes
             self.active += 1
+
+    def allows(self, operation: Operation[Any]) -> bool:
+        """Whether `enter` would let it in."""
+        return os.getpid() == self._pid and not self.closed and not (operation.writes and self._denied is not None)
 
     def leave(self, operation: Operation[Any], error: BaseException | None, now: float) -> None:
         """Note how it ended, at `now` in seconds since 1970."""

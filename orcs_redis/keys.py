@@ -27,7 +27,9 @@ def check_namespace(namespace: str) -> str:
 class Partition:
     """One partition's keys; they share a hash tag, so that one script may use them together."""
 
-    __slots__ = ("changes", "deleted", "deleted_ops", "meta", "number", "prefix", "state", "updated")
+    __slots__ = (
+        "changes", "deleted", "deleted_ops", "fence", "leases", "meta", "number", "prefix", "state", "updated",
+    )  # fmt: skip
 
     def __init__(self, namespace: str, number: int) -> None:
         self.number = number
@@ -38,6 +40,8 @@ class Partition:
         self.changes = prefix + "changes"
         self.deleted = prefix + "deleted"
         self.deleted_ops = prefix + "deleted:ops"
+        self.fence = prefix + "fence"
+        self.leases = prefix + "leases"
 
     def session(self, id: str) -> str:
         """HASH: a session's sections."""
@@ -46,6 +50,10 @@ class Partition:
     def turns(self, id: str) -> str:
         """LIST: a session's turns."""
         return f"{self.prefix}turns:{id}"
+
+    def lease(self, id: str) -> str:
+        """HASH: who has the right to a session."""
+        return f"{self.prefix}lease:{id}"
 
     def staging(self, name: str) -> str:
         """LIST: turns on their way into a session."""

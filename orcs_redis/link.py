@@ -7,18 +7,20 @@ is cancelled leaves its place in the queue, and its reply is dropped when it com
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from dataclasses import replace
+from typing import Protocol, TypeAlias, cast
 
 import hiredis
 
 from .address import Address
-from .errors import StorageError
 from .resp import Command, Lost, Reply, Trouble, pack
 
-__all__ = ["AsyncLink", "Link", "attempt_patience"]
+__all__ = ["AsyncLink", "Deliver", "Feed", "Link", "attempt_patience", "dial"]
+
+Push: TypeAlias = Callable[[Reply], None]
 
 _MORE = object()
 
@@ -41,8 +43,35 @@ class AsyncLink(Protocol):
         """
         ...
 
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Open a connection for what is published."""
+        ...
+
     async def close(self) -> None:
-        """Close what this link has opened."""
+        """Close what this link has opened, without its feeds."""
+        ...
+
+
+Deliver: TypeAlias = Callable[[str, bytes | None], None]
+
+
+class Feed(Protocol):
+    """A connection that messages come over. A confirmed subscription is delivered as None in place of a message."""
+
+    def subscribe(self, channel: str) -> None:
+        """Ask for a channel."""
+        ...
+
+    def unsubscribe(self, channel: str) -> None:
+        """Ask for no more of a channel."""
+        ...
+
+    async def watch(self) -> None:
+        """Raise Lost when the connection broke, or the server has not answered for a heartbeat."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
         ...
 
 
@@ -63,9 +92,10 @@ class _Call:
 class _Connection(asyncio.Protocol):
     """One connection. `_waiting` have been handed to the transport, `_queued` not yet."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, push: Push | None = None) -> None:
         self._loop = loop
         self._patience = patience
+        self._push = push
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[_Call] = deque()
@@ -81,9 +111,21 @@ class _Connection(asyncio.Protocol):
     # What callers use
 
     def submit(self, commands: Sequence[Command], expires: float) -> asyncio.Future[list[Reply]]:
+        data = pack(commands)  # if it raises, nothing is queued yet
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
-        self._output.append(pack(commands))
+        if self.closed.done() or (self._transport is not None and self._transport.is_closing()):
+            future.set_exception(Lost("the connection was closed", sent=False))
+            return future
         self._queued.append(_Call(future, len(commands), expires))
+        self._send(data)
+        return future
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands that are answered by push messages alone."""
+        self._send(pack(commands))
+
+    def _send(self, data: bytes) -> None:
+        self._output.append(data)
         if not self._scheduled:
             self._scheduled = True
             # Nothing in flight: a caller that is alone need not wait for the loop's next turn.
@@ -91,7 +133,6 @@ class _Connection(asyncio.Protocol):
                 self._loop.call_soon(self._flush)
             else:
                 self._flush()
-        return future
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -109,6 +150,8 @@ class _Connection(asyncio.Protocol):
         try:
             while (reply := gets()) is not _MORE:
                 if type(reply) is hiredis.PushNotification:
+                    if self._push is not None:
+                        self._push(reply)
                     continue
                 call = waiting[0]
                 call.replies.append(reply)
@@ -116,8 +159,8 @@ class _Connection(asyncio.Protocol):
                     waiting.popleft()
                     if not call.future.done():
                         call.future.set_result(call.replies)
-        except (hiredis.ProtocolError, IndexError):
-            self.abort()  # what comes after can't be told apart
+        except Exception:  # nonsense, or a reply that nobody asked for: what comes after can't be told apart
+            self.abort()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -144,7 +187,7 @@ class _Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._scheduled = self._paused
-        if self._paused or not self._queued or self._transport is None:
+        if self._paused or not self._output or self._transport is None:
             return
         if not self._waiting:
             self._heard = self._loop.time()
@@ -188,6 +231,11 @@ class Link:
         self._prepare = prepare
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
+        self._pid = os.getpid()
+
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Open a connection for what is published: see `Feed`."""
+        return await dial(self._address, heartbeat, self._prepare, deliver)
 
     async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `AsyncLink`."""
@@ -197,11 +245,12 @@ class Link:
         return await connection.submit(commands, expires)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. A forked child leaves it alone: socket and selector are its parent's too."""
+        if os.getpid() != self._pid:
+            return
         if self._connecting is not None:
             self._connecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Trouble, StorageError):
-                await self._connecting
+            await asyncio.wait([self._connecting])
         if self._connection is not None:
             self._connection.abort()
             await self._connection.closed
@@ -215,33 +264,77 @@ class Link:
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with asyncio.timeout_at(expires):
-                self._connection = await asyncio.shield(self._connecting)
+                return await asyncio.shield(self._connecting)
         except TimeoutError:
             raise Lost(f"no connection to {self._address} in time", sent=False) from None
-        return self._connection
 
     async def _connect(self) -> _Connection:
-        address = self._address
-        loop = asyncio.get_running_loop()
-        patience = attempt_patience(self._deadline)
-        connection = _Connection(loop, patience)
-        try:
-            if self._prepare is not None:
-                await asyncio.to_thread(self._prepare)
-            async with asyncio.timeout(patience):
-                if address.path is not None:
-                    await loop.create_unix_connection(lambda: connection, address.path)
-                else:
-                    await loop.create_connection(
-                        lambda: connection, address.host, address.port, ssl=address.tls
-                    )
-                replies = await connection.submit(address.introduction(), loop.time() + patience)
-            address.check(replies)
-        except (OSError, TimeoutError, Trouble) as exc:
-            connection.abort()
-            reason = str(exc) if isinstance(exc, Trouble) else type(exc).__name__
-            raise Lost(f"no connection to {address}: {reason}", sent=False) from exc
-        except BaseException:
-            connection.abort()
-            raise
-        return connection
+        # Kept by the task itself: those who wait for it may all have gone.
+        self._connection = await _connect(self._address, attempt_patience(self._deadline), self._prepare)
+        return self._connection
+
+
+async def _connect(
+    address: Address, patience: float, prepare: Callable[[], None] | None, push: Push | None = None
+) -> _Connection:
+    """Open a connection and introduce ourselves, within `patience` seconds."""
+    loop = asyncio.get_running_loop()
+    connection = _Connection(loop, patience, push)
+    try:
+        if prepare is not None:
+            await asyncio.to_thread(prepare)
+        async with asyncio.timeout(patience):
+            if address.path is not None:
+                await loop.create_unix_connection(lambda: connection, address.path)
+            else:
+                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
+            replies = await connection.submit(address.introduction(), loop.time() + patience)
+        address.check(replies)
+    except (OSError, TimeoutError, Trouble) as exc:
+        connection.abort()
+        reason = str(exc) if isinstance(exc, Trouble) else type(exc).__name__
+        raise Lost(f"no connection to {address}: {reason}", sent=False) from exc
+    except BaseException:
+        connection.abort()
+        raise
+    return connection
+
+
+async def dial(
+    address: Address, heartbeat: float, prepare: Callable[[], None] | None, deliver: Deliver
+) -> Feed:
+    """Open a connection for what is published; its protocol is RESP3, in which PING is answered between messages."""
+
+    def push(message: Reply) -> None:
+        kind, channel, *rest = message
+        if kind == b"message":
+            deliver(channel.decode(), rest[0])
+        elif kind == b"subscribe":
+            deliver(channel.decode(), None)
+
+    connection = await _connect(replace(address, protocol=3), heartbeat / 2, prepare, push)
+    return _LinkFeed(connection, heartbeat)
+
+
+class _LinkFeed:
+    def __init__(self, connection: _Connection, heartbeat: float) -> None:
+        self._connection = connection
+        self._heartbeat = heartbeat
+
+    def subscribe(self, channel: str) -> None:
+        self._connection.send([("SUBSCRIBE", channel)])
+
+    def unsubscribe(self, channel: str) -> None:
+        self._connection.send([("UNSUBSCRIBE", channel)])
+
+    async def watch(self) -> None:
+        loop, closed = asyncio.get_running_loop(), self._connection.closed
+        while True:
+            if closed.done():
+                raise Lost("the connection broke", sent=False)
+            await self._connection.submit([("PING",)], loop.time() + self._heartbeat / 2)
+            await asyncio.wait([closed], timeout=self._heartbeat / 2)
+
+    async def close(self) -> None:
+        self._connection.abort()
+        await self._connection.closed

@@ -19,6 +19,7 @@ from .errors import (
     ConflictError,
     CorruptSessionError,
     LayoutError,
+    LeaseLostError,
     NotFoundError,
     PermissionDeniedError,
     StorageError,
@@ -69,10 +70,11 @@ _TORN_READS = 100
 class Operation(Generic[T]):
     """Commands, and what their replies mean. A driver may send it several times until there is an answer."""
 
-    __slots__ = ("_evaluate",)
+    __slots__ = ("_evaluate", "deadline")
     writes: ClassVar[bool] = False
 
     def __init__(self) -> None:
+        self.deadline: float | None = None  # seconds for all attempts, where it is not the store's
         self._evaluate = False  # send the script's text, since the server doesn't know its digest
 
     def commands(self) -> Sequence[Command]:
@@ -131,7 +133,7 @@ class Change(Operation[Written]):
 
     __slots__ = (
         "_expected", "_id", "_kind", "_namespace", "_operation_id", "_partition", "_rest", "_seen", "_sendings",
-        "_staged", "_staging",
+        "_staged", "_staging", "_token",
     )  # fmt: skip
     writes = True
 
@@ -143,6 +145,7 @@ class Change(Operation[Written]):
         expected: int | None,
         rest: Sequence[Argument] = (),
         staged: Sequence[bytes] = (),
+        token: int | None = None,
     ) -> None:
         super().__init__()
         self._namespace = namespace
@@ -150,6 +153,7 @@ class Change(Operation[Written]):
         self._id = id
         self._partition = namespace.keyspace.of(id)
         self._expected: Argument = "" if expected is None else expected
+        self._token: Argument = "" if token is None else token
         self._rest = rest
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
@@ -168,8 +172,11 @@ class Change(Operation[Written]):
             partition.changes, partition.deleted, partition.deleted_ops,
         ]  # fmt: skip
         arguments = (
-            self._operation_id, self._seen, self._namespace.incarnation, self._kind, id, self._expected, *self._rest,
+            self._operation_id, self._seen, self._namespace.incarnation, self._kind, id, self._expected, self._token,
+            *self._rest,
         )  # fmt: skip
+        if self._token:
+            keys.append(partition.lease(id))
         if not self._staged:
             return [self._script(scripts.WRITE, keys, arguments)]
         if self._staging:
@@ -205,6 +212,8 @@ class Change(Operation[Written]):
                 raise ConflictError(id, int(self._expected), value)
             case b"NOTFOUND":
                 raise NotFoundError(id)
+            case b"LEASELOST":
+                raise LeaseLostError(id)
             case b"CORRUPT":
                 raise CorruptSessionError(id, value.decode())
             case b"VERSION":

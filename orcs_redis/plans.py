@@ -11,7 +11,7 @@ import inspect
 import random
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -38,7 +38,7 @@ from .operations import (
 )
 from .resp import Argument
 
-__all__ = ["Operations", "Pause", "Plan", "alone", "open_namespace"]
+__all__ = ["Held", "Operations", "Pause", "Plan", "alone", "open_namespace"]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
@@ -50,10 +50,18 @@ _STAGED_TURNS = 16  # from so many turns on, a history is staged by plain comman
 _LIST_CHUNK = 1000  # sessions looked at in one go where a filter may drop most of them
 
 
+class Held(Protocol):
+    """A lease of either colour."""
+
+    id: str
+    token: int
+
+
 class Pause(NamedTuple):
-    """What a plan yields to wait for some seconds."""
+    """What a plan yields to wait for some seconds, or until an event of the colour's library is set."""
 
     seconds: float
+    wake: Any = None
 
 
 Plan = Generator[Operation[Any] | Pause, Any, T]
@@ -113,7 +121,9 @@ class Operations(Generic[A]):
         """Whether there is a session."""
         return Exists(self._namespace, check_id(id))
 
-    def append(self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None) -> Change:
+    def append(
+        self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: Held | None
+    ) -> Change:
         """Add turns to a history."""
         check_id(id)
         if not turns:
@@ -123,17 +133,19 @@ class Operations(Generic[A]):
         if sum(map(len, data)) > self._codec.max_asset_bytes:
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
         rest: builtins.list[Argument] = [VERSION, "", "", "push", 0, 0, *data]
-        return Change(self._namespace, "append", id, _revision(if_revision), rest)
+        return Change(self._namespace, "append", id, _revision(if_revision), rest, token=_token(id, lease))
 
-    def delete(self, id: str, if_revision: int | None) -> Change:
+    def delete(self, id: str, if_revision: int | None, lease: Held | None) -> Change:
         """Remove a session."""
-        return Change(self._namespace, "delete", check_id(id), _revision(if_revision))
+        expected, token = _revision(if_revision), _token(check_id(id), lease)
+        return Change(self._namespace, "delete", id, expected, token=token)
 
-    def save(self, asset: A, if_revision: int | None) -> Plan[int]:
+    def save(self, asset: A, if_revision: int | None, lease: Held | None) -> Plan[int]:
         """Store an asset: what has changed if it is what it was loaded from, else the whole."""
         if isinstance(asset, SessionAsset):  # anything else is refused by the codec
             check_id(asset.id)
         expected = _revision(if_revision)
+        token = _token(asset.id, lease) if lease is not None else None
         known = self._known(asset)
         new = self._codec.encode(asset, known)
         patch = None
@@ -141,12 +153,12 @@ class Operations(Generic[A]):
             patch = self._codec.compare(known, new)
         if known is not None and patch is not None:
             try:
-                written = yield self._save(asset, new, patch, known.revision)
+                written = yield self._save(asset, new, patch, known.revision, token)
                 return self._saved(asset, new, written)
             except (ConflictError, CorruptSessionError):
                 if expected is not None:
                     raise
-        written = yield self._save(asset, new, None, expected)
+        written = yield self._save(asset, new, None, expected, token)
         return self._saved(asset, new, written)
 
     def _known(self, asset: A) -> Stored | None:
@@ -155,7 +167,9 @@ class Operations(Generic[A]):
             return None
         return stored
 
-    def _save(self, asset: A, new: Encoded, patch: Patch | None, expected: int | None) -> Change:
+    def _save(
+        self, asset: A, new: Encoded, patch: Patch | None, expected: int | None, token: int | None
+    ) -> Change:
         sections = new.sections if patch is None else patch.sections
         removed = [] if patch is None else patch.removed
         rest: builtins.list[Argument] = [VERSION, asset.updated_at_ms, new.tail]
@@ -176,7 +190,7 @@ class Operations(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        return Change(self._namespace, "save", asset.id, expected, rest, staged)
+        return Change(self._namespace, "save", asset.id, expected, rest, staged, token)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)
@@ -248,7 +262,7 @@ class Operations(Generic[A]):
         found.sort(key=_position, reverse=True)
         return found[:limit]
 
-    def update(self, id: str, change: Callable[[A], object]) -> Plan[Versioned[A]]:
+    def update(self, id: str, change: Callable[[A], object], lease: Held | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between."""
         delay = 0.001
         while True:
@@ -260,7 +274,7 @@ class Operations(Generic[A]):
             if asset.id != id:
                 raise ValueError("change must leave the id as it is")
             try:
-                return Versioned(asset, (yield from self.save(asset, revision)))
+                return Versioned(asset, (yield from self.save(asset, revision, lease)))
             except ConflictError:
                 yield Pause(random.uniform(0, delay))
                 delay = min(2 * delay, 0.1)
@@ -298,6 +312,14 @@ def _revision(if_revision: int | None) -> int | None:
     if if_revision is not None and (not isinstance(if_revision, int) or if_revision < 0):
         raise ValueError("if_revision is a revision, or 0 for an absent session")
     return if_revision
+
+
+def _token(id: str, lease: Held | None) -> int | None:
+    if lease is None:
+        return None
+    if lease.id != id:
+        raise ValueError("the lease is of another session")
+    return lease.token
 
 
 def _encode_cursor(position: tuple[int, str]) -> str:

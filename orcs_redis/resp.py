@@ -116,7 +116,7 @@ class Retry:
         if now + delay >= self._expires:
             raise trouble.final(maybe_applied=self._maybe_applied) from None
         if trouble.pause:
-            self._delay = min(2 * self._delay, 0.5)
+            self._delay = min(2 * self._delay, 0.2)
         return delay
 
 
@@ -148,7 +148,7 @@ def check(replies: Sequence[Reply]) -> None:
 
 
 _FOR_NOW = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "BUSY")
-_DENIED = ("NOPERM", "NOAUTH", "WRONGPASS")
+_DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
 
 
 def translate(text: str) -> StorageError | Trouble:

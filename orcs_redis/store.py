@@ -17,11 +17,13 @@ from .clients import AsyncClientLink, memory_client
 from .core import Core, OptionArguments, Options, resolve
 from .errors import StorageError
 from .link import AsyncLink, Link
+from .lease import AsyncLeasing, Lease, LeaseInfo
 from .local import LocalFileStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
 from .operations import Operation
 from .plans import Pause, Plan
 from .resp import Retry, Trouble
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -51,6 +53,7 @@ class RedisSessionStore(Generic[A]):
         self._attachment = attachment
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Future[None] | None = None
+        self._subscription = Subscription(link.feed, core.options.heartbeat)
 
     @overload
     @classmethod
@@ -120,6 +123,7 @@ class RedisSessionStore(Generic[A]):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(core.deadline + 1):
                         await self._idle
+        await self._subscription.close()
         await self._link.close()
         if self._attachment is not None:
             self._attachment.release()
@@ -133,7 +137,7 @@ class RedisSessionStore(Generic[A]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} namespace={self._core.options.namespace!r}>"
 
-    async def save(self, asset: A, *, if_revision: int | None = None) -> int:
+    async def save(self, asset: A, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Store the whole asset and return the new revision.
 
         Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent.
@@ -150,7 +154,7 @@ class RedisSessionStore(Generic[A]):
             CorruptSessionError: what is stored under the id is no session. `delete` removes it.
 
         """
-        return await self._run(self._core.operations.save(asset, if_revision))
+        return await self._run(self._core.operations.save(asset, if_revision, lease))
 
     async def load(self, id: str) -> A:
         """Return the session.
@@ -165,7 +169,9 @@ class RedisSessionStore(Generic[A]):
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
         return await self._perform(self._core.operations.load(id))
 
-    async def append(self, id: str, *turns: ConversationTurn, if_revision: int | None = None) -> int:
+    async def append(
+        self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: Lease | None = None
+    ) -> int:
         """Add turns at the end of a session's history and return the new revision.
 
         The cost does not depend on the history's length. The session's updated_at_ms moves forward to the server's now.
@@ -177,7 +183,7 @@ class RedisSessionStore(Generic[A]):
             ValueError: no turn was given.
 
         """
-        return (await self._perform(self._core.operations.append(id, turns, if_revision))).revision
+        return (await self._perform(self._core.operations.append(id, turns, if_revision, lease))).revision
 
     async def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history: from index start to index stop, both included, negative from the end.
@@ -186,7 +192,9 @@ class RedisSessionStore(Generic[A]):
         """
         return await self._perform(self._core.operations.turns(id, start, stop))
 
-    async def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
+    async def update(
+        self, id: str, change: Callable[[A], object], *, lease: Lease | None = None
+    ) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
 
         Args:
@@ -194,7 +202,7 @@ class RedisSessionStore(Generic[A]):
             change: changes the asset in place. It may be called more than once, each time with what is stored then.
 
         """
-        return await self._run(self._core.operations.update(id, change))
+        return await self._run(self._core.operations.update(id, change, lease))
 
     async def list(
         self,
@@ -232,7 +240,7 @@ class RedisSessionStore(Generic[A]):
         plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
         return await self._run(plan)
 
-    async def delete(self, id: str, *, if_revision: int | None = None) -> None:
+    async def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session.
 
         Raises:
@@ -240,7 +248,7 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        await self._perform(self._core.operations.delete(id, if_revision))
+        await self._perform(self._core.operations.delete(id, if_revision, lease))
 
     async def exists(self, id: str) -> bool:
         """Return whether there is a session."""
@@ -257,6 +265,27 @@ class RedisSessionStore(Generic[A]):
     async def delete_many(self, ids: Iterable[str]) -> builtins.list[StorageError | None]:
         """Delete sessions, in few round trips. The list has the error in the place of a session that failed."""
         return await self._each(self.delete, ids)
+
+    def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> AsyncLeasing:
+        """Return an async context manager that gives the session's lease, a `Lease`.
+
+        It is renewed in the background, and given back at the end of the block. Writes with `lease=` are refused with
+        LeaseLostError once it has ended or passed to another; so a worker that was stopped can't write when it goes on.
+
+        Args:
+            id: the session, which need not exist yet.
+            ttl: after so many seconds without renewal others may have it; by the server's clock.
+            wait: for so many seconds wait for another to give it back.
+
+        Raises:
+            LeaseHeldError: another has it.
+
+        """
+        return AsyncLeasing(self, id, ttl, wait)
+
+    async def leases(self) -> builtins.list[LeaseInfo]:
+        """Return all leases that are held, in the order in which they end."""
+        return await self._run(self._core.leases.all())
 
     async def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
@@ -285,7 +314,7 @@ class RedisSessionStore(Generic[A]):
         if asyncio.get_running_loop() is not loop:
             raise RuntimeError("this store belongs to another event loop: open one in this loop")
         core.enter(operation)
-        expires = loop.time() + core.deadline
+        expires = loop.time() + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
         try:
@@ -312,7 +341,7 @@ class RedisSessionStore(Generic[A]):
                 step = next(plan)
                 while True:
                     if isinstance(step, Pause):
-                        await asyncio.sleep(step.seconds)
+                        await _pause(step)
                         step = plan.send(None)
                         continue
                     try:
@@ -323,6 +352,15 @@ class RedisSessionStore(Generic[A]):
                         step = plan.send(result)
             except StopIteration as stop:
                 return cast(T, stop.value)
+
+
+async def _pause(pause: Pause) -> None:
+    if pause.wake is None:
+        await asyncio.sleep(pause.seconds)
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(pause.seconds):
+            await pause.wake.wait()
 
 
 async def _attach(attach: Callable[..., Attachment], *arguments: object) -> Attachment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -22,12 +23,14 @@ from .blocking import BlockingLink, SocketLink
 from .clients import BlockingClientLink, memory_client
 from .core import Core, OptionArguments, Options, resolve
 from .errors import StorageError
+from .lease import BlockingLease, BlockingLeasing, LeaseInfo
 from .local import BlockingLocalFileStore as LocalFileStore
 from .meta import BlockingSessionStore as SessionStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
 from .operations import Operation
 from .plans import Pause, Plan, alone
 from .resp import Reply, Retry, Trouble
+from .subscription import Background, Listener, Subscription
 
 if TYPE_CHECKING:
     import redis
@@ -52,6 +55,9 @@ class RedisSessionStore(Generic[A]):
         self._core = core
         self._link = link
         self._attachment = attachment
+        self._listening = threading.Lock()
+        self._background: Background | None = None
+        self._subscription: Subscription
 
     @overload
     @classmethod
@@ -118,6 +124,10 @@ class RedisSessionStore(Generic[A]):
         until = time.monotonic() + core.deadline + 1
         while core.active and time.monotonic() < until:
             time.sleep(0.005)
+        with self._listening:
+            background, self._background = self._background, None
+        if background is not None:
+            background.close(self._subscription.close)
         self._link.close()
         if self._attachment is not None:
             self._attachment.release()
@@ -131,9 +141,9 @@ class RedisSessionStore(Generic[A]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} namespace={self._core.options.namespace!r}>"
 
-    def save(self, asset: A, *, if_revision: int | None = None) -> int:
+    def save(self, asset: A, *, if_revision: int | None = None, lease: BlockingLease | None = None) -> int:
         """Store the whole asset and return the new revision."""
-        return self._run(self._core.operations.save(asset, if_revision))
+        return self._run(self._core.operations.save(asset, if_revision, lease))
 
     def load(self, id: str) -> A:
         """Return the session."""
@@ -143,17 +153,21 @@ class RedisSessionStore(Generic[A]):
         """Return the session and its revision."""
         return self._perform(self._core.operations.load(id))
 
-    def append(self, id: str, *turns: ConversationTurn, if_revision: int | None = None) -> int:
+    def append(
+        self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: BlockingLease | None = None
+    ) -> int:
         """Add turns at the end of a session's history and return the new revision."""
-        return self._perform(self._core.operations.append(id, turns, if_revision)).revision
+        return self._perform(self._core.operations.append(id, turns, if_revision, lease)).revision
 
     def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history."""
         return self._perform(self._core.operations.turns(id, start, stop))
 
-    def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
+    def update(
+        self, id: str, change: Callable[[A], object], *, lease: BlockingLease | None = None
+    ) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again."""
-        return self._run(self._core.operations.update(id, change))
+        return self._run(self._core.operations.update(id, change, lease))
 
     def list(
         self,
@@ -180,9 +194,9 @@ class RedisSessionStore(Generic[A]):
         plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
         return self._run(plan)
 
-    def delete(self, id: str, *, if_revision: int | None = None) -> None:
+    def delete(self, id: str, *, if_revision: int | None = None, lease: BlockingLease | None = None) -> None:
         """Remove a session."""
-        self._perform(self._core.operations.delete(id, if_revision))
+        self._perform(self._core.operations.delete(id, if_revision, lease))
 
     def exists(self, id: str) -> bool:
         """Return whether there is a session."""
@@ -191,7 +205,7 @@ class RedisSessionStore(Generic[A]):
     def save_many(self, assets: Iterable[A]) -> Sequence[int | StorageError]:
         """Save assets, in few round trips."""
         operations = self._core.operations
-        return self._run_many([operations.save(asset, None) for asset in assets])
+        return self._run_many([operations.save(asset, None, None) for asset in assets])
 
     def load_many(self, ids: Iterable[str]) -> Sequence[A | StorageError]:
         """Load sessions, in few round trips."""
@@ -202,8 +216,16 @@ class RedisSessionStore(Generic[A]):
     def delete_many(self, ids: Iterable[str]) -> Sequence[StorageError | None]:
         """Delete sessions, in few round trips."""
         operations = self._core.operations
-        deleted = self._run_many([alone(operations.delete, id, None) for id in ids])
+        deleted = self._run_many([alone(operations.delete, id, None, None) for id in ids])
         return [item if isinstance(item, StorageError) else None for item in deleted]
+
+    def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> BlockingLeasing:
+        """Return a context manager that gives the session's lease, a `BlockingLease`."""
+        return BlockingLeasing(self, id, ttl, wait)
+
+    def leases(self) -> builtins.list[LeaseInfo]:
+        """Return all leases that are held, in the order in which they end."""
+        return self._run(self._core.leases.all())
 
     def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
@@ -217,7 +239,7 @@ class RedisSessionStore(Generic[A]):
         """Send an operation until there is an answer or the deadline has come; `replies`: of a first sending."""
         core = self._core
         core.enter(operation)
-        expires = time.monotonic() + core.deadline
+        expires = time.monotonic() + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
         try:
@@ -246,19 +268,30 @@ class RedisSessionStore(Generic[A]):
             try:
                 step = next(plan)
                 while True:
-                    step = self._step(plan, step, None)
+                    step = self._step(plan, step)
             except StopIteration as stop:
                 return cast(T, stop.value)
 
-    def _step(self, plan: Plan[Any], step: Any, replies: Sequence[Reply] | Trouble | None) -> Any:
+    def _step(self, plan: Plan[Any], step: Any, replies: Sequence[Reply] | Trouble | None = None) -> Any:
+        """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
-            time.sleep(step.seconds)
+            (step.wake or threading.Event()).wait(step.seconds)
             return plan.send(None)
         try:
             result = self._perform(step, replies)
         except StorageError as error:
             return plan.throw(error)
         return plan.send(result)
+
+    def _listen(self, channel: str, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called, in another thread, with a channel's messages; return how to end that."""
+        with self._listening:
+            if self._background is None:
+                self._background = Background()
+                self._subscription = Subscription(self._link.feed, self._core.options.heartbeat)
+        background, subscription = self._background, self._subscription
+        background.call(subscription.listen, channel, listener)
+        return partial(background.call, subscription.leave, channel, listener)
 
     def _run_many(self, plans: Sequence[Plan[T]]) -> builtins.list[T | StorageError]:
         """Run plans in step with each other: the operations that they have come to go out in one write."""
@@ -283,7 +316,11 @@ class RedisSessionStore(Generic[A]):
             results[n] = error
 
     def _send_together(self, batch: dict[int, Any]) -> dict[int, Sequence[Reply] | Trouble | None]:
-        sent = {n: step.commands() for n, step in batch.items() if isinstance(step, Operation)}
+        sent = {
+            n: step.commands()
+            for n, step in batch.items()
+            if isinstance(step, Operation) and self._core.allows(step)
+        }
         answers: dict[int, Sequence[Reply] | Trouble | None] = dict.fromkeys(batch)
         flat = [command for commands in sent.values() for command in commands]
         if flat:

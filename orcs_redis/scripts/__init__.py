@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-__all__ = ["CREATE", "PAGE", "PROBE", "WRITE", "Script"]
+__all__ = ["CREATE", "LEASE", "PAGE", "PROBE", "WRITE", "Script"]
 
 
 class Script:
@@ -17,7 +17,7 @@ class Script:
 
 
 CREATE = Script("create")
+LEASE = Script("lease")
 PAGE = Script("page")
 PROBE = Script("probe")
 WRITE = Script("write")
-SOURCES = {script.sha: script.source for script in (CREATE, PAGE, PROBE, WRITE)}

@@ -8,7 +8,8 @@
 --       6 {p}:changes      ZSET  id by the revision of its last change; also the channel
 --       7 {p}:deleted      ZSET  id by the revision of its deletion: the tombstones
 --       8 {p}:deleted:ops  HASH  id to u64 time of deletion in ms, then the ops the session had
---       9 {p}:staging:<op> LIST  (mode "staged" only) the turns that are to replace the history
+--       . {p}:lease:<id>   HASH  (with a lease only) token and more: see lease.lua
+--       . {p}:staging:<op> LIST  (mode "staged" only) the turns that are to replace the history
 --
 -- ARGV  1 operation id: 12 bytes, the writer's id (8) and its counter (4)
 --       2 seen: a revision of this partition that the writer knew before it first sent this operation
@@ -16,12 +17,13 @@
 --       4 kind: "save", "append" or "delete"
 --       5 session id
 --       6 the revision that is to be overwritten; 0: the session must be absent; "": whatever is there
+--       7 fencing token of the lease under which to write; "": without
 --   save and append only:
---       7 version of the session schema, msgpack
---       8 updated_at_ms, decimal; "" (append): the server's now, but never backwards
---       9 tail of the packed metadata; "" (append): as it is
---      10 mode of the history: "push" turns; "replace" it by turns; "staged": rename KEYS[9]; "edit" it
---      11 number of pairs of section and value, then the pairs
+--       8 version of the session schema, msgpack
+--       9 updated_at_ms, decimal; "" (append): the server's now, but never backwards
+--      10 tail of the packed metadata; "" (append): as it is
+--      11 mode of the history: "push" turns; "replace" it by turns; "staged": rename the last key; "edit" it
+--      12 number of pairs of section and value, then the pairs
 --       . number of sections to remove, then their names
 --       . push, replace: the turns. staged: their number. edit: index of the first and last to keep, number of
 --         pairs of index and turn, the pairs, then turns to push
@@ -29,6 +31,7 @@
 -- Reply, an array:
 --   "OK", revision, updated_at_ms    applied now, or by an earlier sending of this operation id (updated_at_ms: 0 then)
 --   "CONFLICT", revision             the session is at another revision (0: absent)
+--   "LEASELOST"                      the lease ended or passed to another
 --   "NOTFOUND"                       append, delete: no such session
 --   "CORRUPT", part                  what is stored can't be what this script wrote
 --   "VERSION", msgpack               the stored session has another schema version
@@ -47,7 +50,7 @@ local REMEMBERED = 32      -- operations per session
 local TOMBSTONES = 10000   -- per partition
 
 local op, kind, id = ARGV[1], ARGV[4], ARGV[5]
-local deleting = kind == 'delete'
+local deleting, clocked = kind == 'delete', kind ~= 'save'
 
 local function u64(n)
   local hi, lo = math.floor(n / 4294967296), n % 4294967296
@@ -108,6 +111,7 @@ else
 end
 if forgotten > seen then return {'FORGOTTEN', last} end
 
+if ARGV[7] ~= '' and redis.call('HGET', KEYS[9], 'token') ~= ARGV[7] then return {'LEASELOST'} end
 if ARGV[6] ~= '' and tonumber(ARGV[6]) ~= current then return {'CONFLICT', current} end
 if not exists and not foreign and kind ~= 'save' then return {'NOTFOUND'} end
 
@@ -115,8 +119,8 @@ local revision = last + 1
 ops = ops .. op .. u64(revision)
 if #ops > 8 + 20 * REMEMBERED then ops = string.sub(ops, 21) end -- the first one's revision becomes the head
 
-local clock = (deleting or ARGV[8] == '') and redis.call('TIME')
-local updated = clock and tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000) or tonumber(ARGV[8])
+local clock = clocked and redis.call('TIME')
+local updated = clock and tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000) or tonumber(ARGV[9])
 
 if deleting then
   redis.call('UNLINK', KEYS[2], KEYS[3])
@@ -133,8 +137,8 @@ if deleting then
     redis.call('HSET', KEYS[1], 'compacted', oldest[2])
   end
 else
-  if exists and stored[3] ~= ARGV[7] then return {'VERSION', stored[3] or ''} end
-  local mode, at = ARGV[10], 12
+  if exists and stored[3] ~= ARGV[8] then return {'VERSION', stored[3] or ''} end
+  local mode, at = ARGV[11], 13
   local meta = redis.pcall('HGET', KEYS[5], id)
   if failed(meta) then return refused(meta, 'LAYOUT', 'meta') end
   local length = redis.pcall('LLEN', KEYS[3])
@@ -143,11 +147,11 @@ else
     if not meta or #meta < 25 then return {'CORRUPT', 'meta'} end
     if tonumber(stored[4]) ~= length then return {'CORRUPT', 'history.turns'} end
   end
-  if ARGV[8] == '' then updated = math.max(updated, unsigned(meta, 12, 19)) end
+  if clocked then updated = math.max(updated, unsigned(meta, 12, 19)) end
 
   local fields = {'.revision', revision, '.ops', ops, '.turns', length}
-  if ARGV[8] == '' then fields[7], fields[8] = 'updated_at_ms', '\207' .. u64(updated) end
-  for _ = 1, ARGV[11] do
+  if clocked then fields[7], fields[8] = 'updated_at_ms', '\207' .. u64(updated) end
+  for _ = 1, ARGV[12] do
     fields[#fields + 1], fields[#fields + 2] = ARGV[at], ARGV[at + 1]
     at = at + 2
   end
@@ -163,14 +167,14 @@ else
   elseif mode == 'replace' then
     length = 0
   end
-  if staged and redis.call('LLEN', KEYS[9]) ~= staged then return {'STAGING'} end
+  if staged and redis.call('LLEN', KEYS[#KEYS]) ~= staged then return {'STAGING'} end
   length = staged or length + #ARGV - from + 1
   fields[6] = length
 
   redis.call('HSET', KEYS[2], unpack(fields)) -- the first write is one that a full server refuses
   if #removed > 0 then redis.call('HDEL', KEYS[2], unpack(removed)) end
   if staged then
-    redis.call('RENAME', KEYS[9], KEYS[3])
+    redis.call('RENAME', KEYS[#KEYS], KEYS[3])
     redis.call('PERSIST', KEYS[3])
   else
     if mode == 'replace' then
@@ -182,7 +186,7 @@ else
     for i = from, #ARGV, 4000 do redis.call('RPUSH', KEYS[3], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
   end
   redis.call('HSET', KEYS[5], id, '\150\207' .. u64(revision) .. '\207' .. u64(updated) .. '\206'
-    .. string.sub(u64(length), 5) .. (ARGV[9] == '' and string.sub(meta, 25) or ARGV[9]))
+    .. string.sub(u64(length), 5) .. (clocked and string.sub(meta, 25) or ARGV[10]))
   redis.call('ZADD', KEYS[4], updated, id)
   redis.call('ZADD', KEYS[6], revision, id)
   if not exists then

@@ -1,0 +1,330 @@
+"""Leases: one worker at a time has the right to a session, and a token by which its late writes are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from . import scripts
+from .errors import (
+    LayoutError,
+    LeaseHeldError,
+    LeaseLostError,
+    OutcomeUnknownError,
+    StorageError,
+    StoreResetError,
+    UnavailableError,
+)
+from .ids import check_id
+from .keys import Partition
+from .operations import Namespace, Operation
+from .plans import Pause, Plan
+from .resp import Argument, Command, Reply
+
+if TYPE_CHECKING:
+    from .store import RedisSessionStore
+    from .sync import RedisSessionStore as BlockingStore
+
+__all__ = ["AsyncLeasing", "BlockingLease", "BlockingLeasing", "Lease", "LeaseInfo", "Leases"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TTL = 7 * 86400.0
+
+
+class LeaseInfo(NamedTuple):
+    """Who holds a session's lease; times are the server's."""
+
+    id: str
+    token: int
+    holder: str
+    since: datetime
+    until: datetime
+
+
+class Lease:
+    """The right to a session, as long as the `async with` block lasts and it is not lost.
+
+    Attributes:
+        id: the session's.
+        token: grows from one lease to the next; a write with `lease=` is refused once another token was given out.
+        lost: awaitable; done when the lease is no longer held.
+
+    """
+
+    def __init__(self, id: str, token: int) -> None:
+        self.id = id
+        self.token = token
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<Lease id={self.id!r} token={self.token}>"
+
+
+class BlockingLease:
+    """The right to a session, as long as the `with` block lasts and it is not lost: `lost` is a `threading.Event`."""
+
+    def __init__(self, id: str, token: int) -> None:
+        self.id = id
+        self.token = token
+        self.lost = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"<Lease id={self.id!r} token={self.token}>"
+
+
+class _Request(Operation[int]):
+    """One run of the lease script (scripts/lease.lua); the result is the token."""
+
+    __slots__ = ("_arguments", "_id", "_keys")
+    writes: ClassVar[bool] = True
+
+    def __init__(self, namespace: Namespace, id: str, kind: str, *arguments: Argument) -> None:
+        super().__init__()
+        partition = namespace.keyspace.of(id)
+        self._id = id
+        self._keys = (partition.state, partition.lease(id), partition.fence, partition.leases)
+        self._arguments = (namespace.incarnation, kind, id, *arguments)
+
+    def commands(self) -> Sequence[Command]:
+        """Call the script."""
+        return [self._script(scripts.LEASE, self._keys, self._arguments)]
+
+    def decode(self, replies: Sequence[Reply]) -> int:
+        """Return the token, or raise what the script says."""
+        self._check(replies)
+        match replies[0]:
+            case [b"OK", token]:
+                return int(token)
+            case [b"HELD", milliseconds]:
+                raise LeaseHeldError(self._id, max(0, milliseconds) / 1000)
+            case [b"LEASELOST"]:
+                raise LeaseLostError(self._id)
+            case [b"RESET", *_]:
+                raise StoreResetError("the namespace was wiped")
+        raise StorageError("the lease script gave an unknown answer")
+
+
+class _LeasedIds(Operation[list[str]]):
+    __slots__ = ("_partition",)
+
+    def __init__(self, partition: Partition) -> None:
+        super().__init__()
+        self._partition = partition
+
+    def commands(self) -> Sequence[Command]:
+        return [("ZRANGE", self._partition.leases, 0, -1)]
+
+    def decode(self, replies: Sequence[Reply]) -> list[str]:
+        self._check(replies)
+        return [id.decode() for id in replies[0]]
+
+
+class _Holders(Operation[list[LeaseInfo]]):
+    __slots__ = ("_ids", "_partition")
+
+    def __init__(self, partition: Partition, ids: Sequence[str]) -> None:
+        super().__init__()
+        self._partition = partition
+        self._ids = ids
+
+    def commands(self) -> Sequence[Command]:
+        found: list[Command] = []
+        for id in self._ids:
+            found.append(("HMGET", self._partition.lease(id), "token", "holder", "since"))
+            found.append(("ZSCORE", self._partition.leases, id))
+        return found
+
+    def decode(self, replies: Sequence[Reply]) -> list[LeaseInfo]:
+        self._check(replies)
+        leases = []
+        for id, fields, until in zip(self._ids, replies[::2], replies[1::2], strict=True):
+            if None in fields or until is None:
+                continue  # it has run out, or was released meanwhile
+            try:
+                token, since, end = int(fields[0]), int(fields[2]), int(float(until))
+            except ValueError:
+                raise LayoutError(f"{self._partition.lease(id)} is not of this store's layout") from None
+            holder = fields[1].decode(errors="replace")
+            leases.append(LeaseInfo(id, token, holder, _moment(since), _moment(end)))
+        return leases
+
+
+class Leases:
+    """What there is to ask about leases, as operations and plans."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{namespace.origin.hex()}"
+
+    def channel(self, id: str) -> str:
+        """Return the channel that tells of releases."""
+        return self._namespace.keyspace.of(id).leases
+
+    def acquire(self, id: str, ttl: float) -> Operation[int]:
+        """Take the lease; LeaseHeldError if another has it. Repeated, it is the same claim."""
+        claim = self._namespace.operation_id()
+        return _Request(self._namespace, id, "acquire", claim, _milliseconds(ttl), self._holder)
+
+    def acquire_when_free(self, claim: Operation[int], wait: float, wake: Any) -> Plan[int]:
+        """Take the lease within `wait` seconds; `wake` is an event that is set when one may be free."""
+        until = time.monotonic() + wait
+        while True:
+            wake.clear()
+            try:
+                token: int = yield claim
+            except LeaseHeldError as held:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise
+                # Released, it wakes us; a holder that died is noticed when its time is over.
+                yield Pause(min(left, (held.remaining or 0) + 0.002), wake)
+            else:
+                return token
+
+    def keep(self, id: str, token: int, ttl: float, since: float) -> Plan[None]:
+        """Renew a lease, held `since` some time of `time.monotonic`, until it is lost."""
+        until = since + ttl
+        while True:
+            yield Pause(ttl / 3)
+            sent = time.monotonic()
+            if sent >= until:
+                return
+            renew = _Request(self._namespace, id, "renew", token, _milliseconds(ttl))
+            renew.deadline = until - sent
+            try:
+                yield renew
+            except (UnavailableError, OutcomeUnknownError):
+                continue
+            except StorageError:
+                return
+            until = sent + ttl
+
+    def release(self, id: str, token: int) -> Operation[int]:
+        """Give the lease back; LeaseLostError if it is held no more."""
+        return _Request(self._namespace, id, "release", token)
+
+    def all(self) -> Plan[list[LeaseInfo]]:
+        """Return all leases that are held, in the order in which they end."""
+        found: list[LeaseInfo] = []
+        for partition in self._namespace.keyspace.partitions:
+            ids = yield _LeasedIds(partition)
+            if ids:
+                found += yield _Holders(partition, ids)
+        return sorted(found, key=lambda lease: lease.until)
+
+
+class AsyncLeasing:
+    """The context manager that `lease` returns, for asyncio."""
+
+    def __init__(self, store: RedisSessionStore[Any], id: str, ttl: float, wait: float) -> None:
+        self._store = store
+        self._id, self._ttl, self._wait = _checked(id, ttl, wait)
+
+    async def __aenter__(self) -> Lease:
+        store, leases, id = self._store, self._store._core.leases, self._id
+        claim = leases.acquire(id, self._ttl)
+        since = time.monotonic()
+        try:
+            token = await store._perform(claim)
+        except LeaseHeldError:
+            if self._wait <= 0:
+                raise
+            wake = asyncio.Event()
+            listener = _waking(wake, id)
+            store._subscription.listen(leases.channel(id), listener)
+            try:
+                token = await store._run(leases.acquire_when_free(claim, self._wait, wake))
+            finally:
+                store._subscription.leave(leases.channel(id), listener)
+            since = time.monotonic()
+        self._lease = Lease(id, token)
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(since))
+        return self._lease
+
+    async def __aexit__(self, *_: object) -> None:
+        self._keeper.cancel()
+        with contextlib.suppress(StorageError):  # then it runs out by itself, or did
+            await self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
+
+    async def _keep(self, since: float) -> None:
+        try:
+            await self._store._run(self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since))
+        finally:
+            if not self._lease.lost.done():
+                self._lease.lost.set_result(None)
+
+
+class BlockingLeasing:
+    """The context manager that `lease` returns, for blocking code."""
+
+    def __init__(self, store: BlockingStore[Any], id: str, ttl: float, wait: float) -> None:
+        self._store = store
+        self._id, self._ttl, self._wait = _checked(id, ttl, wait)
+
+    def __enter__(self) -> BlockingLease:
+        store, leases, id = self._store, self._store._core.leases, self._id
+        claim = leases.acquire(id, self._ttl)
+        since = time.monotonic()
+        try:
+            token = store._perform(claim)
+        except LeaseHeldError:
+            if self._wait <= 0:
+                raise
+            wake = threading.Event()
+            leave = store._listen(leases.channel(id), _waking(wake, id))
+            try:
+                token = store._run(leases.acquire_when_free(claim, self._wait, wake))
+            finally:
+                leave()
+            since = time.monotonic()
+        self._lease = BlockingLease(id, token)
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep, args=(since,), name="orcs-redis-lease", daemon=True).start()
+        return self._lease
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        with contextlib.suppress(StorageError):  # then it runs out by itself, or did
+            self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
+        self._lease.lost.set()
+
+    def _keep(self, since: float) -> None:
+        keep = self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since)
+        with contextlib.closing(keep), contextlib.suppress(StopIteration):
+            step = next(keep)
+            while not (isinstance(step, Pause) and self._ended.wait(step.seconds)):
+                step = keep.send(None) if isinstance(step, Pause) else self._store._step(keep, step)
+        self._lease.lost.set()
+
+
+def _waking(wake: Any, id: str) -> Callable[[bytes | None], None]:
+    wanted = id.encode()
+
+    def listen(message: bytes | None) -> None:
+        if message is None or message == wanted:
+            wake.set()
+
+    return listen
+
+
+def _checked(id: str, ttl: float, wait: float) -> tuple[str, float, float]:
+    if not 0.001 <= ttl <= _MAX_TTL:
+        raise ValueError("the ttl of a lease is a millisecond to a week, in seconds")
+    if not wait >= 0:
+        raise ValueError("wait is 0 or more, in seconds")
+    return check_id(id), float(ttl), float(wait)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _moment(milliseconds: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=milliseconds)

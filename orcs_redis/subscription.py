@@ -1,0 +1,112 @@
+"""How to be told: one connection for what is published, with a liveness check of its own.
+
+A message is a hint. What is true is in the keys: whenever messages may have been missed, every listener is told to look
+for itself. A blocking store runs the same code in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .errors import StorageError
+from .link import Deliver, Feed
+from .resp import Retry, Trouble
+
+__all__ = ["Background", "Listener", "Subscription"]
+
+# Called with a message, or with None: messages may have been missed, or begin to come now.
+Listener = Callable[[bytes | None], None]
+Dial = Callable[[Deliver, float], Awaitable[Feed]]
+
+
+class Subscription:
+    """The channels that somebody in this process listens to; connected while there are any."""
+
+    def __init__(self, dial: Dial, heartbeat: float) -> None:
+        self._dial = dial
+        self._heartbeat = heartbeat
+        self._listeners: dict[str, list[Listener]] = {}
+        self._feed: Feed | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def listen(self, channel: str, listener: Listener) -> None:
+        """Call `listener` with each message of a channel, and with None when it has to look for itself."""
+        listeners = self._listeners.setdefault(channel, [])
+        listeners.append(listener)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        elif len(listeners) == 1 and self._feed is not None:
+            self._feed.subscribe(channel)
+
+    def leave(self, channel: str, listener: Listener) -> None:
+        """Call `listener` no more."""
+        listeners = self._listeners.get(channel, [])
+        if listener in listeners:
+            listeners.remove(listener)
+        if not listeners and self._listeners.pop(channel, None) is not None and self._feed is not None:
+            self._feed.unsubscribe(channel)
+        if not self._listeners and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def close(self) -> None:
+        """Close the connection; nobody is called any more."""
+        self._listeners.clear()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _deliver(self, channel: str, message: bytes | None) -> None:
+        for listener in tuple(self._listeners.get(channel, ())):
+            listener(message)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        retry = Retry(float("inf"))
+        while True:
+            try:
+                feed = await self._dial(self._deliver, self._heartbeat)
+            except (Trouble, StorageError) as exc:
+                trouble = exc if isinstance(exc, Trouble) else Trouble(str(exc))
+                await asyncio.sleep(retry.after(trouble, loop.time(), writes=False))
+                continue
+            self._feed, retry = feed, Retry(float("inf"))
+            try:
+                for channel in self._listeners:
+                    feed.subscribe(channel)
+                await feed.watch()
+            except Trouble:
+                pass
+            finally:
+                self._feed = None
+                await feed.close()
+
+
+class Background:
+    """An event loop in a thread, for what a blocking store must be told of while its caller does something else."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="orcs-redis", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function in the loop, without waiting for it."""
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self, last: Callable[[], Awaitable[None]]) -> None:
+        """Run `last`, and end the thread."""
+
+        async def finish() -> None:
+            await last()
+
+        asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
