@@ -42,13 +42,16 @@ from .errors import (
     UnsupportedServerError,
     VersionIncompatibleError,
 )
+from .lease import Lease, LeaseInfo
 from .local import LocalFileStore
 from .meta import Page, SessionMeta, SessionStore, SyncMode, SyncState, SyncStatus, Versioned
 from .store import RedisSessionStore, open_store
+from .watch import Change
 
 __all__ = [
     "SESSION_VERSION",
     "AutoTriggerConfig",
+    "Change",
     "ChecksumMismatchError",
     "CodingStylePrefs",
     "CommandGrant",
@@ -64,7 +67,9 @@ __all__ = [
     "InvalidIdError",
     "LayoutError",
     "LearnedFact",
+    "Lease",
     "LeaseHeldError",
+    "LeaseInfo",
     "LeaseLostError",
     "LocalFileStore",
     "NotFoundError",

@@ -34,7 +34,7 @@ class Address:
         return self.path or f"{self.host}:{self.port}"
 
     def introduction(self) -> list[Command]:
-        """Return the commands that begin a connection: they are allowed to every user, whatever the ACL."""
+        """Return the commands that begin a connection: HELLO is allowed to every user, SELECT is not."""
         hello: list[str] = ["HELLO", str(self.protocol)]
         if self.password is not None or self.username is not None:
             hello += ["AUTH", self.username or "default", self.password or ""]
@@ -55,8 +55,6 @@ class Address:
             text = as_error(reply)
             if text is None:
                 continue
-            if "unknown command" in text or text.startswith("NOPROTO"):
-                raise UnsupportedServerError("the server doesn't know HELLO: Redis 7.0 or Valkey 7.2 is needed")
             raise translate(text)
         check_server(replies[0])
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import hiredis
 import redis
 import redis.asyncio
 from redis import exceptions
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -66,7 +69,7 @@ class _Request:
 
 
 class AsyncClientLink:
-    """Sends what all tasks ask for while a batch is under way as the next batch, over a connection of the client's."""
+    """Sends what all tasks ask for while a batch is under way as the next one, over a connection like the client's."""
 
     def __init__(self, client: redis.asyncio.Redis, deadline: float, *, owned: bool = False) -> None:
         check_client(client, redis.asyncio.Redis)
@@ -75,6 +78,8 @@ class AsyncClientLink:
         self._patience = attempt_patience(deadline)
         self._queue: list[_Request] = []
         self._pump: asyncio.Task[None] | None = None
+        self._connection: Any = None
+        self._pid = os.getpid()
 
     async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `AsyncLink`."""
@@ -94,11 +99,15 @@ class AsyncClientLink:
         return _ClientFeed(self._client, deliver, heartbeat)
 
     async def close(self) -> None:
-        """Let go of the client; a client of the caller's stays open."""
+        """Let go of the client; a client of the caller's stays open. See `Link.close` for a forked child."""
+        if os.getpid() != self._pid:
+            return
         if self._pump is not None:
             self._pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._pump
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
         if self._owned:
             await self._client.aclose()
 
@@ -107,7 +116,8 @@ class AsyncClientLink:
         while self._queue:
             batch, self._queue = self._queue, []
             try:
-                async with asyncio.timeout(self._patience) as silence, self._connection() as connection:
+                async with asyncio.timeout(self._patience) as silence:
+                    connection = await self._connected()
                     batch = [request for request in batch if not request.future.done()]  # or given up
                     packed = [pack(request.commands) for request in batch]
                     for request in batch:
@@ -119,21 +129,26 @@ class AsyncClientLink:
                             request.future.set_result(replies)
                         silence.reschedule(loop.time() + self._patience)
             except Exception as exc:
+                await self._connection.disconnect(nowait=True)
                 for request in batch:
                     if not request.future.done():
                         request.future.set_exception(_failure(exc, sent=request.sent))
 
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        pool: Any = self._client.connection_pool
-        connection = await pool.get_connection()
+    async def _connected(self) -> Any:
+        if self._connection is None:
+            settings = {"socket_timeout": None, "retry": AsyncRetry(NoBackoff(), 0)}
+            pool: Any = self._client.connection_pool
+            self._connection = pool.connection_class(**pool.connection_kwargs | settings)
+        connection = self._connection
+        await connection.connect()
         try:
-            yield connection
-        except BaseException:
+            quiet = not await connection.can_read()
+        except (OSError, exceptions.RedisError):
+            quiet = False
+        if not quiet:  # the server closed it
             await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
+            await connection.connect()
+        return connection
 
     @staticmethod
     async def _reply(connection: Any) -> Reply:
@@ -144,7 +159,7 @@ class AsyncClientLink:
 
 
 class BlockingClientLink:
-    """Connections like the client's, but for the retries, which nothing could interrupt: one for each call under way."""
+    """Connections like the client's, without its retries, which nothing could stop: one for each waiting thread."""
 
     def __init__(self, client: redis.Redis, deadline: float, *, owned: bool = False) -> None:
         check_client(client, redis.Redis)
@@ -166,14 +181,16 @@ class BlockingClientLink:
         except BaseException as exc:
             connection.disconnect()
             self._drain()
-            if isinstance(exc, Exception):
-                raise _failure(exc, sent=sent) from exc
-            raise
-        if connection.socket_timeout == self._patience:
-            self._idle.append(connection)
+            if not isinstance(exc, Exception):
+                raise
+            failure = _failure(exc, sent=sent)
         else:
-            connection.disconnect()
-        return replies
+            if connection.socket_timeout == self._patience:
+                self._idle.append(connection)
+            else:
+                connection.disconnect()
+            return replies
+        raise failure  # here, since the client's exception may quote what was sent
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Listen with a pub/sub object of the client's: see `Feed`."""
@@ -219,8 +236,8 @@ class BlockingClientLink:
 class _ClientFeed:
     """A pub/sub object of either colour; the blocking one's calls are made in threads.
 
-    redis-py connects and subscribes again by itself, which shows as another confirmation. Only one call is under way at a
-    time, so what is to be sent waits for the reading to pause.
+    redis-py connects and subscribes again by itself, which shows as another confirmation. Only one call is under way at
+    a time, so what is to be sent waits for the reading to pause.
     """
 
     _POLL = 0.1  # seconds
@@ -231,6 +248,7 @@ class _ClientFeed:
         self._heartbeat = heartbeat
         self._orders: deque[tuple[str, str]] = deque()
         self._channels: set[str] = set()
+        self._busy: asyncio.Future[Any] | None = None
 
     def subscribe(self, channel: str) -> None:
         self._orders.append(("subscribe", channel))
@@ -264,6 +282,8 @@ class _ClientFeed:
             raise Lost(f"the client failed: {type(exc).__name__}", sent=False) from exc
 
     async def close(self) -> None:
+        if self._busy is not None:
+            await asyncio.wait([self._busy])
         with contextlib.suppress(OSError, exceptions.RedisError):
             await self._call("aclose" if inspect.iscoroutinefunction(self._pubsub.get_message) else "close")
 
@@ -275,9 +295,11 @@ class _ClientFeed:
 
     async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         method = getattr(self._pubsub, name)
-        if inspect.iscoroutinefunction(self._pubsub.get_message):
-            return await method(*arguments, **options)
-        return await asyncio.to_thread(method, *arguments, **options)
+        if not inspect.iscoroutinefunction(self._pubsub.get_message):
+            method = partial(asyncio.to_thread, method)
+        # Neither a thread nor every pub/sub object can be cancelled: `close` waits for it.
+        self._busy = asyncio.ensure_future(method(*arguments, **options))
+        return await asyncio.shield(self._busy)
 
 
 def _failure(error: Exception, *, sent: bool) -> Exception:

@@ -44,7 +44,7 @@ _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_any = msgspec.msgpack.Decoder().decode
 _decode_turns = msgspec.msgpack.Decoder(list[ConversationTurn]).decode
 _decode_turn = msgspec.msgpack.Decoder(ConversationTurn).decode
-_decode_meta = msgspec.msgpack.Decoder(tuple[int, int, int, int, str | None, str | None]).decode
+_decode_meta = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, int, str | None, str | None]).decode
 
 # The history without its turns, which are a list of their own.
 _HistoryRest = msgspec.defstruct(
@@ -94,10 +94,11 @@ class Codec(Generic[A]):
     name. Names that begin with a dot are the store's own; an unknown field so named gets one more dot.
     """
 
-    def __init__(self, asset_type: type[A], max_asset_bytes: int, max_turn_bytes: int) -> None:
+    def __init__(self, asset_type: type[A], max_asset_bytes: int, max_turn_bytes: int, max_fields: int) -> None:
         self.asset_type = asset_type
         self.max_asset_bytes = max_asset_bytes
         self.max_turn_bytes = max_turn_bytes
+        self.max_fields = max_fields
         fields = {name: field for name, field in json_fields(asset_type).items() if name != "id"}
         # (attribute, section, type, its decoder, whether a session must have it)
         self._sections: list[tuple[str, str, Any, Callable[[bytes], Any], bool]] = []
@@ -128,6 +129,8 @@ class Codec(Generic[A]):
         for name, value in asset.extra.items():
             stored_name = _stored_name(name)
             sections[stored_name] = self._section(name, value, Any, old.get(stored_name))
+        if len(sections) > self.max_fields:
+            raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
         turns = self._turns(asset.history.turns, known.turns if known is not None else ())
         total = sum(map(len, turns)) + sum(map(len, sections.values()))
         if total > self.max_asset_bytes:
@@ -248,7 +251,7 @@ def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
 def decode_meta(id: str, packed: bytes) -> SessionMeta:
     """Decode a session's packed metadata; CorruptSessionError if it is none."""
     try:
-        revision, updated, turns, created, name, root_path = _decode_meta(packed)
+        revision, updated, turns, _, created, name, root_path = _decode_meta(packed)
         return SessionMeta(
             id=id,
             name=name,

@@ -17,6 +17,7 @@ from .lease import Leases
 from .meta import SyncMode, SyncStatus
 from .operations import Operation
 from .plans import Operations, Plan, open_namespace
+from .watch import Changes
 
 __all__ = ["Core", "OptionArguments", "Options", "resolve"]
 
@@ -34,6 +35,7 @@ class Options(Generic[A]):
     heartbeat: float = 5.0
     max_asset_bytes: int = 128 * 1024 * 1024
     max_turn_bytes: int = 16 * 1024 * 1024
+    max_fields: int = 1000
 
     def __post_init__(self) -> None:
         check_namespace(self.namespace)
@@ -41,11 +43,13 @@ class Options(Generic[A]):
             raise ValueError("asset_type is SessionAsset or a subclass of it")
         if self.partitions is not None and not 1 <= self.partitions <= MAX_PARTITIONS:
             raise ValueError(f"partitions is 1 to {MAX_PARTITIONS}")
-        for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes"):
+        for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes", "max_fields"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is more than 0")
         if max(self.max_asset_bytes, self.max_turn_bytes) > 400 * 1024 * 1024:
             raise ValueError("a value in Redis has 512 MB at most: the limits end at 400 MiB")
+        if self.max_fields > 3500:
+            raise ValueError("max_fields is 3500 at most: a script in Redis can't pass on more at once")
 
 
 class OptionArguments(TypedDict, total=False):
@@ -57,6 +61,7 @@ class OptionArguments(TypedDict, total=False):
     heartbeat: float
     max_asset_bytes: int
     max_turn_bytes: int
+    max_fields: int
 
 
 class Core(Generic[A]):
@@ -75,6 +80,7 @@ class Core(Generic[A]):
         self._denied: StorageError | None = None
         self._operations: Operations[A] | None = None
         self._leases: Leases | None = None
+        self._changes: Changes | None = None
 
     @property
     def operations(self) -> Operations[A]:
@@ -90,15 +96,23 @@ class Core(Generic[A]):
             raise UnavailableError("the store is not connected")
         return self._leases
 
+    @property
+    def changes(self) -> Changes:
+        """What there is to ask about changes, once it is open."""
+        if self._changes is None:
+            raise UnavailableError("the store is not connected")
+        return self._changes
+
     def open(self) -> Plan[None]:
         """Read or create the namespace, and find out whether writing is allowed."""
         options = self.options
         namespace = yield from open_namespace(options.namespace, options.partitions)
-        codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes)
+        codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
         operations = Operations(namespace, codec)
         self._denied = yield operations.probe()
         self._operations = operations
         self._leases = Leases(namespace)
+        self._changes = Changes(namespace)
 
     def enter(self, operation: Operation[Any]) -> None:
         """Note that an operation begins.

@@ -45,7 +45,6 @@ from .scripts import Script
 
 __all__ = [
     "AllMeta",
-    "Change",
     "Create",
     "Exists",
     "Load",
@@ -56,6 +55,7 @@ __all__ = [
     "Probe",
     "ReadLayout",
     "Turns",
+    "Write",
     "Written",
 ]
 
@@ -128,7 +128,7 @@ class Written:
         self.updated_at_ms = updated_at_ms
 
 
-class Change(Operation[Written]):
+class Write(Operation[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
@@ -238,7 +238,7 @@ class Change(Operation[Written]):
 class Load(Operation[Versioned[A]]):
     """A whole session. The revision is read again at the end: if no write came between, nothing is torn."""
 
-    __slots__ = ("_codec", "_id", "_namespace", "_partition", "_torn")
+    __slots__ = ("_codec", "_id", "_namespace", "_partition")
 
     def __init__(self, namespace: Namespace, codec: Codec[A], id: str) -> None:
         super().__init__()
@@ -246,7 +246,6 @@ class Load(Operation[Versioned[A]]):
         self._codec = codec
         self._id = id
         self._partition = namespace.keyspace.of(id)
-        self._torn = 0
 
     def commands(self) -> Sequence[Command]:
         """Plain commands: they cost the server a fifth of what a script does, and work when its memory is full."""
@@ -265,9 +264,7 @@ class Load(Operation[Versioned[A]]):
         fields, turns = as_map(replies[0]), replies[1]
         revision = fields.get(b".revision")
         if revision != replies[2]:
-            self._torn += 1
-            if self._torn < _TORN_READS:
-                raise Torn("a write came between")
+            raise Torn("a write came between")
         if not fields:
             raise NotFoundError(id)
         if revision is None or not revision.isdigit():
@@ -309,6 +306,8 @@ class Turns(Operation[list[ConversationTurn]]):
         turns, count = replies
         if count is None:
             raise NotFoundError(self._id)
+        if not count.isdigit():
+            raise CorruptSessionError(self._id, ".turns")
         if not turns and range(int(count))[_slice(self._start, self._stop)]:
             self._torn += 1  # the first turns may have come between
             if self._torn < _TORN_READS:

@@ -9,7 +9,7 @@ import base64
 import builtins
 import inspect
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,7 +23,6 @@ from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
 from .meta import Page, SessionMeta, Versioned
 from .operations import (
     AllMeta,
-    Change,
     Create,
     Exists,
     Load,
@@ -34,6 +33,7 @@ from .operations import (
     Probe,
     ReadLayout,
     Turns,
+    Write,
     Written,
 )
 from .resp import Argument
@@ -123,7 +123,7 @@ class Operations(Generic[A]):
 
     def append(
         self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: Held | None
-    ) -> Change:
+    ) -> Write:
         """Add turns to a history."""
         check_id(id)
         if not turns:
@@ -133,12 +133,12 @@ class Operations(Generic[A]):
         if sum(map(len, data)) > self._codec.max_asset_bytes:
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
         rest: builtins.list[Argument] = [VERSION, "", "", "push", 0, 0, *data]
-        return Change(self._namespace, "append", id, _revision(if_revision), rest, token=_token(id, lease))
+        return Write(self._namespace, "append", id, _revision(if_revision), rest, token=_token(id, lease))
 
-    def delete(self, id: str, if_revision: int | None, lease: Held | None) -> Change:
+    def delete(self, id: str, if_revision: int | None, lease: Held | None) -> Write:
         """Remove a session."""
         expected, token = _revision(if_revision), _token(check_id(id), lease)
-        return Change(self._namespace, "delete", id, expected, token=token)
+        return Write(self._namespace, "delete", id, expected, token=token)
 
     def save(self, asset: A, if_revision: int | None, lease: Held | None) -> Plan[int]:
         """Store an asset: what has changed if it is what it was loaded from, else the whole."""
@@ -158,7 +158,8 @@ class Operations(Generic[A]):
             except (ConflictError, CorruptSessionError):
                 if expected is not None:
                     raise
-        written = yield self._save(asset, new, None, expected, token)
+        removed = () if known is None else known.sections.keys() - new.sections.keys()
+        written = yield self._save(asset, new, None, expected, token, removed)
         return self._saved(asset, new, written)
 
     def _known(self, asset: A) -> Stored | None:
@@ -168,10 +169,11 @@ class Operations(Generic[A]):
         return stored
 
     def _save(
-        self, asset: A, new: Encoded, patch: Patch | None, expected: int | None, token: int | None
-    ) -> Change:
+        self, asset: A, new: Encoded, patch: Patch | None, expected: int | None, token: int | None,
+        removed: Collection[str] = (),
+    ) -> Write:
         sections = new.sections if patch is None else patch.sections
-        removed = [] if patch is None else patch.removed
+        removed = removed if patch is None else patch.removed
         rest: builtins.list[Argument] = [VERSION, asset.updated_at_ms, new.tail]
         changes: builtins.list[Argument] = [len(sections)]
         for section in sections.items():
@@ -190,7 +192,7 @@ class Operations(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        return Change(self._namespace, "save", asset.id, expected, rest, staged, token)
+        return Write(self._namespace, "save", asset.id, expected, rest, staged, token)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)

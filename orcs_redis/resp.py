@@ -159,6 +159,8 @@ def translate(text: str) -> StorageError | Trouble:
         return NoScript(gist)
     if code in _FOR_NOW or "max number of clients" in text:
         return Again(f"the server refuses for now: {gist}")
+    if "unknown command" in text or code == "NOPROTO":
+        return UnsupportedServerError("the server lacks a command: Redis 7.0 or Valkey 7.2 is needed")
     if code in _DENIED or "ACL failure" in text or "The user executing the script" in text:
         return PermissionDeniedError(f"the server denied it: {gist}")
     if code == "ERR" and ("invalid password" in rest or "AUTH" in rest):
@@ -171,6 +173,4 @@ def translate(text: str) -> StorageError | Trouble:
         return LayoutError("a key holds another type than this store's")
     if code in ("MOVED", "ASK", "CROSSSLOT"):
         return UnsupportedServerError("this server is a node of a cluster")
-    if "unknown command" in text:
-        return UnsupportedServerError("the server lacks a command: Redis 7.0 or Valkey 7.2 is needed")
     return StorageError(f"the server answered: {gist}")

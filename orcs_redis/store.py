@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
@@ -16,14 +17,15 @@ from .asset import ConversationTurn, SessionAsset
 from .clients import AsyncClientLink, memory_client
 from .core import Core, OptionArguments, Options, resolve
 from .errors import StorageError
-from .link import AsyncLink, Link
 from .lease import AsyncLeasing, Lease, LeaseInfo
+from .link import AsyncLink, Link
 from .local import LocalFileStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
 from .operations import Operation
 from .plans import Pause, Plan
 from .resp import Retry, Trouble
 from .subscription import Subscription
+from .watch import Change, Watcher, waking
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -146,8 +148,10 @@ class RedisSessionStore(Generic[A]):
             asset: is not changed.
             if_revision: only over this revision; 0: only if the session is absent. Without it, whatever is there is
                 overwritten.
+            lease: only as long as it is held.
 
         Raises:
+            LeaseLostError: the lease ended or passed to another; so for every write that takes one.
             ConflictError: the session is at another revision than if_revision.
             SerializationError: a value that would not come back, or too large; nothing was sent.
             VersionIncompatibleError: the asset or the stored session is of another version of the schema.
@@ -200,6 +204,7 @@ class RedisSessionStore(Generic[A]):
         Args:
             id: the session.
             change: changes the asset in place. It may be called more than once, each time with what is stored then.
+            lease: only as long as it is held.
 
         """
         return await self._run(self._core.operations.update(id, change, lease))
@@ -287,6 +292,75 @@ class RedisSessionStore(Generic[A]):
         """Return all leases that are held, in the order in which they end."""
         return await self._run(self._core.leases.all())
 
+    async def watch(
+        self, *, since: str | None = None, ids: Collection[str] | None = None
+    ) -> AsyncIterator[Change]:
+        """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
+
+        Of each partition they come in order, none twice; each session's latest state is always told, whatever happened
+        to the connection (several changes of a session may come as the last of them).
+
+        Args:
+            since: a `Change.cursor` or `cursor()`, perhaps of another process: goes on from there, and misses nothing.
+                Without it, from now.
+            ids: only these sessions' changes.
+
+        Raises:
+            StoreResetError: the data was wiped or went back, or the cursor is older than the memory of deletions (the
+                last 10,000 of a partition): list again, and watch from a cursor taken before.
+            ValueError: `since` is no cursor.
+
+        """
+        wake = asyncio.Event()
+        watcher = Watcher(self._core.changes, ids, wake)
+        await self._run(watcher.start(since))
+        listeners = watcher.listeners()
+        for channel, listener in listeners:
+            self._subscription.listen(channel, listener)
+        try:
+            while not self._core.closed:
+                change = watcher.pop()
+                if change is not None:
+                    yield change
+                else:
+                    await self._run(watcher.wait())
+        finally:
+            for channel, listener in listeners:
+                self._subscription.leave(channel, listener)
+
+    async def cursor(self) -> str:
+        """Return the cursor of now, for `watch` and `changes`."""
+        return await self._run(self._core.changes.cursor())
+
+    async def changes(self, since: str | None = None, limit: int = 1000) -> builtins.list[Change]:
+        """Return what changed after a cursor, each session once, at most `limit`; the last one's cursor goes on.
+
+        Without a cursor: every session there is. Raises what `watch` raises.
+        """
+        return await self._run(self._core.changes.changes(since, limit))
+
+    async def wait_for(self, id: str, *, revision: int, timeout: float) -> int:  # noqa: ASYNC109  # it is the contract's
+        """Return the session's revision as soon as it is at least `revision`.
+
+        Raises:
+            NotFoundError: the session is absent, and its partition has passed that revision.
+            TimeoutError: it has not come in `timeout` seconds.
+
+        """
+        changes, wake = self._core.changes, asyncio.Event()
+        channel, listener = changes.channel(id), waking(wake, id, revision)
+        plan = changes.wait_for(id, revision, timeout, wake)
+        self._subscription.listen(channel, listener)
+        try:
+            return await self._run(plan)
+        finally:
+            self._subscription.leave(channel, listener)
+
+    @property
+    def origin(self) -> str:
+        """What the changes that this store makes have as their origin."""
+        return self._core.changes.origin
+
     async def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
         return await self._perform(self._core.operations.ping())
@@ -359,7 +433,7 @@ async def _pause(pause: Pause) -> None:
         await asyncio.sleep(pause.seconds)
         return
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(pause.seconds):
+        async with asyncio.timeout(None if pause.seconds == math.inf else pause.seconds):
             await pause.wake.wait()
 
 
@@ -399,11 +473,11 @@ async def open_store(
     Args:
         url: redis://, rediss://, unix://, embedded:, memory:// or file:// (README has the table); without it and
             without a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a LocalFileStore, which
-            has the methods of SessionStore only and takes none of the options.
+            has the methods of SessionStore only and takes no option but asset_type.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
         options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
             asset_type (SessionAsset); deadline for one operation (5.0 s); heartbeat for watches (5.0 s);
-            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded.
+            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top level.
 
     Raises:
         UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.
@@ -414,7 +488,7 @@ async def open_store(
     """
     target = resolve(url) if client is None else None
     if isinstance(target, FileFolder):
-        async with LocalFileStore(target.path) as files:
+        async with LocalFileStore(target.path, asset_type=options.get("asset_type")) as files:
             yield cast(RedisSessionStore[Any], files)
         return
     async with await RedisSessionStore.connect(url, client=client, **options) as store:

@@ -55,6 +55,8 @@ class Subscription:
 
     async def close(self) -> None:
         """Close the connection; nobody is called any more."""
+        for channel in self._listeners:
+            self._deliver(channel, None)  # whoever waits for a message waits in vain
         self._listeners.clear()
         task, self._task = self._task, None
         if task is not None:

@@ -9,35 +9,124 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
 
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName
-from .asset import ConversationTurn, SessionAsset
+from .asset import (
+    SESSION_VERSION,
+    AutoTriggerConfig,
+    CodingStylePrefs,
+    CommandGrant,
+    CommunicationPrefs,
+    CompactedTurn,
+    ComponentSnapshot,
+    ContextInjection,
+    ConversationHistory,
+    ConversationTurn,
+    GrantKind,
+    LearnedFact,
+    ProjectContext,
+    SessionAsset,
+    SkillConfig,
+    ToolCallRecord,
+    TriggerCondition,
+    UserPreferences,
+)
 from .blocking import BlockingLink, SocketLink
 from .clients import BlockingClientLink, memory_client
 from .core import Core, OptionArguments, Options, resolve
-from .errors import StorageError
-from .lease import BlockingLease, BlockingLeasing, LeaseInfo
+from .errors import (
+    ChecksumMismatchError,
+    ConflictError,
+    CorruptSessionError,
+    InvalidIdError,
+    LayoutError,
+    LeaseHeldError,
+    LeaseLostError,
+    NotFoundError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    SerializationError,
+    StorageError,
+    StoreFullError,
+    StoreResetError,
+    UnavailableError,
+    UnsupportedServerError,
+    VersionIncompatibleError,
+)
+from .lease import BlockingLease as Lease
+from .lease import BlockingLeasing, LeaseInfo
 from .local import BlockingLocalFileStore as LocalFileStore
 from .meta import BlockingSessionStore as SessionStore
-from .meta import Page, SessionMeta, SyncStatus, Versioned
+from .meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
 from .operations import Operation
 from .plans import Pause, Plan, alone
 from .resp import Reply, Retry, Trouble
 from .subscription import Background, Listener, Subscription
+from .watch import Change, Watcher, waking
 
 if TYPE_CHECKING:
     import redis
 
     from .embedded import Attachment
 
-__all__ = ["LocalFileStore", "RedisSessionStore", "SessionStore", "open_store"]
+__all__ = [
+    "SESSION_VERSION",
+    "AutoTriggerConfig",
+    "Change",
+    "ChecksumMismatchError",
+    "CodingStylePrefs",
+    "CommandGrant",
+    "CommunicationPrefs",
+    "CompactedTurn",
+    "ComponentSnapshot",
+    "ConflictError",
+    "ContextInjection",
+    "ConversationHistory",
+    "ConversationTurn",
+    "CorruptSessionError",
+    "GrantKind",
+    "InvalidIdError",
+    "LayoutError",
+    "LearnedFact",
+    "Lease",
+    "LeaseHeldError",
+    "LeaseInfo",
+    "LeaseLostError",
+    "LocalFileStore",
+    "NotFoundError",
+    "OutcomeUnknownError",
+    "Page",
+    "PermissionDeniedError",
+    "ProjectContext",
+    "RedisSessionStore",
+    "SerializationError",
+    "SessionAsset",
+    "SessionMeta",
+    "SessionStore",
+    "SkillConfig",
+    "StorageError",
+    "StoreFullError",
+    "StoreResetError",
+    "SyncMode",
+    "SyncState",
+    "SyncStatus",
+    "ToolCallRecord",
+    "TriggerCondition",
+    "UnavailableError",
+    "UnsupportedServerError",
+    "UserPreferences",
+    "VersionIncompatibleError",
+    "Versioned",
+    "open_store",
+]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
@@ -141,7 +230,7 @@ class RedisSessionStore(Generic[A]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} namespace={self._core.options.namespace!r}>"
 
-    def save(self, asset: A, *, if_revision: int | None = None, lease: BlockingLease | None = None) -> int:
+    def save(self, asset: A, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Store the whole asset and return the new revision."""
         return self._run(self._core.operations.save(asset, if_revision, lease))
 
@@ -154,7 +243,7 @@ class RedisSessionStore(Generic[A]):
         return self._perform(self._core.operations.load(id))
 
     def append(
-        self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: BlockingLease | None = None
+        self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: Lease | None = None
     ) -> int:
         """Add turns at the end of a session's history and return the new revision."""
         return self._perform(self._core.operations.append(id, turns, if_revision, lease)).revision
@@ -164,7 +253,7 @@ class RedisSessionStore(Generic[A]):
         return self._perform(self._core.operations.turns(id, start, stop))
 
     def update(
-        self, id: str, change: Callable[[A], object], *, lease: BlockingLease | None = None
+        self, id: str, change: Callable[[A], object], *, lease: Lease | None = None
     ) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again."""
         return self._run(self._core.operations.update(id, change, lease))
@@ -194,7 +283,7 @@ class RedisSessionStore(Generic[A]):
         plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
         return self._run(plan)
 
-    def delete(self, id: str, *, if_revision: int | None = None, lease: BlockingLease | None = None) -> None:
+    def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session."""
         self._perform(self._core.operations.delete(id, if_revision, lease))
 
@@ -202,30 +291,71 @@ class RedisSessionStore(Generic[A]):
         """Return whether there is a session."""
         return self._perform(self._core.operations.exists(id))
 
-    def save_many(self, assets: Iterable[A]) -> Sequence[int | StorageError]:
+    def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips."""
         operations = self._core.operations
         return self._run_many([operations.save(asset, None, None) for asset in assets])
 
-    def load_many(self, ids: Iterable[str]) -> Sequence[A | StorageError]:
+    def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips."""
         operations = self._core.operations
         loaded = self._run_many([alone(operations.load, id) for id in ids])
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
-    def delete_many(self, ids: Iterable[str]) -> Sequence[StorageError | None]:
+    def delete_many(self, ids: Iterable[str]) -> builtins.list[StorageError | None]:
         """Delete sessions, in few round trips."""
         operations = self._core.operations
         deleted = self._run_many([alone(operations.delete, id, None, None) for id in ids])
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> BlockingLeasing:
-        """Return a context manager that gives the session's lease, a `BlockingLease`."""
+        """Return a context manager that gives the session's lease, a `Lease`."""
         return BlockingLeasing(self, id, ttl, wait)
 
     def leases(self) -> builtins.list[LeaseInfo]:
         """Return all leases that are held, in the order in which they end."""
         return self._run(self._core.leases.all())
+
+    def watch(self, *, since: str | None = None, ids: Collection[str] | None = None) -> Iterator[Change]:
+        """Yield every peer's changes, and this store's own, until the loop is left or the store is closed."""
+        wake = threading.Event()
+        watcher = Watcher(self._core.changes, ids, wake)
+        self._run(watcher.start(since))
+        leave = [self._listen(channel, listener) for channel, listener in watcher.listeners()]
+        try:
+            while not self._core.closed:
+                change = watcher.pop()
+                if change is not None:
+                    yield change
+                else:
+                    self._run(watcher.wait())
+        finally:
+            for end in leave:
+                end()
+
+    def cursor(self) -> str:
+        """Return the cursor of now, for `watch` and `changes`."""
+        return self._run(self._core.changes.cursor())
+
+    def changes(self, since: str | None = None, limit: int = 1000) -> builtins.list[Change]:
+        """Return what changed after a cursor, each session once, at most `limit`; the last one's cursor goes on."""
+        return self._run(self._core.changes.changes(since, limit))
+
+    def wait_for(self, id: str, *, revision: int, timeout: float) -> int:
+        """Return the session's revision as soon as it is at least `revision`."""
+        changes, wake = self._core.changes, threading.Event()
+        channel, listener = changes.channel(id), waking(wake, id, revision)
+        plan = changes.wait_for(id, revision, timeout, wake)
+        leave = self._listen(channel, listener)
+        try:
+            return self._run(plan)
+        finally:
+            leave()
+
+    @property
+    def origin(self) -> str:
+        """What the changes that this store makes have as their origin."""
+        return self._core.changes.origin
 
     def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
@@ -235,11 +365,16 @@ class RedisSessionStore(Generic[A]):
         """Return how the store stands with its server, at once and without asking it."""
         return self._core.sync_status()
 
-    def _perform(self, operation: Operation[T], replies: Sequence[Reply] | Trouble | None = None) -> T:
+    def _perform(
+        self,
+        operation: Operation[T],
+        replies: Sequence[Reply] | Trouble | None = None,
+        expires: float | None = None,
+    ) -> T:
         """Send an operation until there is an answer or the deadline has come; `replies`: of a first sending."""
         core = self._core
         core.enter(operation)
-        expires = time.monotonic() + (operation.deadline or core.deadline)
+        expires = expires or time.monotonic() + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
         try:
@@ -272,13 +407,19 @@ class RedisSessionStore(Generic[A]):
             except StopIteration as stop:
                 return cast(T, stop.value)
 
-    def _step(self, plan: Plan[Any], step: Any, replies: Sequence[Reply] | Trouble | None = None) -> Any:
+    def _step(
+        self,
+        plan: Plan[Any],
+        step: Any,
+        replies: Sequence[Reply] | Trouble | None = None,
+        expires: float | None = None,
+    ) -> Any:
         """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
-            (step.wake or threading.Event()).wait(step.seconds)
+            (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
             return plan.send(None)
         try:
-            result = self._perform(step, replies)
+            result = self._perform(step, replies, expires)
         except StorageError as error:
             return plan.throw(error)
         return plan.send(result)
@@ -302,8 +443,9 @@ class RedisSessionStore(Generic[A]):
                 self._advance(n, partial(next, plans[n]), steps, results)
             while steps:
                 batch, steps = steps, {}
-                for n, replies in self._send_together(batch).items():
-                    self._advance(n, partial(self._step, plans[n], batch[n], replies), steps, results)
+                expires = time.monotonic() + self._core.deadline  # of all: a dead server is waited for once
+                for n, replies in self._send_together(batch, expires).items():
+                    self._advance(n, partial(self._step, plans[n], batch[n], replies, expires), steps, results)
         return results
 
     @staticmethod
@@ -315,7 +457,9 @@ class RedisSessionStore(Generic[A]):
         except StorageError as error:
             results[n] = error
 
-    def _send_together(self, batch: dict[int, Any]) -> dict[int, Sequence[Reply] | Trouble | None]:
+    def _send_together(
+        self, batch: dict[int, Any], expires: float
+    ) -> dict[int, Sequence[Reply] | Trouble | None]:
         sent = {
             n: step.commands()
             for n, step in batch.items()
@@ -325,7 +469,7 @@ class RedisSessionStore(Generic[A]):
         flat = [command for commands in sent.values() for command in commands]
         if flat:
             try:
-                replies = self._link.call(flat, time.monotonic() + self._core.deadline)
+                replies = self._link.call(flat, expires)
             except Trouble as trouble:
                 return answers | dict.fromkeys(sent, trouble)
             at = 0
@@ -358,7 +502,7 @@ def open_store(
     """Open a store for a `with` block: see `orcs_redis.open_store`; `client` is a blocking redis-py client."""
     target = resolve(url) if client is None else None
     if isinstance(target, FileFolder):
-        with LocalFileStore(target.path) as files:
+        with LocalFileStore(target.path, asset_type=options.get("asset_type")) as files:
             yield cast(RedisSessionStore[Any], files)
         return
     with RedisSessionStore.connect(url, client=client, **options) as store:

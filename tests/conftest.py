@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,8 @@ def place(
 async def connect(place: Place) -> AsyncIterator[Connect]:
     """Open stores on the row's server, in the test's namespace."""
     stores = []
+    # Blocking stores wait in threads, more of them than asyncio has by default.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
 
     async def open_one(**options: Any) -> Any:
         store = await place.connect(**options)

@@ -7,7 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from orcs_redis import ConversationTurn, CorruptSessionError, LayoutError, SessionAsset, StoreResetError
+from orcs_redis import (
+    ConversationTurn,
+    CorruptSessionError,
+    LayoutError,
+    SerializationError,
+    SessionAsset,
+    StoreResetError,
+)
 
 from .conftest import Connect, Place
 
@@ -262,13 +269,53 @@ async def test_garbage_in_a_turn(place: Place, store: Any, data: bytes) -> None:
     assert len(await store.turns("s", 2)) == 1
 
 
-@pytest.mark.parametrize("key", ["state", "meta"])
+@pytest.mark.parametrize("key", ["state", "meta", "updated", "changes", "deleted", "deleted:ops"])
 async def test_a_foreign_partition_key(place: Place, store: Any, key: str) -> None:
-    """A partition's own key of a foreign type is an error before anything is written."""
-    await store.save(SessionAsset(id="s"))
+    """A partition's own key of a foreign type is an error, and nothing is written."""
+    asset = SessionAsset(id="s", updated_at_ms=1)
+    asset.updated_at_ms = 1
+    await store.save(asset)
     place.raw.delete(place.key(key))
     place.raw.set(place.key(key), "x")
     before = dump(place)
-    with pytest.raises(LayoutError):
-        await store.append("s", ConversationTurn.user("x"))
+    writes = [store.delete("s"), store.save(SessionAsset(id="new"))]
+    if not key.startswith("deleted"):
+        writes += [store.append("s", ConversationTurn.user("x")), store.save(SessionAsset(id="s"))]
+    for write in writes:
+        with pytest.raises(LayoutError):
+            await write
     assert dump(place) == before
+
+
+@pytest.mark.parametrize("field", [".revision", ".turns", ".ops"])
+async def test_harmed_bookkeeping(place: Place, store: Any, field: str) -> None:
+    """What the store keeps beside the sections may be harmed too: an error of ours, and a way out."""
+    await store.save(SessionAsset(id="s"))
+    place.raw.hset(place.key("session:s"), field, "abc")
+    before = dump(place)
+    with pytest.raises(CorruptSessionError):
+        await store.append("s", ConversationTurn.user("x"))
+    if field != ".ops":
+        with pytest.raises(CorruptSessionError):
+            await store.load("s")
+    if field == ".turns":
+        with pytest.raises(CorruptSessionError):
+            await store.turns("s")
+    assert dump(place) == before
+    await store.delete("s")
+    assert await store.list() == []
+
+
+async def test_many_unknown_fields(connect: Connect) -> None:
+    """As many top-level fields as are allowed come and go; one more is refused before anything is sent."""
+    store = await connect(max_fields=3500)
+    asset = SessionAsset(id="s")
+    asset.extra = {f"x{n}": n for n in range(3400)}
+    await store.save(asset)
+    assert await store.load("s") == asset
+    asset.extra = {}
+    await store.save(asset)
+    assert await store.load("s") == asset
+    asset.extra = {f"x{n}": n for n in range(3500)}
+    with pytest.raises(SerializationError, match="3500"):
+        await store.save(asset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-__all__ = ["CREATE", "LEASE", "PAGE", "PROBE", "WRITE", "Script"]
+__all__ = ["CHANGES", "CREATE", "LEASE", "PAGE", "PROBE", "WRITE", "Script"]
 
 
 class Script:
@@ -16,6 +16,7 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
 
+CHANGES = Script("changes")
 CREATE = Script("create")
 LEASE = Script("lease")
 PAGE = Script("page")

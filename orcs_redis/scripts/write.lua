@@ -41,8 +41,9 @@
 --   "LAYOUT", part                   a partition's key has a foreign type
 -- In every case but "OK" nothing was written.
 --
--- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, created_at_ms, name, root_path], of which
--- the first three have fixed widths (24 bytes with the array's head) and the rest is the tail.
+-- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
+-- root_path], of which the first four have fixed widths (34 bytes with the array's head) and the rest is the tail. The
+-- origin is the id of the last writer, the first 8 bytes of its operation ids.
 -- .ops: u64 revision of the last operation forgotten, then 20 bytes for each one remembered: operation id, u64 revision.
 -- Message: msgpack array [revision u64, updated_at_ms u64, kind (0 saved, 1 deleted), origin bin 8, id].
 
@@ -76,6 +77,7 @@ local state = redis.pcall('HMGET', KEYS[1], 'incarnation', 'revision', 'compacte
 if failed(state) then return refused(state, 'LAYOUT', 'state') end
 if state[1] ~= ARGV[3] then return {'RESET', -1} end
 local last, seen = tonumber(state[2]), tonumber(ARGV[2])
+if not last then return {'LAYOUT', 'state'} end
 if last < seen then return {'RESET', last} end
 
 local stored = redis.pcall('HMGET', KEYS[2], '.revision', '.ops', 'version', '.turns')
@@ -85,8 +87,8 @@ if foreign then
   if not deleting or answer.err then return answer end
   stored = {}
 end
-local current, ops, forgotten = tonumber(stored[1] or 0), stored[2], 0
-local exists = current > 0
+local current, ops, forgotten = tonumber(stored[1]), stored[2], 0
+local exists = current ~= nil
 if not exists and not foreign then
   if redis.call('EXISTS', KEYS[2]) == 1 then
     if not deleting then return {'CORRUPT', '.revision'} end
@@ -97,7 +99,11 @@ if not exists and not foreign then
     if tombstone then ops = string.sub(tombstone, 9) else forgotten = tonumber(state[3]) end
   end
 end
-if exists and not ops then return {'CORRUPT', '.ops'} end
+if (exists or foreign) and not (ops and #ops % 20 == 8) then
+  if not deleting then return {'CORRUPT', '.ops'} end
+  ops = nil
+end
+current = current or 0
 
 if ops then
   local at = string.find(ops, op, 9, true)
@@ -123,6 +129,11 @@ local clock = clocked and redis.call('TIME')
 local updated = clock and tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000) or tonumber(ARGV[9])
 
 if deleting then
+  for i, name in ipairs({'updated', 'meta', 'changes', 'deleted', 'deleted:ops'}) do
+    local look = (i == 2 or i == 5) and {'HGET', KEYS[3 + i], id} or {'ZCARD', KEYS[3 + i]}
+    local reply = redis.pcall(unpack(look))
+    if failed(reply) then return refused(reply, 'LAYOUT', name) end
+  end
   redis.call('UNLINK', KEYS[2], KEYS[3])
   redis.call('ZREM', KEYS[4], id)
   redis.call('HDEL', KEYS[5], id)
@@ -144,7 +155,7 @@ else
   local length = redis.pcall('LLEN', KEYS[3])
   if failed(length) then return refused(length, 'CORRUPT', 'history.turns') end
   if mode == 'push' or mode == 'edit' then
-    if not meta or #meta < 25 then return {'CORRUPT', 'meta'} end
+    if not meta or #meta < 35 then return {'CORRUPT', 'meta'} end
     if tonumber(stored[4]) ~= length then return {'CORRUPT', 'history.turns'} end
   end
   if clocked then updated = math.max(updated, unsigned(meta, 12, 19)) end
@@ -171,8 +182,25 @@ else
   length = staged or length + #ARGV - from + 1
   fields[6] = length
 
-  redis.call('HSET', KEYS[2], unpack(fields)) -- the first write is one that a full server refuses
-  if #removed > 0 then redis.call('HDEL', KEYS[2], unpack(removed)) end
+  if not exists then
+    local tombstones = redis.pcall('ZCARD', KEYS[7])
+    if failed(tombstones) then return refused(tombstones, 'LAYOUT', 'deleted') end
+  end
+  -- The first write is one that a full server refuses; that of a foreign index is undone.
+  local index = redis.pcall('ZADD', KEYS[4], updated, id)
+  if failed(index) then return refused(index, 'LAYOUT', 'updated') end
+  local change = redis.pcall('ZADD', KEYS[6], revision, id)
+  if failed(change) then
+    if exists and meta then
+      redis.call('ZADD', KEYS[4], unsigned(meta, 12, 19), id)
+    else
+      redis.call('ZREM', KEYS[4], id)
+    end
+    return refused(change, 'LAYOUT', 'changes')
+  end
+
+  redis.call('HSET', KEYS[2], unpack(fields))
+  for i = 1, #removed, 4000 do redis.call('HDEL', KEYS[2], unpack(removed, i, math.min(i + 3999, #removed))) end
   if staged then
     redis.call('RENAME', KEYS[#KEYS], KEYS[3])
     redis.call('PERSIST', KEYS[3])
@@ -185,10 +213,8 @@ else
     end
     for i = from, #ARGV, 4000 do redis.call('RPUSH', KEYS[3], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
   end
-  redis.call('HSET', KEYS[5], id, '\150\207' .. u64(revision) .. '\207' .. u64(updated) .. '\206'
-    .. string.sub(u64(length), 5) .. (clocked and string.sub(meta, 25) or ARGV[10]))
-  redis.call('ZADD', KEYS[4], updated, id)
-  redis.call('ZADD', KEYS[6], revision, id)
+  redis.call('HSET', KEYS[5], id, '\151\207' .. u64(revision) .. '\207' .. u64(updated) .. '\206'
+    .. string.sub(u64(length), 5) .. '\196\8' .. string.sub(op, 1, 8) .. (clocked and string.sub(meta, 35) or ARGV[10]))
   if not exists then
     redis.call('ZREM', KEYS[7], id)
     redis.call('HDEL', KEYS[8], id)

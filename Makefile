@@ -1,0 +1,42 @@
+# Everything here needs Python 3.11 or newer and nothing else; `make` sets up .venv by itself.
+#
+#   make demo                                    on a server of its own
+#   make demo URL=redis://localhost:6379/0       on yours
+#   make demo ARGS="--seconds 30 --workers 8"
+#   make test   make lint   make bench           (ARGS goes to pytest and to the benchmarks)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+URL ?=
+ARGS ?=
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMP)
+	@$(BIN)/orcs-redis demo $(if $(URL),--url '$(URL)') $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# Made anew when the dependencies change. --group came with pip 25.1.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.13 ..." % v[:2])'
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable '.[cli,embedded,memory]' --group dev
+	@touch $@

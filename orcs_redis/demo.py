@@ -1,0 +1,424 @@
+"""The demo: processes work on shared sessions, then their own logs are held against what is stored.
+
+A worker writes down each operation before it sends it, and how it ended. So the verdict does not rest on what the
+store says about itself: an acknowledged turn must be there once, a refused one not at all, one whose outcome is
+unknown at most once, and a counter must have every acknowledged increment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import random
+import signal
+import tempfile
+import time
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
+from importlib import resources
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .address import FileFolder, MemoryName
+from .asset import ConversationTurn, SessionAsset
+from .core import resolve
+from .errors import OutcomeUnknownError, StorageError, UnavailableError
+from .keys import Keyspace
+from .meta import SessionMeta
+from .resp import Trouble
+from .store import RedisSessionStore, open_store
+from .sync import RedisSessionStore as BlockingStore
+
+__all__ = ["Entry", "Result", "Verdict", "describe", "judge", "run"]
+
+_TASKS = 8  # per worker
+_THINK_TIME = 0.04  # seconds between a task's operations, at most: agents think longer
+_NEW_SESSIONS = 9  # beside the samples
+_COUNTER = "demo_counter"  # in a session's metadata
+_REFRESH_TIME = 0.125  # seconds
+_PATIENCE = 30.0  # seconds a worker may take beyond its time, for its start and for a server that doesn't answer
+_STOP_TIME = 10.0  # seconds the embedded server may take to stop
+
+
+class Entry(Struct, frozen=True, omit_defaults=True):
+    """A line of a worker's log: an operation before it is sent ("tried"), and how it ended."""
+
+    op: str
+    kind: Literal["append", "update", "save"]
+    outcome: Literal["tried", "done", "refused"]
+    session: str
+    turns: tuple[str, ...] = ()  # ids of those it adds
+    increments: int = 0
+    revision: int = 0
+
+
+class Verdict(Struct, frozen=True):
+    """What the logs say against what is stored; turns are counted one by one."""
+
+    acknowledged: int
+    found: int
+    lost: int
+    doubled: int
+    misordered: int  # neighbours whose revisions fall
+    refused: int
+    refused_found: int
+    unknown: int  # neither acknowledged nor refused
+    unknown_found: int
+    updates_acknowledged: int
+    updates_counted: int
+    updates_lost: int
+    updates_doubled: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether there was anything to judge, and nothing is wrong."""
+        wrong = (self.lost, self.doubled, self.misordered, self.refused_found, self.updates_lost, self.updates_doubled)
+        return self.acknowledged > 0 and self.updates_acknowledged > 0 and not any(wrong)
+
+
+class Result(Struct, frozen=True):
+    """How a demo went; of each worker how many operations ended how."""
+
+    seconds: float
+    sessions: int
+    workers: list[dict[str, int]]
+    crashed: int
+    verdict: Verdict
+
+    @property
+    def ok(self) -> bool:
+        """Whether the store kept its word, and every worker lived to see it."""
+        return self.verdict.ok and not self.crashed
+
+
+def judge(entries: Iterable[Entry], stored: Mapping[str, SessionAsset]) -> Verdict:
+    """Hold the workers' logs against the sessions that are stored, by id."""
+    ops: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.outcome != "tried" or entry.op not in ops:
+            ops[entry.op] = entry
+    turns = Counter((id, turn.id) for id, asset in stored.items() for turn in asset.history.turns)
+    copies: dict[str, list[int]] = {"done": [], "refused": [], "tried": []}
+    increments: dict[str, Counter[str]] = defaultdict(Counter)
+    revisions: dict[tuple[str, str], int] = {}
+    for op in ops.values():
+        copies[op.outcome] += [turns[op.session, turn] for turn in op.turns]
+        increments[op.session][op.outcome] += op.increments
+        if op.outcome == "done":
+            revisions |= {(op.session, turn): op.revision for turn in op.turns}
+    misordered = counted = lost = doubled = 0
+    for id in stored.keys() | increments.keys():
+        asset = stored.get(id)
+        known = [revisions[id, t.id] for t in asset.history.turns if (id, t.id) in revisions] if asset else []
+        misordered += sum(after < before for before, after in itertools.pairwise(known))
+        count = int(asset.metadata.get(_COUNTER, 0)) if asset else 0
+        counted += count
+        lost += max(increments[id]["done"] - count, 0)
+        doubled += max(count - increments[id]["done"] - increments[id]["tried"], 0)
+    done, refused, unknown = copies["done"], copies["refused"], copies["tried"]
+    return Verdict(
+        acknowledged=len(done),
+        found=len(done) - done.count(0),
+        lost=done.count(0),
+        doubled=sum(n > 1 for n in (*done, *refused, *unknown)),
+        misordered=misordered,
+        refused=len(refused),
+        refused_found=len(refused) - refused.count(0),
+        unknown=len(unknown),
+        unknown_found=len(unknown) - unknown.count(0),
+        updates_acknowledged=sum(counter["done"] for counter in increments.values()),
+        updates_counted=counted,
+        updates_lost=lost,
+        updates_doubled=doubled,
+    )
+
+
+class Job(NamedTuple):
+    """What a worker is told."""
+
+    name: str
+    url: str
+    namespace: str
+    sessions: list[str]
+    seconds: float
+    log: Path
+
+
+class Worker:
+    """What happens in a worker's process."""
+
+    def __init__(self, job: Job, store: RedisSessionStore[SessionAsset], log: BinaryIO) -> None:
+        self._job = job
+        self._store = store
+        self._log = log
+
+    async def work(self, task: int, until: float) -> None:
+        """Do one thing after the other, until the loop's clock says so."""
+        parent = multiprocessing.parent_process()
+        for number in itertools.count():
+            op, id = f"{self._job.name}-{task}-{number}", random.choice(self._job.sessions)
+            turns = [ConversationTurn.assistant(f"{op}: step {step}") for step in range(random.randint(1, 3))]
+            for step, turn in enumerate(turns):
+                turn.id = f"{op}-{step}"
+            ids = tuple(turn.id for turn in turns)
+            match random.choices(("append", "update", "save"), weights=(6, 3, 1))[0]:
+                case "append":
+                    await self._attempt(Entry(op, "append", "tried", id, ids), self._append(id, turns))
+                case "update":
+                    await self._attempt(Entry(op, "update", "tried", id, (), 1), self._update(id))
+                case _:
+                    await self._attempt(Entry(op, "save", "tried", id, ids, 1), self._save(id, turns))
+            await asyncio.sleep(random.uniform(0, _THINK_TIME))
+            if asyncio.get_running_loop().time() > until or (parent and not parent.is_alive()):
+                return
+
+    async def _attempt(self, entry: Entry, action: Awaitable[int]) -> None:
+        self._write(entry)
+        try:
+            revision = await action
+        except OutcomeUnknownError:
+            pass  # it stays "tried"
+        except StorageError:  # any other says that nothing was written
+            self._write(replace(entry, outcome="refused"))
+        else:
+            self._write(replace(entry, outcome="done", revision=revision))
+
+    def _write(self, entry: Entry) -> None:
+        self._log.write(msgspec.json.encode(entry) + b"\n")
+
+    async def _append(self, id: str, turns: Sequence[ConversationTurn]) -> int:
+        await self._store.load(id)  # as an agent does before it goes on
+        return await self._store.append(id, *turns)
+
+    async def _update(self, id: str) -> int:
+        return (await self._store.update(id, _increment)).revision
+
+    async def _save(self, id: str, turns: Sequence[ConversationTurn]) -> int:
+        asset, revision = await self._store.load_versioned(id)
+        _increment(asset)
+        for turn in turns:
+            asset.add_turn(turn)
+        return await self._store.save(asset, if_revision=revision)
+
+
+def _increment(asset: SessionAsset) -> None:
+    asset.metadata[_COUNTER] = asset.metadata.get(_COUNTER, 0) + 1
+    asset.touch()
+
+
+def _process(job: Job) -> None:
+    async def work() -> None:
+        async with open_store(job.url, namespace=job.namespace) as store:
+            with job.log.open("ab", buffering=0) as log:  # unbuffered: written is written, even if we are killed
+                worker = Worker(job, store, log)
+                until = asyncio.get_running_loop().time() + job.seconds
+                await asyncio.gather(*(worker.work(task, until) for task in range(_TASKS)))
+
+    try:
+        asyncio.run(work())
+    except StorageError as error:
+        raise SystemExit(f"worker {job.name}: {error}") from None
+
+
+@contextmanager
+def _started(jobs: Sequence[Job]) -> Iterator[list[BaseProcess]]:
+    """Start the workers; in the end none is left."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_process, args=(job,), daemon=True) for job in jobs]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit: Ctrl-C is for us to answer
+    try:
+        for process in processes:
+            process.start()
+        signal.signal(signal.SIGINT, before)
+        yield list(processes)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for process in processes:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+
+
+class Logbook:
+    """A worker's log, read as it grows."""
+
+    def __init__(self, job: Job) -> None:
+        self.entries: list[Entry] = []
+        self.counts: Counter[str] = Counter()  # like "append done"
+        self._path = job.log
+        self._path.touch()
+        self._position = 0
+        self._past: deque[tuple[float, Counter[str]]] = deque(maxlen=8)
+
+    def read(self) -> None:
+        """Read what is new."""
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            *lines, rest = file.read().split(b"\n")
+            self._position = file.tell() - len(rest)  # which is a line half-written
+        new = [msgspec.json.decode(line, type=Entry) for line in lines]
+        self.entries += new
+        self._past.append((time.monotonic(), self.counts.copy()))
+        self.counts.update(f"{entry.kind} {entry.outcome}" for entry in new)
+
+    def rate(self, kind: str) -> float:
+        """Return how many operations a second were acknowledged lately."""
+        then, counts = self._past[0]
+        passed = max(time.monotonic() - then, 0.001)
+        return (self.counts[f"{kind} done"] - counts[f"{kind} done"]) / passed
+
+
+def _view(metas: Sequence[SessionMeta], logs: Sequence[Logbook]) -> Group:
+    sessions = Table("session", "project", "turns", "revision", "updated", title="sessions, newest first")
+    now = datetime.now(UTC)
+    for meta in metas:
+        age = f"{(now - meta.updated_at).total_seconds() * 1000:.0f} ms ago"
+        sessions.add_row(meta.id, meta.name, f"{meta.turn_count:,}", f"{meta.revision:,}", age)
+    workers = Table("worker", "appends/s", "updates/s", "saves/s", "conflicts and errors", title="workers")
+    for number, log in enumerate(logs):
+        rates = [f"{log.rate(kind):,.0f}" for kind in ("append", "update", "save")]
+        refused = sum(count for name, count in log.counts.items() if name.endswith("refused"))
+        workers.add_row(str(number), *rates, f"{refused:,}")
+    for column in (*sessions.columns[2:], *workers.columns[1:]):
+        column.justify = "right"
+    return Group(sessions, workers)
+
+
+def _line(seconds: float, logs: Sequence[Logbook]) -> str:
+    total = sum((log.counts for log in logs), Counter())
+    rates = " ".join(f"{sum(map(log.rate, ('append', 'update', 'save'))):,.0f}" for log in logs)
+    done = ", ".join(f"{total[f'{kind} done']:,} {kind}s" for kind in ("append", "update", "save"))
+    return f"{seconds:4.1f} s: {done}; operations/s per worker: {rates}"
+
+
+def describe(verdict: Verdict) -> str:
+    """Return the verdict in words."""
+    v = verdict
+    return (
+        f"turns    acknowledged {v.acknowledged:,}, found {v.found:,}, lost {v.lost:,}, doubled {v.doubled:,}, "
+        f"out of order {v.misordered:,}\n"
+        f"         refused {v.refused:,}, of them found {v.refused_found:,}; "
+        f"outcome unknown {v.unknown:,}, of them found {v.unknown_found:,}\n"
+        f"updates  acknowledged {v.updates_acknowledged:,}, counted {v.updates_counted:,}, "
+        f"lost {v.updates_lost:,}, doubled {v.updates_doubled:,}"
+    )
+
+
+def run(url: str | None, *, seconds: float, workers: int, console: Console) -> Result:
+    """Let `workers` processes work for so long on sessions of a new namespace of this server, and judge.
+
+    Without a URL the server is an embedded one in a temporary folder. Whatever happens, the processes, the namespace
+    and the folder are gone in the end.
+
+    Raises:
+        StorageError: the server can't be reached, or denies access.
+        ValueError: a URL of a store that processes can't share like this.
+
+    """
+    if url is not None and isinstance(resolve(url), (FileFolder, MemoryName)):
+        raise ValueError("the demo needs a server that several processes can reach")
+    namespace = f"orcs-demo-{uuid.uuid4().hex[:12]}"
+    samples = resources.files("orcs_redis") / "demo_sessions"
+    texts = [file.read_bytes() for file in samples.iterdir() if file.name.endswith(".json")]
+    assets = [SessionAsset.from_json(text) for text in texts]
+    assets += [SessionAsset.for_project("/repos/demo") for _ in range(_NEW_SESSIONS)]
+    ids = [asset.id for asset in assets]
+    with tempfile.TemporaryDirectory(prefix="orcs-demo-", ignore_cleanup_errors=True) as name, ExitStack() as stack:
+        folder = Path(name)
+        if url is None:
+            url = f"embedded://{quote(str(folder / 'server'))}"
+            stack.callback(_wait_for_end, folder / "server" / "supervisor.lock")
+        store = stack.enter_context(BlockingStore.connect(url, namespace=namespace))
+        stack.callback(_clean_up, store, namespace, ids, console)
+        console.print(f"{len(texts)} sample sessions and {_NEW_SESSIONS} new ones, {workers} worker processes")
+        for saved in store.save_many(assets):
+            if isinstance(saved, StorageError):
+                raise saved
+        jobs = [Job(str(n), url, namespace, ids, seconds, folder / f"{n}.log") for n in range(workers)]
+        logs = [Logbook(job) for job in jobs]
+        with _started(jobs) as processes:
+            _watch(processes, logs, store, seconds, console)
+            crashed = sum(process.exitcode != 0 for process in processes)
+        store.ping()  # what can't be reached is not lost: then there is an error and no verdict
+        loaded = store.load_many(ids)
+        for asset in loaded:
+            if isinstance(asset, UnavailableError):
+                raise asset
+        stored = {asset.id: asset for asset in loaded if isinstance(asset, SessionAsset)}
+        verdict = judge((entry for log in logs for entry in log.entries), stored)
+        result = Result(seconds, len(ids), [dict(log.counts) for log in logs], crashed, verdict)
+        console.print(describe(verdict))
+        if crashed:
+            console.print(Text(f"{crashed} workers crashed", "bold red"))
+        good = Text("verdict: nothing lost, nothing doubled", "bold green")
+        console.print(good if result.ok else Text("verdict: FAILED", "bold red"))
+    return result
+
+
+def _watch(
+    processes: Sequence[BaseProcess],
+    logs: Sequence[Logbook],
+    store: BlockingStore[SessionAsset],
+    seconds: float,
+    console: Console,
+) -> None:
+    """Show how it goes until every worker has ended, but not for ever."""
+    began = time.monotonic()
+    next_line = 1.0
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            over = all(process.exitcode is not None for process in processes)
+            for log in logs:
+                log.read()
+            passed = time.monotonic() - began
+            if live is not None:
+                with suppress(UnavailableError):  # that is for the verdict to tell
+                    live.update(_view(store.list(limit=10), logs), refresh=True)
+            elif passed >= next_line:
+                next_line += 1.0
+                console.print(_line(passed, logs))
+            if over or passed > seconds + _PATIENCE:
+                return
+            time.sleep(_REFRESH_TIME)
+
+
+def _clean_up(store: BlockingStore[SessionAsset], namespace: str, ids: Sequence[str], console: Console) -> None:
+    """Remove the sessions and then the namespace's own keys, by their names."""
+    try:
+        store.ping()  # else every session would wait for a server that is gone
+        store.delete_many(ids)
+        keys = Keyspace(namespace, 1)
+        part = keys.partitions[0]
+        rest = (part.state, part.updated, part.meta, part.changes, part.deleted, part.deleted_ops)
+        commands = [("UNLINK", *rest), ("UNLINK", keys.layout(namespace))]
+        store._link.call(commands, time.monotonic() + 5.0)
+    except (StorageError, Trouble):
+        console.print(f"the server is gone: keys of the namespace {namespace} may be left there", style="red")
+
+
+def _wait_for_end(lock: Path) -> None:
+    """Wait until the embedded server's supervisor, and so the server, has let go of its folder."""
+    until = time.monotonic() + _STOP_TIME
+    with suppress(OSError), lock.open("rb") as file:
+        while time.monotonic() < until:
+            try:
+                flock(file, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.02)
+            else:
+                break

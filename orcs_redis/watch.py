@@ -1,0 +1,337 @@
+"""Watching: every session's latest state reaches every watcher, whatever happened to the connection.
+
+Pub/sub makes it fast: a message that carries the partition's next revision is delivered as it is. The `changes` index
+makes it true: whenever a revision is missing, or may be, what changed since is read from there.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from . import scripts
+from .errors import LayoutError, NotFoundError, OutcomeUnknownError, StoreResetError, UnavailableError
+from .ids import check_id
+from .keys import Partition
+from .operations import Namespace, Operation
+from .plans import Pause, Plan
+from .resp import Command, Reply
+from .subscription import Listener
+
+__all__ = ["Change", "Changes", "Watcher", "waking"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BATCH = 1000  # changes read at once
+_PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
+_FOREVER = float("inf")
+
+_decode_message = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, str]).decode
+_decode_cursor = msgspec.msgpack.Decoder(tuple[bytes, list[int]]).decode
+
+
+class Change(NamedTuple):
+    """A session was saved (or appended to), or deleted; several changes of one session may come as the last of them.
+
+    Attributes:
+        kind: "saved" or "deleted".
+        id: the session's.
+        revision: of the change.
+        updated_at: of the session; of a deletion, when it was deleted.
+        cursor: where a later `watch(since=...)` goes on.
+        origin: the writer: `store.origin` of the store that wrote it.
+
+    """
+
+    kind: Literal["saved", "deleted"]
+    id: str
+    revision: int
+    updated_at: datetime
+    cursor: str
+    origin: str
+
+
+class _Entry(NamedTuple):
+    id: str
+    revision: int
+    deleted: bool
+    updated_at_ms: int
+    origin: bytes
+
+
+class _Since(Operation["tuple[int, list[_Entry]]"]):
+    """One run of the script (scripts/changes.lua): up to which revision it tells, and the changes."""
+
+    __slots__ = ("_limit", "_namespace", "_partition", "_since")
+
+    def __init__(self, namespace: Namespace, partition: Partition, since: int | None, limit: int) -> None:
+        super().__init__()
+        self._namespace = namespace
+        self._partition = partition
+        self._since = since
+        self._limit = limit
+
+    def commands(self) -> Sequence[Command]:
+        partition = self._partition
+        keys = (partition.state, partition.changes, partition.meta, partition.deleted_ops)
+        since = "" if self._since is None else self._since
+        return [self._script(scripts.CHANGES, keys, (self._namespace.incarnation, since, self._limit))]
+
+    def decode(self, replies: Sequence[Reply]) -> tuple[int, list[_Entry]]:
+        self._check(replies)
+        answer, revision, *flat = replies[0]
+        match answer:
+            case b"RESET" if revision < 0:
+                raise StoreResetError("the namespace was wiped")
+            case b"RESET":
+                raise StoreResetError(f"the data went back in time: to revision {revision} from {self._since}")
+            case b"COMPACTED":
+                raise StoreResetError(
+                    f"deletions after revision {self._since} were forgotten, up to {revision}: list again"
+                )
+        self._namespace.saw(self._partition, revision)
+        return revision, [
+            _Entry(id.decode(), int(float(changed)), bool(kind), int.from_bytes(at), origin)
+            for id, changed, kind, at, origin in zip(*(flat[n::5] for n in range(5)), strict=True)
+        ]
+
+
+class _Reached(Operation["tuple[int | None, int]"]):
+    """A session's revision (None: absent), and its partition's."""
+
+    __slots__ = ("_id", "_partition")
+
+    def __init__(self, namespace: Namespace, id: str) -> None:
+        super().__init__()
+        self._id = id
+        self._partition = namespace.keyspace.of(id)
+
+    def commands(self) -> Sequence[Command]:
+        # In this order: what was absent when the partition was at a revision did not have it.
+        return [
+            ("HGET", self._partition.state, "revision"),
+            ("HGET", self._partition.session(self._id), ".revision"),
+        ]
+
+    def decode(self, replies: Sequence[Reply]) -> tuple[int | None, int]:
+        self._check(replies)
+        partition, session = replies
+        if partition is None:
+            raise StoreResetError("the namespace was wiped")
+        try:
+            return None if session is None else int(session), int(partition)
+        except ValueError:
+            raise LayoutError(f"{self._partition.state} is not of this store's layout") from None
+
+
+class Changes:
+    """What there is to ask about changes, as plans."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = self._namespace = namespace
+        self.origin = namespace.origin.hex()
+
+    def cursor(self) -> Plan[str]:
+        """Return the cursor of now."""
+        positions = []
+        for partition in self._namespace.keyspace.partitions:
+            revision, _ = yield _Since(self._namespace, partition, None, 0)
+            positions.append(revision)
+        return self.encode(positions)
+
+    def changes(self, since: str | None, limit: int) -> Plan[list[Change]]:
+        """Return changes after a cursor; after None, every session there is."""
+        if not isinstance(limit, int) or limit < 1:
+            raise ValueError("limit is 1 or more")
+        positions = self.decode(since)
+        found: list[Change] = []
+        for number, partition in enumerate(self._namespace.keyspace.partitions):
+            if len(found) == limit:
+                break
+            _, entries = yield _Since(self._namespace, partition, positions[number], limit - len(found))
+            for entry in entries:
+                positions[number] = entry.revision
+                found.append(self.change(entry, positions))
+        return found
+
+    def wait_for(self, id: str, revision: int, seconds: float, wake: Any) -> Plan[int]:
+        """Return the session's revision once it is at least `revision`; `wake` is set when it may be."""
+        until = time.monotonic() + seconds
+        while True:
+            wake.clear()
+            reached, partition = yield _Reached(self._namespace, id)
+            if reached is not None and reached >= revision:
+                return int(reached)
+            if reached is None and partition >= revision:
+                raise NotFoundError(id)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"session {id} has not reached revision {revision} in time")
+            yield Pause(left, wake)
+
+    def channel(self, id: str) -> str:
+        """Return the channel on which a session's changes are told."""
+        return self._namespace.keyspace.of(check_id(id)).changes
+
+    def change(self, entry: _Entry, positions: Sequence[int]) -> Change:
+        """Return an entry as the caller sees it."""
+        return Change(
+            "deleted" if entry.deleted else "saved",
+            entry.id,
+            entry.revision,
+            _EPOCH + timedelta(milliseconds=entry.updated_at_ms),
+            self.encode(positions),
+            entry.origin.hex(),
+        )
+
+    def encode(self, positions: Sequence[int]) -> str:
+        """Return a cursor: it belongs to this namespace, and has a revision for each partition."""
+        return base64.urlsafe_b64encode(msgspec.msgpack.encode((self._namespace.incarnation, positions))).decode()
+
+    def decode(self, cursor: str | None) -> list[int]:
+        """Return a cursor's revisions; of None, those before the first write.
+
+        Raises:
+            ValueError: it is no cursor.
+            StoreResetError: it is of another namespace, or of this one before it was wiped.
+
+        """
+        count = len(self._namespace.keyspace.partitions)
+        if cursor is None:
+            return [0] * count
+        try:
+            incarnation, positions = _decode_cursor(base64.urlsafe_b64decode(cursor))
+        except (TypeError, ValueError, msgspec.MsgspecError):
+            raise ValueError("that is not a cursor of changes") from None
+        if incarnation != self._namespace.incarnation:
+            raise StoreResetError("the cursor is of another namespace, or of this one before it was wiped: list again")
+        if len(positions) != count:
+            raise ValueError("that is not a cursor of changes")
+        return positions
+
+
+class _Track:
+    """What a watcher knows of one partition."""
+
+    def __init__(self, partition: Partition, number: int, position: int) -> None:
+        self.partition = partition
+        self.number = number
+        self.head = position  # up to here everything is pending or was delivered
+        self.told = position  # the last message's revision
+        self.gap = True  # whether there may be more than pending
+        self.pending: dict[str, _Entry] = {}  # in order of revisions
+
+
+class Watcher:
+    """One watch: fed by messages, asked by a consumer; they may be in different threads."""
+
+    def __init__(self, changes: Changes, ids: Collection[str] | None, wake: Any) -> None:
+        if isinstance(ids, str):
+            raise ValueError("ids is a collection of ids")
+        self._changes = changes
+        self._namespace = changes.namespace
+        self._ids = None if ids is None else frozenset(map(check_id, ids))
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._tracks: list[_Track] = []
+        self._positions: list[int] = []
+
+    def start(self, since: str | None) -> Plan[None]:
+        """Find out where to begin."""
+        cursor = since if since is not None else (yield from self._changes.cursor())
+        self._positions = self._changes.decode(cursor)
+        partitions = self._namespace.keyspace.partitions
+        wanted = partitions if self._ids is None else {self._namespace.keyspace.of(id) for id in self._ids}
+        self._tracks = [
+            _Track(partition, number, self._positions[number])
+            for number, partition in enumerate(partitions)
+            if partition in wanted
+        ]
+
+    def listeners(self) -> list[tuple[str, Listener]]:
+        """Return the channels to listen to, and with what."""
+        return [(track.partition.changes, self._listener(track)) for track in self._tracks]
+
+    def pop(self) -> Change | None:
+        """Return the next change that is pending."""
+        with self._lock:
+            for track in self._tracks:
+                if track.pending:
+                    entry = track.pending.pop(next(iter(track.pending)))
+                    self._positions[track.number] = entry.revision
+                    return self._changes.change(entry, self._positions)
+        return None
+
+    def wait(self) -> Plan[None]:
+        """Return when there may be changes pending: told of, or read where some may have been missed."""
+        self._wake.clear()
+        delay = 0.01
+        for track in self._tracks:
+            if not track.gap or track.pending:
+                continue
+            try:
+                revision, entries = yield _Since(self._namespace, track.partition, track.head, _BATCH)
+            except (UnavailableError, OutcomeUnknownError):
+                yield Pause(delay)
+                return
+            with self._lock:
+                for entry in entries:
+                    self._add(track, entry)
+                track.head = max(track.head, revision)
+                track.gap = len(entries) == _BATCH or track.told > track.head
+        if not any(track.pending or track.gap for track in self._tracks):
+            yield Pause(_FOREVER, self._wake)
+
+    def _listener(self, track: _Track) -> Listener:
+        def listen(message: bytes | None) -> None:
+            with self._lock:
+                if message is None:
+                    track.gap = True
+                elif message:  # an empty one is a probe
+                    self._receive(track, message)
+            self._wake.set()
+
+        return listen
+
+    def _receive(self, track: _Track, message: bytes) -> None:
+        try:
+            revision, updated_at_ms, kind, origin, id = _decode_message(message)
+        except msgspec.MsgspecError:
+            track.gap = True
+            return
+        back, track.told = revision <= track.told and revision <= track.head, revision
+        if revision == track.head + 1 and not track.gap:
+            self._add(track, _Entry(id, revision, kind == 1, updated_at_ms, origin))
+            track.head = revision
+            if len(track.pending) > _PENDING:
+                track.head = next(iter(track.pending.values())).revision - 1
+                track.pending.clear()
+                track.gap = True
+        elif revision > track.head or back:
+            track.gap = True  # what came between, or what went back, is read
+
+    def _add(self, track: _Track, entry: _Entry) -> None:
+        if self._ids is None or entry.id in self._ids:
+            track.pending.pop(entry.id, None)
+            track.pending[entry.id] = entry
+
+
+def waking(wake: Any, id: str, revision: int) -> Listener:
+    """Return a listener that sets an event when a session may have reached a revision."""
+
+    def listen(message: bytes | None) -> None:
+        if message:
+            try:
+                reached, _, _, _, changed = _decode_message(message)
+            except msgspec.MsgspecError:
+                return
+            if changed != id and reached != revision:
+                return
+        wake.set()
+
+    return listen

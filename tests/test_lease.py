@@ -1,0 +1,182 @@
+"""Leases: one holder at a time, and no write by a former one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from orcs_redis import ConversationTurn, InvalidIdError, LeaseHeldError, LeaseLostError, SessionAsset
+
+from .conftest import Connect, Place
+
+
+@contextlib.asynccontextmanager
+async def leased(store: Any, id: str, **options: Any) -> AsyncIterator[Any]:
+    """A lease in either colour."""
+    if hasattr(store, "_store"):  # a blocking one behind `Threaded`
+        manager = store._store.lease(id, **options)
+        lease = await asyncio.to_thread(manager.__enter__)
+        try:
+            yield lease
+        finally:
+            await asyncio.to_thread(manager.__exit__, None, None, None)
+    else:
+        async with store.lease(id, **options) as lease:
+            yield lease
+
+
+async def lost(lease: Any, timeout: float) -> bool:
+    if isinstance(lease.lost, threading.Event):
+        return await asyncio.to_thread(lease.lost.wait, timeout)
+    done, _ = await asyncio.wait([lease.lost], timeout=timeout)
+    return bool(done)
+
+
+async def test_one_holder(connect: Connect) -> None:
+    """While one holds it nobody else gets it, and the error says for how long."""
+    one, other = await connect(), await connect()
+    async with leased(one, "s", ttl=20) as lease:
+        assert lease.id == "s"
+        with pytest.raises(LeaseHeldError) as caught:
+            async with leased(other, "s"):
+                pass
+        assert caught.value.remaining is not None
+        assert 15 < caught.value.remaining <= 20
+        async with leased(other, "another"):
+            pass
+    async with leased(other, "s") as later:
+        assert later.token > lease.token
+
+
+async def test_writes_under_a_lease(connect: Connect) -> None:
+    """Every write takes a lease; once it has passed to another, none is applied."""
+    one, other = await connect(), await connect()
+    asset = SessionAsset(id="s")
+    async with leased(one, "s") as lease:
+        await one.save(asset, lease=lease)
+        await one.append("s", ConversationTurn.user("x"), lease=lease)
+        await one.update("s", lambda asset: asset.metadata.update(a=1), lease=lease)
+        await one.delete("s", lease=lease)
+        await one.save(asset, lease=lease)
+    async with leased(other, "s") as successor:
+        before = await other.load_versioned("s")
+        for write in (
+            one.save(asset, lease=lease),
+            one.append("s", ConversationTurn.user("x"), lease=lease),
+            one.update("s", lambda asset: asset.metadata.update(a=1), lease=lease),
+            one.delete("s", lease=lease),
+        ):
+            with pytest.raises(LeaseLostError):
+                await write
+        assert await other.load_versioned("s") == before
+        await other.append("s", ConversationTurn.user("y"), lease=successor)
+    with pytest.raises(LeaseLostError):
+        await other.append("s", ConversationTurn.user("z"), lease=successor)
+
+
+async def test_a_lease_of_another_session(store: Any) -> None:
+    """A lease is for its session only."""
+    await store.save(SessionAsset(id="t"))
+    async with leased(store, "s") as lease:
+        with pytest.raises(ValueError, match="another session"):
+            await store.append("t", ConversationTurn.user("x"), lease=lease)
+
+
+async def test_waiting_is_woken_by_release(connect: Connect) -> None:
+    """Who waits gets the lease as soon as it is given back, long before it would end."""
+    one, other = await connect(), await connect()
+    got = asyncio.Event()
+    released = 0.0
+
+    async def wait() -> float:
+        async with leased(other, "s", wait=30):
+            got.set()
+            return time.monotonic()
+
+    async with leased(one, "s", ttl=60):
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0.3)
+        assert not got.is_set()
+        released = time.monotonic()
+    assert await task - released < 5
+
+
+async def test_many_wait(connect: Connect) -> None:
+    """Many who want it hold it one after the other, never two at a time."""
+    stores = [await connect(), await connect()]
+    holders = 0
+    tokens = []
+
+    async def work(store: Any) -> None:
+        nonlocal holders
+        async with leased(store, "s", wait=60) as lease:
+            holders += 1
+            assert holders == 1
+            tokens.append(lease.token)
+            await asyncio.sleep(0.01)
+            holders -= 1
+
+    await asyncio.gather(*(work(stores[n % 2]) for n in range(12)))
+    assert tokens == sorted(set(tokens))
+
+
+async def test_waiting_ends(connect: Connect) -> None:
+    """Who has waited long enough is told that another holds it."""
+    one, other = await connect(), await connect()
+    async with leased(one, "s", ttl=60):
+        start = time.monotonic()
+        with pytest.raises(LeaseHeldError):
+            async with leased(other, "s", wait=0.3):
+                pass
+        assert 0.25 < time.monotonic() - start < 5
+
+
+async def test_it_is_renewed(connect: Connect) -> None:
+    """A lease outlives its ttl while it is held."""
+    one, other = await connect(), await connect()
+    async with leased(one, "s", ttl=0.6) as lease:
+        await asyncio.sleep(1.5)
+        assert not await lost(lease, 0)
+        with pytest.raises(LeaseHeldError):
+            async with leased(other, "s"):
+                pass
+
+
+async def test_a_lease_that_vanished_is_lost(place: Place, connect: Connect) -> None:
+    """Whoever holds a lease that is gone on the server is told, and can't write."""
+    store = await connect()
+    await store.save(SessionAsset(id="s"))
+    async with leased(store, "s", ttl=0.6) as lease:
+        place.raw.delete(place.key("lease:s"))
+        assert await lost(lease, 10)
+        with pytest.raises(LeaseLostError):
+            await store.append("s", ConversationTurn.user("x"), lease=lease)
+
+
+async def test_leases_shows_holders(connect: Connect) -> None:
+    """`leases` tells who holds what, since when and until when."""
+    one, other = await connect(partitions=3), await connect()
+    async with leased(one, "s", ttl=30) as s, leased(one, "t", ttl=60) as t:
+        first, second = await other.leases()
+        assert [(first.id, first.token), (second.id, second.token)] == [("s", s.token), ("t", t.token)]
+        assert first.holder == second.holder
+        assert 29 < (first.until - first.since).total_seconds() <= 31
+        assert abs(first.since.timestamp() - time.time()) < 60
+    assert await other.leases() == []
+
+
+async def test_bad_arguments(store: Any) -> None:
+    """Nonsense is refused before anything is sent."""
+    for options in ({"ttl": 0}, {"ttl": float("nan")}, {"ttl": 1e9}, {"wait": -1}):
+        with pytest.raises(ValueError, match="ttl|wait"):
+            async with leased(store, "s", **options):
+                pass
+    with pytest.raises(InvalidIdError):
+        async with leased(store, ""):
+            pass

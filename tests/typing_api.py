@@ -1,0 +1,144 @@
+"""The public API as a type checker sees it. Checked by mypy, never run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import assert_type
+
+import redis
+import redis.asyncio
+
+from orcs_redis import (
+    ConversationTurn,
+    LocalFileStore,
+    Page,
+    RedisSessionStore,
+    SessionAsset,
+    SessionMeta,
+    SessionStore,
+    StorageError,
+    SyncStatus,
+    Versioned,
+    open_store,
+    sync,
+)
+
+
+class Ticket(SessionAsset):
+    """A session with a field of one's own."""
+
+    priority: int = 0
+
+
+def touch(asset: SessionAsset) -> None:
+    asset.touch()
+
+
+def raise_priority(asset: Ticket) -> None:
+    asset.priority += 1
+
+
+async def asyncio_stores(client: redis.asyncio.Redis, turn: ConversationTurn) -> None:
+    assert_type(open_store(), AbstractAsyncContextManager[RedisSessionStore[SessionAsset]])
+    assert_type(open_store(client=client, namespace="n"), AbstractAsyncContextManager[RedisSessionStore[SessionAsset]])
+    assert_type(open_store("memory://", asset_type=Ticket), AbstractAsyncContextManager[RedisSessionStore[Ticket]])
+    assert_type(await RedisSessionStore.connect("memory://"), RedisSessionStore[SessionAsset])
+    assert_type(await RedisSessionStore.connect(asset_type=Ticket, deadline=1.0), RedisSessionStore[Ticket])
+
+    async with open_store() as plain:
+        assert_type(await plain.load("id"), SessionAsset)
+        assert_type(await plain.update("id", touch), Versioned[SessionAsset])
+
+    async with open_store(asset_type=Ticket) as store:
+        ticket = await store.load("id")
+        assert_type(ticket, Ticket)
+        assert_type(await store.save(ticket), int)
+        assert_type(await store.save(ticket, if_revision=1), int)
+        assert_type(await store.load_versioned("id"), Versioned[Ticket])
+        assert_type(await store.append("id", turn, turn, if_revision=1), int)
+        assert_type(await store.turns("id", -20), list[ConversationTurn])
+        assert_type(await store.update("id", raise_priority), Versioned[Ticket])
+        assert_type(await store.update("id", touch), Versioned[Ticket])
+        assert_type(await store.list(limit=1), list[SessionMeta])
+        assert_type(await store.page(10, None), Page[SessionMeta])
+        assert_type((await store.page(10)).items, list[SessionMeta])
+        assert_type((await store.page(10)).cursor, str | None)
+        assert_type(await store.exists("id"), bool)
+        assert_type(await store.save_many([ticket]), list[int | StorageError])
+        assert_type(await store.load_many(["id"]), list[Ticket | StorageError])
+        assert_type(await store.delete_many(["id"]), list[StorageError | None])
+        assert_type(await store.ping(), float)
+        assert_type(store.sync_status(), SyncStatus)
+        await store.save(SessionAsset.new())  # type: ignore[arg-type]  # it has no priority
+        await store.update("id", 1)  # type: ignore[arg-type]
+        open_store(retries=3)  # type: ignore[call-overload]  # no such option
+
+
+def blocking_stores(client: redis.Redis, turn: ConversationTurn) -> None:
+    assert_type(sync.open_store(), AbstractContextManager[sync.RedisSessionStore[SessionAsset]])
+    assert_type(sync.open_store(client=client), AbstractContextManager[sync.RedisSessionStore[SessionAsset]])
+    assert_type(sync.open_store(asset_type=Ticket), AbstractContextManager[sync.RedisSessionStore[Ticket]])
+    assert_type(sync.RedisSessionStore.connect("memory://"), sync.RedisSessionStore[SessionAsset])
+    assert_type(sync.RedisSessionStore.connect(asset_type=Ticket), sync.RedisSessionStore[Ticket])
+
+    with sync.open_store() as plain:
+        assert_type(plain.load("id"), SessionAsset)
+
+    with sync.open_store(asset_type=Ticket) as store:
+        ticket = store.load("id")
+        assert_type(ticket, Ticket)
+        assert_type(store.save(ticket, if_revision=1), int)
+        assert_type(store.load_versioned("id"), Versioned[Ticket])
+        assert_type(store.append("id", turn), int)
+        assert_type(store.turns("id", -20), list[ConversationTurn])
+        assert_type(store.update("id", raise_priority), Versioned[Ticket])
+        assert_type(store.list(limit=1), list[SessionMeta])
+        assert_type(store.page(10), Page[SessionMeta])
+        assert_type(store.exists("id"), bool)
+        for saved in store.save_many([ticket]):
+            assert_type(saved, int | StorageError)
+        for loaded in store.load_many(["id"]):
+            assert_type(loaded, Ticket | StorageError)
+        for deleted in store.delete_many(["id"]):
+            assert_type(deleted, StorageError | None)
+        assert_type(store.ping(), float)
+        assert_type(store.sync_status(), SyncStatus)
+        store.save(SessionAsset.new())  # type: ignore[arg-type]  # it has no priority
+
+
+async def any_store(store: SessionStore[SessionAsset], asset: SessionAsset) -> None:
+    assert_type(await store.save(asset), int)
+    assert_type(await store.load("id"), SessionAsset)
+    assert_type(await store.list(), list[SessionMeta])
+    assert_type(await store.exists("id"), bool)
+    assert_type(store.sync_status(), SyncStatus)
+
+
+def any_blocking_store(store: sync.SessionStore[SessionAsset], asset: SessionAsset) -> None:
+    assert_type(store.save(asset), int)
+    assert_type(store.load("id"), SessionAsset)
+    assert_type(store.list(), list[SessionMeta])
+
+
+async def all_satisfy_the_protocol(
+    asyncio_redis: RedisSessionStore[SessionAsset],
+    blocking_redis: sync.RedisSessionStore[SessionAsset],
+    tickets: RedisSessionStore[Ticket],
+) -> None:
+    assert_type(LocalFileStore(), LocalFileStore[SessionAsset])
+    assert_type(LocalFileStore("p", asset_type=Ticket), LocalFileStore[Ticket])
+    assert_type(sync.LocalFileStore("p"), sync.LocalFileStore[SessionAsset])
+
+    await any_store(asyncio_redis, SessionAsset.new())
+    await any_store(LocalFileStore(), SessionAsset.new())
+    any_blocking_store(blocking_redis, SessionAsset.new())
+    any_blocking_store(sync.LocalFileStore(), SessionAsset.new())
+
+    store: SessionStore[Ticket] = tickets
+    store = LocalFileStore("p", asset_type=Ticket)
+    blocking: sync.SessionStore[Ticket] = sync.LocalFileStore("p", asset_type=Ticket)
+    assert_type(await store.load("id"), Ticket)
+    assert_type(blocking.load("id"), Ticket)
+
+    await any_store(blocking_redis, SessionAsset.new())  # type: ignore[arg-type]  # the wrong colour
+    any_blocking_store(asyncio_redis, SessionAsset.new())  # type: ignore[arg-type]  # the wrong colour
