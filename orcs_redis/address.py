@@ -150,9 +150,7 @@ def parse_url(url: str) -> Address | EmbeddedFolder | MemoryName | FileFolder:
                 raise ValueError("file: takes a folder: file:///path/to/dir")
             return FileFolder(path)
         case _:
-            raise ValueError(
-                "unknown scheme of a store URL: redis, rediss, unix, embedded, memory or file are known"
-            )
+            raise ValueError("unknown scheme of a store URL: redis, rediss, unix, embedded, memory or file are known")
 
 
 def _split(url: str) -> tuple[SplitResult, int | None] | None:

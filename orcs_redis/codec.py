@@ -232,9 +232,7 @@ class Codec(Generic[A]):
 
     @staticmethod
     def _history_rest(history: ConversationHistory) -> object:
-        return _HistoryRest(
-            **{name: getattr(history, name) for name in _HistoryRest.__struct_fields__}
-        )
+        return _HistoryRest(**{name: getattr(history, name) for name in _HistoryRest.__struct_fields__})
 
 
 def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:

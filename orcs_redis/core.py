@@ -11,7 +11,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
 from .asset import SessionAsset
 from .codec import Codec
-from .errors import OutcomeUnknownError, StorageError, UnavailableError
+from .errors import OutcomeUnknownError, PermissionDeniedError, UnavailableError
 from .keys import MAX_PARTITIONS, check_namespace
 from .lease import Leases
 from .meta import SyncMode, SyncStatus
@@ -77,7 +77,7 @@ class Core(Generic[A]):
         self._pending = 0  # writes under way
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
-        self._denied: StorageError | None = None
+        self._denied: str | None = None
         self._operations: Operations[A] | None = None
         self._leases: Leases | None = None
         self._changes: Changes | None = None
@@ -109,12 +109,34 @@ class Core(Generic[A]):
         namespace = yield from open_namespace(options.namespace, options.partitions)
         codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
         operations = Operations(namespace, codec)
-        self._denied = yield operations.probe()
+        denied = yield operations.probe()
+        self._denied = None if denied is None else str(denied)
         self._operations = operations
         self._leases = Leases(namespace)
         self._changes = Changes(namespace)
 
-    def enter(self, operation: Operation[Any]) -> None:
+    def admit(self) -> None:
+        """Let a plan in, whose operations then go on though the store is closing. Raises what `enter` raises."""
+        self._check()
+        with self._lock:
+            self.active += 1
+
+    def dismiss(self) -> None:
+        """Note that a plan has ended."""
+        with self._lock:
+            self.active -= 1
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the store."""
+        if os.getpid() != self._pid:
+            raise RuntimeError("this store was opened before a fork: open one in the child")
+
+    def _check(self) -> None:
+        self.check_process()
+        if self.closed:
+            raise UnavailableError("the store is closed")
+
+    def enter(self, operation: Operation[Any], *, admitted: bool = False) -> None:
         """Note that an operation begins.
 
         Raises:
@@ -123,12 +145,10 @@ class Core(Generic[A]):
             PermissionDeniedError: a write, and writing is not allowed.
 
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("this store was opened before a fork: open one in the child")
-        if self.closed:
-            raise UnavailableError("the store is closed")
+        if not admitted:
+            self._check()
         if operation.writes and self._denied is not None:
-            raise self._denied
+            raise PermissionDeniedError(self._denied)
         with self._lock:
             self._pending += operation.writes
             self.active += 1

@@ -240,7 +240,7 @@ class AsyncLeasing:
             listener = _waking(wake, id)
             store._subscription.listen(leases.channel(id), listener)
             try:
-                token = await store._run(leases.acquire_when_free(claim, self._wait, wake))
+                token = await store._follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:
                 store._subscription.leave(leases.channel(id), listener)
             since = time.monotonic()
@@ -255,7 +255,7 @@ class AsyncLeasing:
 
     async def _keep(self, since: float) -> None:
         try:
-            await self._store._run(self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since))
+            await self._store._follow(self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since))
         finally:
             if not self._lease.lost.done():
                 self._lease.lost.set_result(None)
@@ -280,7 +280,7 @@ class BlockingLeasing:
             wake = threading.Event()
             leave = store._listen(leases.channel(id), _waking(wake, id))
             try:
-                token = store._run(leases.acquire_when_free(claim, self._wait, wake))
+                token = store._follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:
                 leave()
             since = time.monotonic()

@@ -300,9 +300,7 @@ async def _connect(
     return connection
 
 
-async def dial(
-    address: Address, heartbeat: float, prepare: Callable[[], None] | None, deliver: Deliver
-) -> Feed:
+async def dial(address: Address, heartbeat: float, prepare: Callable[[], None] | None, deliver: Deliver) -> Feed:
     """Open a connection for what is published; its protocol is RESP3, in which PING is answered between messages."""
 
     def push(message: Reply) -> None:

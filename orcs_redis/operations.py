@@ -9,7 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from . import scripts
 from .address import check_server
@@ -58,6 +58,8 @@ __all__ = [
     "Write",
     "Written",
 ]
+
+Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated_at_ms and id
 
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
@@ -267,7 +269,7 @@ class Load(Operation[Versioned[A]]):
             raise Torn("a write came between")
         if not fields:
             raise NotFoundError(id)
-        if revision is None or not revision.isdigit():
+        if revision is None or not revision.isdigit() or len(revision) > 16:
             raise CorruptSessionError(id, ".revision")
         sections = self._codec.sections(fields)
         asset = self._codec.decode(id, sections, turns)
@@ -355,14 +357,12 @@ class AllMeta(Operation[list[SessionMeta]]):
         return _metas(as_map(replies[0]).items())
 
 
-class MetaRun(Operation["tuple[tuple[int, str] | None, list[SessionMeta]]"]):
+class MetaRun(Operation["tuple[Position | None, list[SessionMeta]]"]):
     """A run of a partition's index (scripts/page.lua): where it ended (None: at the end) and its metadata."""
 
     __slots__ = ("_arguments", "_limit", "_partition")
 
-    def __init__(
-        self, partition: Partition, limit: int, span: tuple[Argument, Argument], after: tuple[Argument, str]
-    ) -> None:
+    def __init__(self, partition: Partition, limit: int, span: tuple[Argument, Argument], after: Position) -> None:
         super().__init__()
         self._partition = partition
         self._limit = limit
@@ -373,13 +373,13 @@ class MetaRun(Operation["tuple[tuple[int, str] | None, list[SessionMeta]]"]):
         keys = (self._partition.updated, self._partition.meta)
         return [self._script(scripts.PAGE, keys, self._arguments)]
 
-    def decode(self, replies: Sequence[Reply]) -> tuple[tuple[int, str] | None, list[SessionMeta]]:
+    def decode(self, replies: Sequence[Reply]) -> tuple[Position | None, list[SessionMeta]]:
         """Return the end, and the metadata of those where it can be decoded."""
         _check_index(self._partition, replies)
         self._check(replies)
         time_of_last, *flat = replies[0]
         ids = flat[::2]
-        last = (int(float(time_of_last)), ids[-1].decode()) if len(ids) == self._limit else None
+        last = (int(float(time_of_last)), ids[-1]) if len(ids) == self._limit else None
         return last, _metas(zip(ids, flat[1::2], strict=True))
 
 
@@ -466,7 +466,7 @@ class Probe(Operation["StorageError | None"]):
         if text is not None and text.startswith("NOSCRIPT"):
             self._check(replies)
         problem = text if text is not None else bytes(replies[0]).decode(errors="replace")
-        command, _, reason = problem.rpartition(": ") if text is None else ("", "", problem)
+        command, _, reason = problem.partition(": ") if text is None else ("", "", problem)
         error = translate(reason) if reason else None
         if isinstance(error, PermissionDeniedError):
             return PermissionDeniedError(f"the user may not write ({command or 'EVALSHA'}): nothing was written")

@@ -30,6 +30,7 @@ from .operations import (
     Namespace,
     Operation,
     Ping,
+    Position,
     Probe,
     ReadLayout,
     Turns,
@@ -121,9 +122,7 @@ class Operations(Generic[A]):
         """Whether there is a session."""
         return Exists(self._namespace, check_id(id))
 
-    def append(
-        self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: Held | None
-    ) -> Write:
+    def append(self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: Held | None) -> Write:
         """Add turns to a history."""
         check_id(id)
         if not turns:
@@ -169,7 +168,12 @@ class Operations(Generic[A]):
         return stored
 
     def _save(
-        self, asset: A, new: Encoded, patch: Patch | None, expected: int | None, token: int | None,
+        self,
+        asset: A,
+        new: Encoded,
+        patch: Patch | None,
+        expected: int | None,
+        token: int | None,
         removed: Collection[str] = (),
     ) -> Write:
         sections = new.sections if patch is None else patch.sections
@@ -248,7 +252,7 @@ class Operations(Generic[A]):
         """Collect from each partition as many as can be among the first `limit`, then merge."""
         found: builtins.list[SessionMeta] = []
         for partition in self._namespace.keyspace.partitions:
-            position: tuple[Argument, str] = after or ("", "")
+            position: Position = after or ("", "")
             missing = limit
             while missing is None or missing > 0:
                 chunk = _LIST_CHUNK * 10 if missing is None else missing

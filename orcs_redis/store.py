@@ -7,7 +7,7 @@ import builtins
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
@@ -118,13 +118,10 @@ class RedisSessionStore(Generic[A]):
     async def aclose(self) -> None:
         """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
         core = self._core
-        if not core.closed:
-            core.closed = True
-            if core.active:
-                self._idle = self._loop.create_future()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(core.deadline + 1):
-                        await self._idle
+        core.closed = True
+        if core.active:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.wait([self._idle], timeout=core.deadline + 1)
         await self._subscription.close()
         await self._link.close()
         if self._attachment is not None:
@@ -196,9 +193,7 @@ class RedisSessionStore(Generic[A]):
         """
         return await self._perform(self._core.operations.turns(id, start, stop))
 
-    async def update(
-        self, id: str, change: Callable[[A], object], *, lease: Lease | None = None
-    ) -> Versioned[A]:
+    async def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
 
         Args:
@@ -294,7 +289,7 @@ class RedisSessionStore(Generic[A]):
 
     async def watch(
         self, *, since: str | None = None, ids: Collection[str] | None = None
-    ) -> AsyncIterator[Change]:
+    ) -> AsyncGenerator[Change, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
 
         Of each partition they come in order, none twice; each session's latest state is always told, whatever happened
@@ -323,7 +318,7 @@ class RedisSessionStore(Generic[A]):
                 if change is not None:
                     yield change
                 else:
-                    await self._run(watcher.wait())
+                    await self._follow(watcher.wait())
         finally:
             for channel, listener in listeners:
                 self._subscription.leave(channel, listener)
@@ -352,7 +347,7 @@ class RedisSessionStore(Generic[A]):
         plan = changes.wait_for(id, revision, timeout, wake)
         self._subscription.listen(channel, listener)
         try:
-            return await self._run(plan)
+            return await self._follow(plan)
         finally:
             self._subscription.leave(channel, listener)
 
@@ -382,12 +377,13 @@ class RedisSessionStore(Generic[A]):
 
         return await asyncio.gather(*map(one, items))
 
-    async def _perform(self, operation: Operation[T]) -> T:
+    async def _perform(self, operation: Operation[T], *, admitted: bool = False) -> T:
         """Send an operation until there is an answer or the deadline has come."""
         core, loop = self._core, self._loop
         if asyncio.get_running_loop() is not loop:
+            core.check_process()
             raise RuntimeError("this store belongs to another event loop: open one in this loop")
-        core.enter(operation)
+        core.enter(operation, admitted=admitted)
         expires = loop.time() + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
@@ -405,11 +401,23 @@ class RedisSessionStore(Generic[A]):
             raise
         finally:
             core.leave(operation, error, time.time())
-            if core.closed and not core.active and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self._idle is not None and not self._core.active and not self._idle.done():
+            self._idle.set_result(None)
 
     async def _run(self, plan: Plan[T]) -> T:
-        """Perform a plan's operations, one after the other."""
+        """Perform a plan's operations, one after the other; `aclose` waits for the last."""
+        self._core.admit()
+        try:
+            return await self._follow(plan, admitted=True)
+        finally:
+            self._core.dismiss()
+            self._check_idle()
+
+    async def _follow(self, plan: Plan[T], *, admitted: bool = False) -> T:
+        """Perform a plan's operations, one after the other, until the store is closed."""
         with contextlib.closing(plan):
             try:
                 step = next(plan)
@@ -419,7 +427,7 @@ class RedisSessionStore(Generic[A]):
                         step = plan.send(None)
                         continue
                     try:
-                        result = await self._perform(step)
+                        result = await self._perform(step, admitted=admitted)
                     except StorageError as error:
                         step = plan.throw(error)
                     else:

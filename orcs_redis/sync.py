@@ -12,7 +12,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
@@ -252,9 +252,7 @@ class RedisSessionStore(Generic[A]):
         """Return part of a session's history."""
         return self._perform(self._core.operations.turns(id, start, stop))
 
-    def update(
-        self, id: str, change: Callable[[A], object], *, lease: Lease | None = None
-    ) -> Versioned[A]:
+    def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again."""
         return self._run(self._core.operations.update(id, change, lease))
 
@@ -316,7 +314,7 @@ class RedisSessionStore(Generic[A]):
         """Return all leases that are held, in the order in which they end."""
         return self._run(self._core.leases.all())
 
-    def watch(self, *, since: str | None = None, ids: Collection[str] | None = None) -> Iterator[Change]:
+    def watch(self, *, since: str | None = None, ids: Collection[str] | None = None) -> Generator[Change, None, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed."""
         wake = threading.Event()
         watcher = Watcher(self._core.changes, ids, wake)
@@ -328,7 +326,7 @@ class RedisSessionStore(Generic[A]):
                 if change is not None:
                     yield change
                 else:
-                    self._run(watcher.wait())
+                    self._follow(watcher.wait())
         finally:
             for end in leave:
                 end()
@@ -348,7 +346,7 @@ class RedisSessionStore(Generic[A]):
         plan = changes.wait_for(id, revision, timeout, wake)
         leave = self._listen(channel, listener)
         try:
-            return self._run(plan)
+            return self._follow(plan)
         finally:
             leave()
 
@@ -370,10 +368,12 @@ class RedisSessionStore(Generic[A]):
         operation: Operation[T],
         replies: Sequence[Reply] | Trouble | None = None,
         expires: float | None = None,
+        *,
+        admitted: bool = False,
     ) -> T:
         """Send an operation until there is an answer or the deadline has come; `replies`: of a first sending."""
         core = self._core
-        core.enter(operation)
+        core.enter(operation, admitted=admitted)
         expires = expires or time.monotonic() + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
@@ -398,12 +398,20 @@ class RedisSessionStore(Generic[A]):
             core.leave(operation, error, time.time())
 
     def _run(self, plan: Plan[T]) -> T:
-        """Perform a plan's operations, one after the other."""
+        """Perform a plan's operations, one after the other; `close` waits for the last."""
+        self._core.admit()
+        try:
+            return self._follow(plan, admitted=True)
+        finally:
+            self._core.dismiss()
+
+    def _follow(self, plan: Plan[T], *, admitted: bool = False) -> T:
+        """Perform a plan's operations, one after the other, until the store is closed."""
         with contextlib.closing(plan):
             try:
                 step = next(plan)
                 while True:
-                    step = self._step(plan, step)
+                    step = self._step(plan, step, admitted=admitted)
             except StopIteration as stop:
                 return cast(T, stop.value)
 
@@ -413,13 +421,15 @@ class RedisSessionStore(Generic[A]):
         step: Any,
         replies: Sequence[Reply] | Trouble | None = None,
         expires: float | None = None,
+        *,
+        admitted: bool = False,
     ) -> Any:
         """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
             (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
             return plan.send(None)
         try:
-            result = self._perform(step, replies, expires)
+            result = self._perform(step, replies, expires, admitted=admitted)
         except StorageError as error:
             return plan.throw(error)
         return plan.send(result)
@@ -457,13 +467,9 @@ class RedisSessionStore(Generic[A]):
         except StorageError as error:
             results[n] = error
 
-    def _send_together(
-        self, batch: dict[int, Any], expires: float
-    ) -> dict[int, Sequence[Reply] | Trouble | None]:
+    def _send_together(self, batch: dict[int, Any], expires: float) -> dict[int, Sequence[Reply] | Trouble | None]:
         sent = {
-            n: step.commands()
-            for n, step in batch.items()
-            if isinstance(step, Operation) and self._core.allows(step)
+            n: step.commands() for n, step in batch.items() if isinstance(step, Operation) and self._core.allows(step)
         }
         answers: dict[int, Sequence[Reply] | Trouble | None] = dict.fromkeys(batch)
         flat = [command for commands in sent.values() for command in commands]

@@ -1,7 +1,7 @@
 """The table of servers and colours that tests run over, and stores on them.
 
-A test asks for `store` (or `connect`, to open several) and is run over every row of `ROWS`. Tests are written in asyncio;
-a blocking store is driven through `Threaded`, which runs each of its methods in a thread.
+A test asks for `store` (or `connect`, to open several) and is run over every row of `ROWS`. Tests are written in
+asyncio; a blocking store is driven through `Threaded`, which runs each of its methods in a thread.
 """
 
 from __future__ import annotations

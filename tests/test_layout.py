@@ -76,13 +76,14 @@ async def test_a_deleted_session_leaves_a_tombstone(place: Place, store: Any) ->
 
 async def test_messages(place: Place, store: Any) -> None:
     """Every change is published as msgpack on the channel that is named like the index of changes."""
-    subscription = place.raw.pubsub()
+    raw: Any = place.raw
+    subscription = raw.pubsub()
     subscription.subscribe(place.key("changes"))
-    assert subscription.get_message(timeout=5)["type"] == "subscribe"  # type: ignore[index]
+    assert subscription.get_message(timeout=5)["type"] == "subscribe"
     revisions = [await store.save(SessionAsset(id="s", updated_at_ms=7))]
     revisions.append(await store.append("s", ConversationTurn.user("x")))
     await store.delete("s")
-    messages = []
+    messages: list[Any] = []
     while len(messages) < 3:
         message = subscription.get_message(timeout=5)
         assert message is not None
@@ -105,7 +106,7 @@ async def test_nothing_is_left_staged(place: Place, store: Any) -> None:
     for n in range(100):
         asset.add_turn(ConversationTurn.user(str(n)))
     await store.save(asset)
-    assert not [key for key in raw.scan_iter(match=f"*{place.namespace}*staging*")]
+    assert not list(raw.scan_iter(match=f"*{place.namespace}*staging*"))
     assert raw.ttl(place.key("turns:s")) == -1
 
 
@@ -260,7 +261,8 @@ async def test_garbage_in_a_turn(place: Place, store: Any, data: bytes) -> None:
     for n in range(3):
         asset.add_turn(ConversationTurn.user(str(n)))
     await store.save(asset)
-    place.raw.lset(place.key("turns:s"), 1, data)
+    raw: Any = place.raw
+    raw.lset(place.key("turns:s"), 1, data)
     with pytest.raises(CorruptSessionError) as caught:
         await store.load("s")
     assert caught.value.field == "history.turns[1]"

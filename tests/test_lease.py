@@ -31,10 +31,10 @@ async def leased(store: Any, id: str, **options: Any) -> AsyncIterator[Any]:
             yield lease
 
 
-async def lost(lease: Any, timeout: float) -> bool:
+async def lost(lease: Any, seconds: float) -> bool:
     if isinstance(lease.lost, threading.Event):
-        return await asyncio.to_thread(lease.lost.wait, timeout)
-    done, _ = await asyncio.wait([lease.lost], timeout=timeout)
+        return await asyncio.to_thread(lease.lost.wait, seconds)
+    done, _ = await asyncio.wait([lease.lost], timeout=seconds)
     return bool(done)
 
 
@@ -174,7 +174,7 @@ async def test_leases_shows_holders(connect: Connect) -> None:
 async def test_bad_arguments(store: Any) -> None:
     """Nonsense is refused before anything is sent."""
     for options in ({"ttl": 0}, {"ttl": float("nan")}, {"ttl": 1e9}, {"wait": -1}):
-        with pytest.raises(ValueError, match="ttl|wait"):
+        with pytest.raises(ValueError, match=r"ttl|wait"):
             async with leased(store, "s", **options):
                 pass
     with pytest.raises(InvalidIdError):

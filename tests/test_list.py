@@ -44,7 +44,7 @@ async def test_order(store: Any) -> None:
     """The newest comes first; equal times are ordered by id, descending in UTF-8."""
     times = {"b": 5, "a": 5, "ä": 5, "\U0001f600": 5, "\uffff": 5, "old": 1, "new": 9, "B": 5}
     await store.save_many([session(id, ms) for id, ms in times.items()])
-    expected = sorted(times, key=lambda id: (times[id], id.encode()), reverse=True)
+    expected = sorted(times, key=lambda name: (times[name], name.encode()), reverse=True)
     assert [meta.id for meta in await store.list()] == expected
     assert [meta.id for meta in await store.list(limit=100)] == expected
     assert [meta.id for meta in await pages(store, 2)] == expected
@@ -166,7 +166,7 @@ def test_pages_are_the_list_in_parts(
             }
             expected = sorted(
                 (id for id, ms in times.items() if ms >= (after or 0) and (before is None or ms < before)),
-                key=lambda id: (times[id], id.encode()),
+                key=lambda name: (times[name], name.encode()),
                 reverse=True,
             )
             assert [meta.id for meta in await store.list(**filters)] == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -36,7 +37,8 @@ def session(turns: int = 2, **fields: Any) -> SessionAsset:
 async def test_saved_is_loaded_equal(store: Any) -> None:
     """What was saved comes back equal, with every part."""
     asset = session(3)
-    asset.history.turns[0].tool_calls = [ToolCallRecord(tool_name="t", args={"a": [1, 2.5, None, True, "ü"]}, result={})]
+    args = {"a": [1, 2.5, None, True, "ü"]}
+    asset.history.turns[0].tool_calls = [ToolCallRecord(tool_name="t", args=args, result={})]
     asset.metadata = {"big": 2**64 - 1, "small": -(2**63), "text": "\U0001f600", "nested": {"a": {"b": []}}}
     revision = await store.save(asset)
     assert revision >= 1
@@ -190,7 +192,12 @@ async def test_edits_of_a_loaded_asset(connect: Connect) -> None:
     store = await connect()
     asset = session(30)
     await store.save(asset)
-    edits = [
+
+    def compact(a: SessionAsset) -> None:
+        a.history.max_turns = 10
+        a.history.compact(lambda old: f"{len(old)} turns")
+
+    edits: list[Callable[[SessionAsset], object]] = [
         lambda a: a.history.turns.append(ConversationTurn.user("new")),
         lambda a: a.history.turns.pop(),
         lambda a: a.history.turns.pop(0),
@@ -198,7 +205,7 @@ async def test_edits_of_a_loaded_asset(connect: Connect) -> None:
         lambda a: setattr(a.history.turns[0], "content", "first, edited"),
         lambda a: setattr(a.history.turns[-1], "content", "last, edited"),
         lambda a: a.history.turns.reverse(),
-        lambda a: (setattr(a.history, "max_turns", 10), a.history.compact(lambda old: f"{len(old)} turns")),
+        compact,
         lambda a: a.metadata.update(x=1),
         lambda a: a.extra.update({"unknown": [1], ".dotted": 2, "revision": 3}),
         lambda a: a.extra.pop("unknown"),
@@ -287,7 +294,7 @@ async def test_many(store: Any) -> None:
 class MyAsset(SessionAsset):
     """A subclass with a field of its own."""
 
-    notes: list[str] = []
+    notes: list[str] = []  # noqa: RUF012  # msgspec copies it
     score: float | None = None
 
 

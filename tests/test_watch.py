@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from orcs_redis import Change, ConversationTurn, InvalidIdError, NotFoundError, 
 from .conftest import Connect, Place
 
 
-async def watched(store: Any, **options: Any) -> AsyncIterator[Change]:
+async def watched(store: Any, **options: Any) -> AsyncGenerator[Change, None]:
     """A watch of either colour."""
     if not hasattr(store, "_store"):
         async for change in store.watch(**options):
@@ -28,10 +28,10 @@ async def watched(store: Any, **options: Any) -> AsyncIterator[Change]:
     try:
         while True:
             pending = asyncio.ensure_future(asyncio.to_thread(next, iterator, end))
-            change: Any = await asyncio.shield(pending)
-            if change is end:
+            result: Any = await asyncio.shield(pending)
+            if result is end:
                 return
-            yield change
+            yield result
     finally:
         if pending is not None and not pending.done():
             # A thread waits in the iterator: the store's closing ends it.
@@ -260,9 +260,7 @@ async def test_changes(connect: Connect) -> None:
         assert len(batch) <= 3
         seen += batch
         cursor = batch[-1].cursor
-    assert {change.id: change.kind for change in seen} == {
-        f"s{n}": "deleted" if n == 4 else "saved" for n in range(10)
-    }
+    assert {change.id: change.kind for change in seen} == {f"s{n}": "deleted" if n == 4 else "saved" for n in range(10)}
     assert len(seen) == 10
     assert len(await store.changes()) == 10
     with pytest.raises(ValueError, match="limit"):

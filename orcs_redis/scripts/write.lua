@@ -65,6 +65,10 @@ local function unsigned(bytes, first, last)
   return n
 end
 
+local function natural(text)
+  return text and #text < 17 and string.find(text, '^%d+$') and tonumber(text)
+end
+
 local function failed(reply) return type(reply) == 'table' and reply.err end
 
 -- A foreign type is an answer of ours; any other error (missing rights, say) passes as it is.
@@ -76,8 +80,8 @@ end
 local state = redis.pcall('HMGET', KEYS[1], 'incarnation', 'revision', 'compacted')
 if failed(state) then return refused(state, 'LAYOUT', 'state') end
 if state[1] ~= ARGV[3] then return {'RESET', -1} end
-local last, seen = tonumber(state[2]), tonumber(ARGV[2])
-if not last then return {'LAYOUT', 'state'} end
+local last, seen = natural(state[2]), tonumber(ARGV[2])
+if not last or not natural(state[3]) then return {'LAYOUT', 'state'} end
 if last < seen then return {'RESET', last} end
 
 local stored = redis.pcall('HMGET', KEYS[2], '.revision', '.ops', 'version', '.turns')
@@ -87,8 +91,8 @@ if foreign then
   if not deleting or answer.err then return answer end
   stored = {}
 end
-local current, ops, forgotten = tonumber(stored[1]), stored[2], 0
-local exists = current ~= nil
+local current, ops, forgotten = natural(stored[1]), stored[2], 0
+local exists = current and true or false
 if not exists and not foreign then
   if redis.call('EXISTS', KEYS[2]) == 1 then
     if not deleting then return {'CORRUPT', '.revision'} end
@@ -155,8 +159,8 @@ else
   local length = redis.pcall('LLEN', KEYS[3])
   if failed(length) then return refused(length, 'CORRUPT', 'history.turns') end
   if mode == 'push' or mode == 'edit' then
-    if not meta or #meta < 35 then return {'CORRUPT', 'meta'} end
-    if tonumber(stored[4]) ~= length then return {'CORRUPT', 'history.turns'} end
+    if not meta or #meta < 35 or string.sub(meta, 1, 2) ~= '\151\207' then return {'CORRUPT', 'meta'} end
+    if natural(stored[4]) ~= length then return {'CORRUPT', 'history.turns'} end
   end
   if clocked then updated = math.max(updated, unsigned(meta, 12, 19)) end
 

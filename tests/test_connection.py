@@ -1,0 +1,1190 @@
+"""What happens between a store and its server: connecting, waiting, breaking, refusing, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import hiredis
+import pytest
+import redis
+import redis.asyncio
+import redis.asyncio.cluster
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import orcs_redis
+import orcs_redis.sync
+from orcs_redis import (
+    ConversationTurn,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    SessionAsset,
+    StorageError,
+    StoreFullError,
+    SyncMode,
+    UnavailableError,
+    UnsupportedServerError,
+    embedded,
+)
+from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+
+from .conftest import Server, Threaded, free_port, missing
+
+SECRET = "s3cret"
+PAYLOAD = "a payload that nobody else may read"
+DEADLINE = 0.6
+SLACK = 0.6  # seconds that a busy machine may add
+
+StartServer: TypeAlias = Callable[..., Server]
+Open: TypeAlias = Callable[..., Awaitable[Any]]
+Answer: TypeAlias = Callable[[list[bytes]], bytes | None]
+
+colours = pytest.mark.parametrize("way", ["async", "sync"])
+ways = pytest.mark.parametrize("way", ["async", "sync", "async-injected", "sync-injected"])
+
+
+def session(*contents: str, **fields: Any) -> SessionAsset:
+    asset = SessionAsset(**fields)
+    for content in contents or (PAYLOAD,):
+        asset.add_turn(ConversationTurn.user(content))
+    return asset
+
+
+def turn(content: str = PAYLOAD) -> ConversationTurn:
+    return ConversationTurn.user(content)
+
+
+def injected(way: str, port: int, **options: Any) -> Any:
+    """A client with redis-py's own retries on."""
+    kind: Any = redis.asyncio.Redis if way.startswith("async") else redis.Redis
+    return kind(port=port, **options)
+
+
+@pytest.fixture
+async def open_store() -> AsyncIterator[Open]:
+    """Open stores in either colour, over a URL or an injected client, and close them with the test."""
+    opened: list[Any] = []
+    clients: list[Any] = []
+
+    async def open_one(way: str, where: Server | str | int, **options: Any) -> Any:
+        url: str | None = where if isinstance(where, str) else None
+        port = where.port if isinstance(where, Server) else where
+        if isinstance(port, int):
+            if way.endswith("injected"):
+                options["client"] = injected(way, port)
+                clients.append(options["client"])
+            else:
+                url = f"redis://127.0.0.1:{port}"
+        options.setdefault("deadline", 5.0)
+        if way.startswith("async"):
+            store: Any = await orcs_redis.RedisSessionStore.connect(url, **options)
+        else:
+            connect: Any = orcs_redis.sync.RedisSessionStore.connect
+            store = Threaded(await asyncio.to_thread(connect, url, **options))
+        opened.append(store)
+        return store
+
+    yield open_one
+    for store in opened:
+        await store.aclose()
+    for client in clients:
+        closed = client.aclose() if isinstance(client, redis.asyncio.Redis) else client.close()
+        if closed is not None:
+            await closed
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a test does: nothing secret is logged, and asyncio has nothing to complain about."""
+    caplog.set_level(logging.DEBUG)
+    yield
+    assert SECRET not in caplog.text
+    assert PAYLOAD not in caplog.text
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and everything that is chained to it."""
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            pending += [current.__cause__, current.__context__]
+
+
+def told(error: BaseException) -> str:
+    """All that an error and what is chained to it say."""
+    return "\n".join(f"{link} {link!r}" for link in chain(error))
+
+
+async def fails(kind: type[BaseException], call: Awaitable[Any], *, within: float = DEADLINE) -> BaseException:
+    """Expect an error in time that tells nothing secret."""
+    began = time.monotonic()
+    with pytest.raises(kind) as caught:
+        await call
+    assert time.monotonic() - began < within + SLACK
+    assert type(caught.value) is kind
+    assert SECRET not in told(caught.value)
+    assert PAYLOAD not in told(caught.value)
+    return caught.value
+
+
+async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+def dump(raw: redis.Redis) -> dict[bytes, Any]:
+    """Everything on a server."""
+    keys: Any = raw.keys()
+    return {key: raw.dump(key) for key in keys}
+
+
+def acl(raw: Any, *words: str) -> None:
+    """Change what users may do."""
+    raw.execute_command("ACL", *words)
+
+
+def connections(raw: redis.Redis) -> list[dict[str, str]]:
+    """The store's own connections on a server."""
+    listed: Any = raw.client_list()
+    return [client for client in listed if client["name"] == "orcs-redis"]
+
+
+class Between:
+    """A server in threads that answers commands itself (`answer` returns RESP) or passes them on (it returns None)."""
+
+    def __init__(self, answer: Answer, port: int | None = None) -> None:
+        self._answer = answer
+        self._upstream = port
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._sockets.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(client)
+            upstream = None
+            if self._upstream is not None:
+                upstream = stack.enter_context(socket.create_connection(("127.0.0.1", self._upstream)))
+            reader = hiredis.Reader()
+            while data := client.recv(65536):
+                reader.feed(data)
+                while (command := reader.gets()) is not False:
+                    reply = self._answer(command)
+                    if reply is None:
+                        assert upstream is not None
+                        reply = self._ask(upstream, command)
+                    client.sendall(reply)
+
+    @staticmethod
+    def _ask(upstream: socket.socket, command: list[bytes]) -> bytes:
+        upstream.sendall(hiredis.pack_command(tuple(command)))  # type: ignore[arg-type]
+        more = object()
+        reader, reply = hiredis.Reader(notEnoughData=more), b""
+        while reader.gets() is more:
+            data = upstream.recv(65536)
+            if not data:
+                raise ConnectionError
+            reader.feed(data)
+            reply += data
+        return reply
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for client in self._sockets:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def between() -> Iterator[Callable[..., Between]]:
+    """Start servers that are made of an answer."""
+    servers: list[Between] = []
+
+    def start(answer: Answer, port: int | None = None) -> Between:
+        servers.append(Between(answer, port))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+# Nobody there
+
+
+@ways
+async def test_no_server(open_store: Open, way: str) -> None:
+    """Without a server, opening a store ends with the deadline, not before there was time for several attempts."""
+    began = time.monotonic()
+    await fails(UnavailableError, open_store(way, free_port(), deadline=0.7), within=0.7)
+    assert time.monotonic() - began > 0.7 - 0.35
+    await fails(UnavailableError, open_store(way, free_port(), deadline=0.2), within=0.2)
+
+
+@ways
+async def test_killed_and_started_again(start_server: StartServer, open_store: Open, way: str) -> None:
+    """While its server is down a store says so in time, and it works again as soon as the server does."""
+    server = start_server("--appendonly", "yes", "--appendfsync", "always")
+    store = await open_store(way, server, deadline=DEADLINE)
+    asset = session()
+    await store.save(asset)
+    server.kill()
+    await fails(UnavailableError, store.load(asset.id))
+    await fails(UnavailableError, store.append(asset.id, turn()))
+    assert store.sync_status().mode is SyncMode.ERROR
+    assert PAYLOAD not in repr(store)
+    server.start()
+    assert (await store.load(asset.id)).history == asset.history
+    assert store.sync_status().mode is SyncMode.ONLINE
+    await store.append(asset.id, turn())
+
+
+@ways
+async def test_restart_while_tasks_wait(start_server: StartServer, open_store: Open, way: str) -> None:
+    """Writers that wait while the server restarts succeed, each once."""
+    server = start_server("--appendonly", "yes", "--appendfsync", "always")
+    store = await open_store(way, server, deadline=20.0)
+    asset = session("first")
+    await store.save(asset)
+    server.kill()
+    tasks = [asyncio.ensure_future(store.append(asset.id, turn(str(n)))) for n in range(5)]
+    await until(lambda: store.sync_status().pending_uploads == 5)
+    server.start()
+    await asyncio.gather(*tasks)
+    contents = [turn.content for turn in await store.turns(asset.id)]
+    assert sorted(contents) == ["0", "1", "2", "3", "4", "first"]
+
+
+@ways
+async def test_hung_server(start_server: StartServer, open_store: Open, way: str) -> None:
+    """Of a server that hangs a write's outcome is unknown, a read is unavailable; both in time."""
+    server = start_server()
+    store = await open_store(way, server, deadline=DEADLINE)
+    asset = session()
+    await store.save(asset)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    writing = fails(OutcomeUnknownError, store.append(asset.id, turn()))
+    reading = fails(UnavailableError, store.load(asset.id))
+    await asyncio.gather(writing, reading)
+    # What is tried only now was certainly not sent: no connection can be had.
+    await fails(UnavailableError, store.append(asset.id, turn()))
+    await fails(UnavailableError, open_store(way, server, deadline=DEADLINE))
+    server.process.send_signal(signal.SIGCONT)
+    await store.append(asset.id, turn("last"))
+    contents = [turn.content for turn in await store.turns(asset.id)]
+    assert contents in ([PAYLOAD, "last"], [PAYLOAD, PAYLOAD, "last"])
+
+
+@ways
+async def test_loading_server(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
+) -> None:
+    """A server that is still loading is waited for; if it takes too long, it is unavailable."""
+    server = start_server()
+    refusals = 4
+
+    def answer(command: list[bytes]) -> bytes | None:
+        nonlocal refusals
+        if command[0].upper() in (b"HELLO", b"CLIENT", b"SELECT") or not refusals:
+            return None
+        refusals -= 1
+        return b"-LOADING Redis is loading the dataset in memory\r\n"
+
+    store = await open_store(way, between(answer, server.port).port, deadline=DEADLINE)
+    assert refusals == 0
+    asset = session()
+    await store.save(asset)
+    refusals = 3
+    await store.append(asset.id, turn())
+    assert len(await store.turns(asset.id)) == 2
+    refusals = 10**6
+    await fails(UnavailableError, store.append(asset.id, turn()))
+    await fails(UnavailableError, store.load(asset.id))
+    refusals = 0
+    assert len(await store.turns(asset.id)) == 2
+
+
+# Lost answers
+
+
+@ways
+async def test_lost_answers_are_not_doubled(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
+) -> None:
+    """A write whose answer was lost is repeated, and applied once; also by a client that retries by itself."""
+    server = start_server()
+    lose, arrived = 0, 0
+    raw: Any = server.raw()
+
+    def answer(command: list[bytes]) -> bytes | None:
+        nonlocal lose, arrived
+        if lose and command[0] == b"EVALSHA":
+            lose -= 1
+            arrived += 1
+            raw.execute_command(*command)
+            raise ConnectionError
+        return None
+
+    store = await open_store(way, between(answer, server.port).port, deadline=DEADLINE)
+    asset = session("first")
+    await store.save(asset)
+    lose = 2
+    revision = await store.append(asset.id, turn("second"))
+    assert arrived == 2
+    assert [turn.content for turn in await store.turns(asset.id)] == ["first", "second"]
+    assert (await store.load_versioned(asset.id)).revision == revision
+    lose = 10**6
+    await fails(OutcomeUnknownError, store.append(asset.id, turn("third")))
+    lose = 0
+    assert [turn.content for turn in await store.turns(asset.id)] == ["first", "second", "third"]
+
+
+@ways
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"HTTP/1.1 400 Bad\r\n\r\n", b"%1\r\n*1\r\n:1\r\n:2\r\n", b"$9999999999\r\n"],
+    ids=["http", "map", "long"],
+)
+async def test_nonsense(between: Callable[..., Between], open_store: Open, way: str, nonsense: bytes) -> None:
+    """What is no Redis at all is an error of ours, in time."""
+    server = between(lambda command: nonsense)
+    with pytest.raises((UnavailableError, UnsupportedServerError)) as caught:
+        await open_store(way, server.port, deadline=0.4)
+    assert isinstance(caught.value, StorageError)
+
+
+@ways
+async def test_nonsense_later(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
+) -> None:
+    """Nonsense on an open connection ends it: a read is tried again, a write's outcome is unknown."""
+    server = start_server()
+    broken = False
+
+    def answer(command: list[bytes]) -> bytes | None:
+        return b"nonsense\r\n" if broken and command[0] in (b"HGETALL", b"EVALSHA") else None
+
+    store = await open_store(way, between(answer, server.port).port, deadline=DEADLINE)
+    asset = session()
+    await store.save(asset)
+    broken = True
+    await fails(UnavailableError, store.load(asset.id))
+    await fails(OutcomeUnknownError, store.append(asset.id, turn()))
+    broken = False
+    assert (await store.load(asset.id)).history == asset.history
+
+
+# Refusals
+
+
+@ways
+async def test_wrong_password(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A wrong password or none is denied at once, and is not repeated to anyone."""
+    server = start_server("--requirepass", "right")
+    at = f"127.0.0.1:{server.port}"
+    if way.endswith("injected"):
+        clients = [injected(way, server.port, **extra) for extra in ({}, {"password": SECRET}, {"password": "right"})]
+        calls: list[tuple[str | None, dict[str, Any]]] = [(None, {"client": client}) for client in clients]
+    else:
+        calls = [(f"redis://{login}{at}", {}) for login in ("", f":{SECRET}@", ":right@")]
+        calls[:0] = [(f"redis://somebody:{SECRET}@{at}", {})]
+    colour = way.removesuffix("-injected")
+    for url, options in calls[:-1]:
+        await fails(PermissionDeniedError, open_store(colour, url, **options), within=DEADLINE)
+    url, options = calls[-1]
+    store = await open_store(colour, url, **options)
+    assert await store.list() == []
+    for _, options in calls:
+        if isinstance(client := options.get("client"), redis.asyncio.Redis):
+            await client.aclose()
+        elif client is not None:
+            client.close()
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def acl_server(
+    request: pytest.FixtureRequest, start_server: StartServer, embedded_server: embedded.Attachment
+) -> Iterator[tuple[str, redis.Redis]]:
+    """A server's address, to be completed by a login, and its administrator."""
+    if request.param == "redis":
+        server = start_server()
+        yield f"redis://LOGIN127.0.0.1:{server.port}", server.raw()
+        return
+    with redis.Redis(unix_socket_path=str(embedded_server.socket)) as raw:
+        yield f"unix://LOGIN{embedded_server.socket}", raw
+        raw.acl_deluser("limited")
+
+
+def content(raw: redis.Redis, namespace: str) -> dict[bytes, Any]:
+    return {key: value for key, value in dump(raw).items() if namespace.encode() in key}
+
+
+@colours
+@pytest.mark.parametrize(
+    "rules",
+    ["+@all -zadd", "+@all -publish", "+@all resetchannels", "+@all -evalsha", "+@all -hdel", "+@all -persist"],
+)
+async def test_missing_right(acl_server: tuple[str, redis.Redis], open_store: Open, way: str, rules: str) -> None:
+    """Whoever lacks one right that writing takes writes nothing at all, but reads."""
+    address, raw = acl_server
+    namespace = f"acl-{random.randrange(10**9)}"
+    asset = session()
+    admin = await open_store(way, address.replace("LOGIN", ""), namespace=namespace)
+    await admin.save(asset)
+    acl(raw, "SETUSER", "limited", "reset", "on", f">{SECRET}", "~*", "&*", *rules.split())
+    before = content(raw, namespace)
+    store = await open_store(way, address.replace("LOGIN", f"limited:{SECRET}@"), namespace=namespace)
+    for call in (
+        store.save(session(id=asset.id)),
+        store.save(session()),
+        store.append(asset.id, turn()),
+        store.delete(asset.id),
+        store.update(asset.id, lambda asset: asset.metadata.update(x=1)),
+    ):
+        await fails(PermissionDeniedError, call)
+    assert content(raw, namespace) == before
+    assert await store.load(asset.id) == asset
+    assert [meta.id for meta in await store.list()] == [asset.id]
+    assert SECRET not in repr(store)
+
+
+@ways
+async def test_no_right_to_create(start_server: StartServer, open_store: Open, way: str) -> None:
+    """Where nothing is yet and nothing may be written, opening is denied and nothing is written."""
+    server = start_server()
+    raw = server.raw()
+    acl(raw, "SETUSER", "default", "-@write")
+    await fails(PermissionDeniedError, open_store(way, server))
+    assert raw.dbsize() == 0
+
+
+@colours
+async def test_reader(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A user who may only read can open, list, page and load."""
+    server = start_server()
+    raw = server.raw()
+    asset = session()
+    await (await open_store(way, server)).save(asset)
+    rules = ["~*", "resetchannels", "-@all", "+@read", "+@connection", "+eval", "+evalsha"]
+    acl(raw, "SETUSER", "reader", "on", f">{SECRET}", *rules)
+    before = dump(raw)
+    store = await open_store(way, f"redis://reader:{SECRET}@127.0.0.1:{server.port}")
+    assert await store.load(asset.id) == asset
+    assert await store.turns(asset.id) == asset.history.turns
+    assert await store.exists(asset.id)
+    assert [meta.id for meta in await store.list()] == [asset.id]
+    assert [meta.id for meta in (await store.page(10)).items] == [asset.id]
+    await fails(PermissionDeniedError, store.save(asset))
+    assert dump(raw) == before
+
+
+@ways
+async def test_replica(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A replica serves reads once the namespace exists; writes are unavailable there."""
+    primary = start_server("--repl-diskless-sync-delay", "0")
+    replica = start_server("--replicaof", "127.0.0.1", str(primary.port))
+    raw = replica.raw()
+    status: Callable[[], Any] = raw.info
+    await until(lambda: status().get("master_link_status") == "up")
+    await fails(UnavailableError, open_store(way, replica, deadline=DEADLINE))
+    asset = session()
+    writer = await open_store(way, primary)
+    await writer.save(asset)
+    await until(lambda: raw.exists(f"{{orcs/0}}:session:{asset.id}"))
+    store = await open_store(way, replica, deadline=DEADLINE)
+    assert await store.load(asset.id) == asset
+    assert [meta.id for meta in await store.list()] == [asset.id]
+    await fails(UnavailableError, store.save(asset))
+    await fails(UnavailableError, store.append(asset.id, turn()))
+    await fails(UnavailableError, store.delete(asset.id))
+
+
+@ways
+async def test_full_server(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A server without memory refuses writes whole, and still lets read and delete."""
+    server = start_server()
+    raw = server.raw()
+    store = await open_store(way, server)
+    assets = [session() for _ in range(3)]
+    await store.save_many(assets)
+    raw.config_set("maxmemory", 1)
+    before = dump(raw)
+    for call in (
+        store.append(assets[0].id, turn()),
+        store.save(session(id=assets[0].id)),
+        store.save(session()),
+        store.save(session(*map(str, range(100)))),
+    ):
+        error = await fails(StoreFullError, call)
+        assert isinstance(error, StoreFullError)
+    assert {key: value for key, value in dump(raw).items() if b":staging:" not in key} == before
+    assert await store.load(assets[0].id) == assets[0]
+    assert len(await store.list()) == 3
+    assert len((await store.page(10)).items) == 3
+    await store.delete(assets[2].id)
+    assert len(await store.list()) == 2
+    assert len(await (await open_store(way, server)).list()) == 2
+    raw.config_set("maxmemory", 0)
+    await store.append(assets[0].id, turn())
+
+
+@ways
+async def test_disk_full(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A server that can't save to its disk takes no writes: it is unavailable for them, reads work."""
+    server = start_server()
+    raw = server.raw()
+    store = await open_store(way, server, deadline=DEADLINE)
+    asset = session()
+    await store.save(asset)
+    before = dump(raw)
+    (server.folder / "dump.rdb").mkdir()  # which no snapshot can replace
+    raw.config_set("save", "3600 1000000")
+    raw.bgsave()
+    status: Callable[[str], Any] = raw.info
+    await until(lambda: status("persistence")["rdb_last_bgsave_status"] == "err")
+    for call in (store.append(asset.id, turn()), store.save(session()), store.delete(asset.id)):
+        await fails(UnavailableError, call)
+    assert dump(raw) == before
+    other = await open_store(way, server, deadline=DEADLINE)
+    assert await other.load(asset.id) == asset
+    raw.config_set("save", "")
+    await store.append(asset.id, turn())
+
+
+# Servers that won't do
+
+_HELLO = (
+    b"%%7\r\n+server\r\n+%s\r\n+version\r\n+%s\r\n+proto\r\n:3\r\n+id\r\n:1\r\n"
+    b"+mode\r\n+%s\r\n+role\r\n+master\r\n+modules\r\n*0\r\n"
+)
+
+
+@ways
+@pytest.mark.parametrize(
+    "hello",
+    [
+        _HELLO % (b"redis", b"6.2.0", b"standalone"),
+        _HELLO % (b"redis", b"7.2.0", b"cluster"),
+        b"-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' '%s'\r\n" % SECRET.encode(),
+        b"-NOPROTO unsupported protocol version\r\n",
+        b"+OK\r\n",
+        b"$-1\r\n",
+        b":5\r\n",
+        b"*1\r\n:1\r\n",
+    ],
+    ids=["6.2", "cluster", "no HELLO", "no RESP3", "OK", "null", "number", "odd"],
+)
+async def test_unsupported_server(between: Callable[..., Between], open_store: Open, way: str, hello: bytes) -> None:
+    """An old server, a cluster's node, and what is no Redis, are refused at once."""
+
+    def answer(command: list[bytes]) -> bytes:
+        return {b"HELLO": hello, b"HGETALL": b"*0\r\n"}.get(command[0].upper(), b"+OK\r\n")
+
+    began = time.monotonic()
+    with pytest.raises((UnsupportedServerError, UnavailableError)) as caught:
+        await open_store(way, between(answer).port, deadline=DEADLINE)
+    assert time.monotonic() - began < DEADLINE + SLACK
+    assert SECRET not in told(caught.value)
+    # redis-py itself stumbles over an answer that is none.
+    assert type(caught.value) is UnsupportedServerError or (way.endswith("injected") and b" " not in hello)
+
+
+@ways
+async def test_node_of_a_cluster(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A real node of a cluster is refused by name."""
+    server = start_server("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    error = await fails(UnsupportedServerError, open_store(way, server))
+    assert "cluster" in str(error)
+
+
+async def test_too_many_clients(start_server: StartServer, open_store: Open) -> None:
+    """A server that takes no more connections is waited for."""
+    server = start_server("--maxclients", "2")
+    others = [redis.Redis(port=server.port) for _ in range(2)]
+    for other in others:
+        other.ping()
+    for way in ("async", "sync"):
+        await fails(UnavailableError, open_store(way, server, deadline=DEADLINE))
+    opening = asyncio.ensure_future(open_store("async", server, deadline=10.0))
+    await asyncio.sleep(0)
+    for other in others:
+        other.close()
+    assert await (await opening).list() == []
+
+
+# Injected clients
+
+
+async def test_clients_that_cannot_work() -> None:
+    """A client that decodes, and one of another colour or kind, are refused before anything is asked of them."""
+    connect: Any = orcs_redis.RedisSessionStore.connect
+    blocking: Any = orcs_redis.sync.RedisSessionStore.connect
+    with pytest.raises(ValueError, match="decode_responses"):
+        await connect(client=redis.asyncio.Redis(port=1, decode_responses=True))
+    with pytest.raises(ValueError, match="decode_responses"):
+        blocking(client=redis.Redis(port=1, decode_responses=True))
+    with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis"):
+        await connect(client=redis.Redis(port=1))
+    with pytest.raises(TypeError, match=r"redis\.Redis"):
+        blocking(client=redis.asyncio.Redis(port=1))
+    with pytest.raises(TypeError):
+        await connect(client=object())
+    with pytest.raises(ValueError, match="not both"):
+        await connect("redis://localhost", client=redis.asyncio.Redis(port=1))
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("way", ["async-injected", "sync-injected"])
+async def test_client_stays_the_callers(start_server: StartServer, open_store: Open, way: str, protocol: int) -> None:
+    """An injected client works before, between and after, as it was set."""
+    server = start_server()
+    client = injected(way, server.port, protocol=protocol, retry=Retry(NoBackoff(), 7), client_name="mine")
+
+    async def ask(*command: str) -> Any:
+        reply = client.execute_command(*command)
+        return await reply if way.startswith("async") else reply
+
+    before = dict(client.connection_pool.connection_kwargs), dict(vars(client))
+    assert await ask("SET", "theirs", "1")
+    module: Any = orcs_redis if way.startswith("async") else orcs_redis.sync
+    connect = module.RedisSessionStore.connect
+    store = await connect(client=client) if way.startswith("async") else Threaded(connect(client=client))
+    asset = session()
+    await store.save(asset)
+    assert await ask("GET", "theirs") == b"1"
+    assert await store.load(asset.id) == asset
+    await store.aclose()
+    assert await ask("GET", "theirs") == b"1"
+    assert (dict(client.connection_pool.connection_kwargs), dict(vars(client))) == before
+    assert client.get_retry().get_retries() == 7
+    await fails(UnavailableError, store.load(asset.id))
+    closed = client.aclose() if way.startswith("async") else client.close()
+    if closed is not None:
+        await closed
+    raw = server.raw()
+    listed: Any = raw.client_list
+    await until(lambda: [each["name"] for each in listed()] == [""])
+
+
+# Many at a time
+
+
+@pytest.mark.parametrize("way", ["async", "async-injected"])
+async def test_cancelling_disturbs_nobody(start_server: StartServer, open_store: Open, way: str) -> None:
+    """While callers are cancelled at random, the others get their own replies, over the same connection."""
+    server = start_server()
+    store = await open_store(way, server)
+    assets = [session(f"content {n}") for n in range(40)]
+    await store.save_many(assets)
+    raw = server.raw()
+    before = connections(raw)
+    chance = random.Random(7)
+
+    async def one(n: int) -> None:
+        asset = assets[n % len(assets)]
+        match n % 4:
+            case 0:
+                assert await store.load(asset.id) == asset
+            case 1:
+                assert (await store.turns(asset.id, 0, 0))[0].content == asset.history.turns[0].content
+            case 2:
+                assert await store.exists(asset.id) is True
+            case _:
+                own = session(f"own {n}")
+                assert (await store.save(own)) > 0
+                assert await store.load(own.id) == own
+
+    for _ in range(5):
+        tasks = [asyncio.ensure_future(one(n)) for n in range(300)]
+        chosen = chance.sample(tasks, 150)
+        for start in range(0, 150, 10):
+            await asyncio.sleep(chance.choice([0, 0, 0.001, 0.003]))
+            for task in chosen[start : start + 10]:
+                task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+        assert sum(result is None for result in results) >= 150
+    if way == "async":
+        assert [client["id"] for client in connections(raw)] == [client["id"] for client in before]
+        assert len(before) == 1
+
+
+async def test_cancelled_while_connecting(start_server: StartServer, open_store: Open) -> None:
+    """A connection that nobody waits for any more is kept for the next caller."""
+    server = start_server()
+    raw = server.raw()
+    store = await open_store("async", server)
+    asset = session()
+    await store.save(asset)
+    for _ in range(10):
+        raw.client_kill_filter(_type="normal", skipme=True)
+        await until(lambda: not connections(raw))
+        await asyncio.sleep(0)
+        tasks = [asyncio.ensure_future(store.load(asset.id)) for _ in range(10)]
+        await asyncio.sleep(random.choice([0, 0, 0.0005]))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await store.load(asset.id) == asset
+        assert len(connections(raw)) == 1
+
+
+async def test_thousands_of_tasks_share_one_connection(start_server: StartServer, open_store: Open) -> None:
+    """Five thousand tasks at once need one connection, and all get their answer."""
+    server = start_server()
+    store = await open_store("async", server, deadline=30.0)
+    asset, other = session(), session()
+    await store.save_many([asset, other])
+    raw = server.raw()
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, len(await asyncio.to_thread(connections, raw)))
+            await asyncio.sleep(0.1)
+
+    watching = asyncio.ensure_future(watch())
+    loads = (store.load(other.id) for _ in range(2500))
+    appends = (store.append(asset.id, turn(str(n))) for n in range(2500))
+    results = await asyncio.gather(*appends, *loads)
+    watching.cancel()
+    assert len(set(results[:2500])) == 2500
+    assert len(await store.turns(asset.id)) == 2501
+    assert most <= 1
+    assert len(connections(raw)) == 1
+
+
+async def test_sixteen_threads(start_server: StartServer) -> None:
+    """A blocking store is shared by threads, of which each gets its own replies."""
+    server = start_server()
+    store = orcs_redis.sync.RedisSessionStore.connect(server.url)
+    asset = session()
+    store.save(asset)
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            own = session(f"own {number}")
+            for n in range(30):
+                own.metadata["n"] = n
+                store.save(own)
+                assert store.load(own.id) == own
+                store.append(asset.id, turn(f"{number}.{n}"))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert failures == []
+    contents = collections.Counter(turn.content for turn in store.turns(asset.id))
+    assert contents == collections.Counter([PAYLOAD, *(f"{a}.{b}" for a in range(16) for b in range(30))])
+    assert len(connections(server.raw())) <= 16
+    store.close()
+    raw = server.raw()
+    await until(lambda: not connections(raw))
+
+
+@ways
+async def test_closing_waits(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
+) -> None:
+    """What is in flight when a store is closed ends normally; what comes later is refused."""
+    server = start_server()
+    gate = threading.Event()
+    gate.set()
+
+    def answer(command: list[bytes]) -> bytes | None:
+        if command[0] == b"EVALSHA":
+            gate.wait()
+        return None
+
+    store = await open_store(way, between(answer, server.port).port, deadline=30.0)
+    asset = session()
+    await store.save(asset)
+    gate.clear()
+    count = 500 if way.startswith("async") else 3  # as many as there are threads
+    tasks = [asyncio.ensure_future(store.append(asset.id, turn(str(n)))) for n in range(count)]
+    await until(lambda: store.sync_status().pending_uploads == count)
+    closing = asyncio.ensure_future(store.aclose())
+    await until(lambda: store.sync_status().mode is SyncMode.OFFLINE)
+    gate.set()
+    assert len(set(await asyncio.gather(*tasks))) == count
+    await closing
+    for call in (store.load(asset.id), store.append(asset.id, turn()), store.list()):
+        await fails(UnavailableError, call)
+    await store.aclose()
+    raw = server.raw()
+    listed: Any = raw.client_list
+    await until(lambda: len(listed()) == 1)
+
+
+# Where a store may not be used
+
+_FORK = """
+    import asyncio, os, sys
+    import redis, redis.asyncio
+    from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
+    from orcs_redis.sync import open_store
+
+    asset = SessionAsset()
+
+    def reap(child):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+    async def colour_async():
+        client = redis.asyncio.Redis.from_url(sys.argv[1]) if sys.argv[2].endswith("injected") else None
+        store = await RedisSessionStore.connect(None if client else sys.argv[1], client=client, deadline=2)
+        await store.save(asset)
+        child = os.fork()
+        if not child:
+            try:
+                await store.load(asset.id)
+            except RuntimeError as error:
+                assert "fork" in str(error) or "event loop" in str(error)
+                await store.aclose()
+                os._exit(7)
+            os._exit(1)
+        reap(child)
+        for _ in range(20):
+            await store.append(asset.id, ConversationTurn.user("x"))
+        assert len((await store.load(asset.id)).history.turns) == 20
+        await store.aclose()
+
+    def colour_sync():
+        client = redis.Redis.from_url(sys.argv[1]) if sys.argv[2].endswith("injected") else None
+        with open_store(None if client else sys.argv[1], client=client, deadline=2) as store:
+            store.save(asset)
+            child = os.fork()
+            if not child:
+                try:
+                    store.load(asset.id)
+                except RuntimeError as error:
+                    assert "fork" in str(error)
+                    store.close()
+                    os._exit(7)
+                os._exit(1)
+            reap(child)
+            for _ in range(20):
+                store.append(asset.id, ConversationTurn.user("x"))
+            assert len(store.load(asset.id).history.turns) == 20
+
+    colour_sync() if sys.argv[2].startswith("sync") else asyncio.run(colour_async())
+    print("done")
+"""
+
+
+@ways
+async def test_fork(start_server: StartServer, way: str) -> None:
+    """In a forked child the store refuses and can be closed, and the parent's goes on undisturbed."""
+    server = start_server()
+    run = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(_FORK), server.url, way],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert run.stdout == "done\n", run.stderr
+
+
+async def test_second_event_loop(start_server: StartServer, open_store: Open) -> None:
+    """In another event loop the store refuses, and goes on in its own."""
+    server = start_server()
+    store = await open_store("async", server)
+    asset = session()
+    await store.save(asset)
+
+    def elsewhere() -> None:
+        for call in (store.load, store.exists, store.delete):
+            with pytest.raises(RuntimeError, match="event loop"):
+                asyncio.run(call(asset.id))
+
+    await asyncio.to_thread(elsewhere)
+    assert await store.load(asset.id) == asset
+
+
+# What a connection survives
+
+
+@ways
+async def test_connection_closed_by_the_server(start_server: StartServer, open_store: Open, way: str) -> None:
+    """After the server closed the connection the next call works, also a write."""
+    server = start_server()
+    raw = server.raw()
+    store = await open_store(way, server)
+    asset = session()
+    await store.save(asset)
+    listed: Any = raw.client_list
+    for _ in range(3):
+        raw.client_kill_filter(_type="normal", skipme=True)
+        await until(lambda: len(listed()) == 1)
+        await store.append(asset.id, turn())
+    assert len(await store.turns(asset.id)) == 4
+    assert store.sync_status().mode is SyncMode.ONLINE
+
+
+@colours
+async def test_idle_connections_are_closed_by_the_server(start_server: StartServer, open_store: Open, way: str) -> None:
+    """With `timeout 1` on the server, an idle store works on."""
+    server = start_server("--timeout", "1")
+    store = await open_store(way, server)
+    asset = session()
+    await store.save(asset)
+
+    def gone() -> bool:
+        with redis.Redis(port=server.port) as raw:
+            return not connections(raw)
+
+    await until(gone)
+    await store.append(asset.id, turn())
+    assert len(await store.turns(asset.id)) == 2
+
+
+@ways
+async def test_scripts_are_flushed(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A server that has forgotten the scripts gets them again."""
+    server = start_server()
+    raw = server.raw()
+    store = await open_store(way, server)
+    asset = session(*map(str, range(50)))
+    for _ in range(3):
+        raw.script_flush()
+        await store.save(session(*map(str, range(50)), id=asset.id))
+        raw.script_flush()
+        await asyncio.gather(*(store.append(asset.id, turn()) for _ in range(20)))
+    assert len(await store.turns(asset.id)) == 70
+    raw.script_flush()
+    assert len((await store.page(10)).items) == 1
+
+
+@colours
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_protocols(start_server: StartServer, open_store: Open, way: str, protocol: int) -> None:
+    """The URL chooses the protocol and the database."""
+    server = start_server()
+    store = await open_store(way, f"redis://127.0.0.1:{server.port}/2?protocol={protocol}")
+    asset = session()
+    await store.save(asset)
+    assert await store.load(asset.id) == asset
+    assert [meta.id for meta in (await store.page(1)).items] == [asset.id]
+    raw = server.raw()
+    assert {(client["resp"], client["db"]) for client in connections(raw)} == {(str(protocol), "2")}
+    assert raw.dbsize() == 0
+
+
+@colours
+async def test_large_values(start_server: StartServer, open_store: Open, way: str) -> None:
+    """Values larger than any buffer go through, beside small ones."""
+    server = start_server()
+    store = await open_store(way, server)
+    large = session("x" * 8_000_000, "y" * 8_000_000)
+    small = session()
+    await asyncio.gather(store.save(large), *(store.save(small) for _ in range(4)))
+    loaded = await asyncio.gather(store.load(large.id), *(store.load(small.id) for _ in range(4)))
+    assert loaded == [large, small, small, small, small]
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate authority, a server's certificate for localhost, and another authority."""
+    if shutil.which("openssl") is None:
+        missing("openssl")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2"]
+    for name in ("ca", "other"):
+        openssl("req", "-x509", *key, "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}")
+    openssl("req", *key[:4], "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names"]
+    openssl("x509", "-req", "-in", "server.csr", "-out", "server.crt", *signed)
+    openssl("ec", "-in", "server.key", "-out", "locked.key", "-aes256", "-passout", f"pass:{SECRET}")
+    return folder
+
+
+@colours
+async def test_tls(start_server: StartServer, certificates: Path, open_store: Open, way: str) -> None:
+    """rediss:// works with the right authority, and with no other."""
+    files = ["--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt"]
+    files = [name if name.startswith("-") else str(certificates / name) for name in files]
+    port = free_port()
+    try:
+        server = start_server("--tls-port", str(port), *files, "--tls-auth-clients", "no", "--requirepass", "right")
+    except AssertionError as error:
+        if "tls" in str(error).lower():
+            pytest.skip("this redis-server was built without TLS")
+        raise
+    assert server.process is not None
+    url = f"rediss://:right@localhost:{port}?ssl_ca_certs={certificates}"
+    store = await open_store(way, f"{url}/ca.crt")
+    asset = session("x" * 1_000_000)
+    await store.save(asset)
+    assert await store.load(asset.id) == asset
+    await asyncio.gather(*(store.append(asset.id, turn()) for _ in range(20)))
+    assert len(await store.turns(asset.id)) == 21
+    await fails(UnavailableError, open_store(way, f"{url}/other.crt", deadline=DEADLINE))
+    await fails(PermissionDeniedError, open_store(way, f"{url}/ca.crt".replace("right", SECRET)))
+    # Plain text against TLS, and TLS against plain text.
+    await fails(UnavailableError, open_store(way, f"redis://:right@localhost:{port}", deadline=DEADLINE))
+    wrong = f"{url}/ca.crt".replace(str(port), str(server.port))
+    await fails(UnavailableError, open_store(way, wrong, deadline=DEADLINE))
+
+
+# URLs
+
+
+def test_tls_urls(certificates: Path) -> None:
+    """Certificates are always checked; a file that can't be used is a ValueError, and no password is asked for."""
+    address = parse_url(f"rediss://host?ssl_ca_certs={certificates / 'ca.crt'}")
+    assert isinstance(address, Address)
+    assert address.tls is not None
+    assert (address.tls.verify_mode, address.tls.check_hostname) == (ssl.CERT_REQUIRED, True)
+    certificate = f"ssl_certfile={certificates / 'server.crt'}"
+    parse_url(f"rediss://host?{certificate}&ssl_keyfile={certificates / 'server.key'}")
+    for query in (
+        "ssl_ca_certs=/nowhere.crt",
+        f"ssl_ca_certs={certificates / 'server.key'}",
+        f"{certificate}&ssl_keyfile={certificates / 'ca.key'}",
+        f"{certificate}&ssl_keyfile={certificates / 'locked.key'}",
+        f"ssl_keyfile={certificates / 'server.key'}",
+    ):
+        with pytest.raises(ValueError, match=r"ssl_keyfile|TLS file"):
+            parse_url(f"rediss://host?{query}")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://", Address()),
+        ("redis://host", Address(host="host")),
+        ("redis://host:7000/3", Address(host="host", port=7000, db=3)),
+        ("redis://HOST:/", Address(host="host")),
+        ("redis://[::1]:7000", Address(host="::1", port=7000)),
+        ("redis://:pw@host", Address(host="host", username="", password="pw")),
+        ("redis://me:p%40s%2Fs%3A%23@host", Address(host="host", username="me", password="p@s/s:#")),
+        ("redis://m%C3%A9:%20@host?protocol=2", Address(host="host", username="mé", password=" ", protocol=2)),
+        ("unix:///run/redis.sock", Address(path="/run/redis.sock")),
+        ("unix://me:pw@/run/a%20b.sock?protocol=3", Address(path="/run/a b.sock", username="me", password="pw")),
+        ("embedded:", EmbeddedFolder(None)),
+        ("embedded:///a/b", EmbeddedFolder(Path("/a/b"))),
+        ("memory://", MemoryName("")),
+        ("memory://name", MemoryName("name")),
+        ("file:///a/b%20c", FileFolder(Path("/a/b c"))),
+    ],
+)
+def test_good_urls(url: str, expected: object) -> None:
+    """What each kind of URL means."""
+    assert parse_url(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost",
+        "localhost:6379",
+        "http://host",
+        "rediss+insecure://host",
+        f"redis://:{SECRET}@host?ssl_cert_reqs=none",
+        f"rediss://:{SECRET}@host?ssl_cert_reqs=none",
+        f"rediss://:{SECRET}@host?ssl_check_hostname=false",
+        f"redis://:{SECRET}@host?db=3",
+        f"redis://:{SECRET}@host/1?db=3",
+        f"redis://:{SECRET}@host?decode_responses=1",
+        f"redis://:{SECRET}@host?protocol=4",
+        f"redis://:{SECRET}@host?protocol=2&protocol=3",
+        f"redis://:{SECRET}@host?ssl_ca_certs=/x",
+        f"redis://:{SECRET}@host/abc",
+        f"redis://:{SECRET}@host/-1",
+        f"redis://:{SECRET}@host/1/2",
+        f"redis://:{SECRET}@host/²",
+        f"redis://:{SECRET}@host:port",
+        f"redis://:{SECRET}@host:99999",
+        f"redis://:{SECRET}@[::1",
+        f"redis://:{SECRET}#x@host",  # a password that was not percent-encoded
+        f"redis://:x#{SECRET}@host:1",
+        f"redis://:12?{SECRET}@host",
+        f"redis://:12/{SECRET}@host",
+        f"redis://:{SECRET}?x@host",
+        f"redis://:{SECRET}\ud800@host",
+        f"redis://:{SECRET}%00@ho%00st",
+        f"unix://host/{SECRET}",
+        f"unix://:{SECRET}@",
+        f"unix://:{SECRET}@/path?db=1",
+        f"unix://:{SECRET}@/path%00",
+        f"embedded://{SECRET}/path",
+        f"embedded:///path?{SECRET}=1",
+        f"memory://name?{SECRET}",
+        f"file://{SECRET}/path",
+        "file:",
+    ],
+)
+@pytest.mark.parametrize("colour", ["parse", "async", "sync"])
+async def test_bad_urls(url: str, colour: str) -> None:
+    """A URL that can't be is a ValueError that repeats nothing of it; security settings can't be overridden."""
+
+    async def use() -> None:
+        if colour == "parse" or not url:
+            parse_url(url)
+        elif colour == "async":
+            await orcs_redis.RedisSessionStore.connect(url)
+        else:
+            orcs_redis.sync.RedisSessionStore.connect(url)
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # each says something else
+        await use()
+    assert type(caught.value) is ValueError
+    assert SECRET not in told(caught.value)
+
+
+def test_no_repr_tells_a_password() -> None:
+    """Addresses and stores don't show how to get in."""
+    address = parse_url(f"redis://me:{SECRET}@host")
+    assert SECRET not in repr(address)
+    assert SECRET not in str(address)
