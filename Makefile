@@ -4,6 +4,7 @@
 #   make demo URL=redis://localhost:6379/0       on yours
 #   make demo ARGS="--seconds 30 --workers 8"
 #   make test   make lint   make bench           (ARGS goes to pytest and to the benchmarks)
+#   make chaos SECONDS=600
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.stamp
 URL ?=
 ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint chaos bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -25,6 +26,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Long runs of the fault tier: make chaos SECONDS=600 SEED=7
+SECONDS ?= 60
+chaos: $(STAMP)
+	$(BIN)/python -m tests.faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

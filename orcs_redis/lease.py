@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import scripts
 from .errors import (
@@ -83,7 +83,7 @@ class _Request(Operation[int]):
     """One run of the lease script (scripts/lease.lua); the result is the token."""
 
     __slots__ = ("_arguments", "_id", "_keys")
-    writes: ClassVar[bool] = True
+    writes = True
 
     def __init__(self, namespace: Namespace, id: str, kind: str, *arguments: Argument) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias, cast
 import hiredis
 
 from .address import Address
-from .resp import Command, Lost, Reply, Trouble, pack
+from .resp import Command, Lost, Reply, Trouble, check, pack
 
 __all__ = ["AsyncLink", "Deliver", "Feed", "Link", "attempt_patience", "dial"]
 
@@ -149,7 +149,7 @@ class _Connection(asyncio.Protocol):
         self._reader.feed(data)
         try:
             while (reply := gets()) is not _MORE:
-                if type(reply) is hiredis.PushNotification:
+                if type(reply) is hiredis.PushNotification or (self._push is not None and not waiting):
                     if self._push is not None:
                         self._push(reply)
                     continue
@@ -302,37 +302,45 @@ async def _connect(
 
 async def dial(address: Address, heartbeat: float, prepare: Callable[[], None] | None, deliver: Deliver) -> Feed:
     """Open a connection for what is published; its protocol is RESP3, in which PING is answered between messages."""
-
-    def push(message: Reply) -> None:
-        kind, channel, *rest = message
-        if kind == b"message":
-            deliver(channel.decode(), rest[0])
-        elif kind == b"subscribe":
-            deliver(channel.decode(), None)
-
-    connection = await _connect(replace(address, protocol=3), heartbeat / 2, prepare, push)
-    return _LinkFeed(connection, heartbeat)
+    feed = _LinkFeed(heartbeat, deliver)
+    feed.connection = await _connect(replace(address, protocol=3), heartbeat / 2, prepare, feed.push)
+    return feed
 
 
 class _LinkFeed:
-    def __init__(self, connection: _Connection, heartbeat: float) -> None:
-        self._connection = connection
+    connection: _Connection
+
+    def __init__(self, heartbeat: float, deliver: Deliver) -> None:
         self._heartbeat = heartbeat
+        self._deliver = deliver
+        self._refusals: list[Reply] = []
+
+    def push(self, message: Reply) -> None:
+        if isinstance(message, hiredis.ReplyError):  # a refused subscription
+            self._refusals.append(message)
+            self.connection.abort()
+            return
+        kind, channel, *rest = message
+        if kind == b"message":
+            self._deliver(channel.decode(), rest[0])
+        elif kind == b"subscribe":
+            self._deliver(channel.decode(), None)
 
     def subscribe(self, channel: str) -> None:
-        self._connection.send([("SUBSCRIBE", channel)])
+        self.connection.send([("SUBSCRIBE", channel)])
 
     def unsubscribe(self, channel: str) -> None:
-        self._connection.send([("UNSUBSCRIBE", channel)])
+        self.connection.send([("UNSUBSCRIBE", channel)])
 
     async def watch(self) -> None:
-        loop, closed = asyncio.get_running_loop(), self._connection.closed
+        loop, closed = asyncio.get_running_loop(), self.connection.closed
         while True:
+            await asyncio.wait([closed], timeout=self._heartbeat / 2)
+            check(self._refusals)
             if closed.done():
                 raise Lost("the connection broke", sent=False)
-            await self._connection.submit([("PING",)], loop.time() + self._heartbeat / 2)
-            await asyncio.wait([closed], timeout=self._heartbeat / 2)
+            check(await self.connection.submit([("PING",)], loop.time() + self._heartbeat / 2))
 
     async def close(self) -> None:
-        self._connection.abort()
-        await self._connection.closed
+        self.connection.abort()
+        await self.connection.closed

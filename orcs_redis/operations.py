@@ -6,10 +6,12 @@ Nothing here waits: the drivers (store.py, sync.py) do.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import re
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from . import scripts
 from .address import check_server
@@ -21,6 +23,7 @@ from .errors import (
     LayoutError,
     LeaseLostError,
     NotFoundError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     StorageError,
     StoreResetError,
@@ -59,11 +62,14 @@ __all__ = [
     "Written",
 ]
 
+_log = logging.getLogger("orcs_redis")
+
 Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated_at_ms and id
 
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
 
+_POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
 _TORN_READS = 100
@@ -73,7 +79,7 @@ class Operation(Generic[T]):
     """Commands, and what their replies mean. A driver may send it several times until there is an answer."""
 
     __slots__ = ("_evaluate", "deadline")
-    writes: ClassVar[bool] = False
+    writes = False
 
     def __init__(self) -> None:
         self.deadline: float | None = None  # seconds for all attempts, where it is not the store's
@@ -86,6 +92,10 @@ class Operation(Generic[T]):
     def decode(self, replies: Sequence[Reply]) -> T:
         """Return what the replies mean, or raise: a StorageError, or a Trouble if another attempt may succeed."""
         raise NotImplementedError
+
+    def settles(self, error: StorageError) -> bool:
+        """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
+        return True
 
     def _script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Command:
         if self._evaluate:
@@ -190,10 +200,18 @@ class Write(Operation[Written]):
         keys.append(partition.staging(f"{self._operation_id.hex()}:{self._sendings}"))
         staging: list[Command] = [("RPUSH", keys[-1], *chunk) for chunk in _chunks(self._staged)]
         return [
+            ("MULTI",),  # else a connection that breaks in between leaves a key for ever
             *staging,
             ("PEXPIRE", keys[-1], _STAGING_TTL_MS),
+            ("EXEC",),
             self._script(scripts.WRITE, keys, arguments),
         ]
+
+    def settles(self, error: StorageError) -> bool:
+        """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""
+        if isinstance(error, ConflictError):
+            return error.expected > 0
+        return isinstance(error, (LeaseLostError, StoreResetError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
@@ -409,8 +427,8 @@ class ReadLayout(Operation["dict[bytes, bytes]"]):
         self._key = Keyspace.layout(name)
 
     def commands(self) -> Sequence[Command]:
-        """HELLO tells the server's version, also over a client that was injected."""
-        return [("HELLO",), ("HGETALL", self._key)]
+        """HELLO tells the server's version, also over a client that was injected; INFO may be denied."""
+        return [("HELLO",), ("HGETALL", self._key), ("INFO", "memory")]
 
     def decode(self, replies: Sequence[Reply]) -> dict[bytes, bytes]:
         """Return the descriptor's fields."""
@@ -421,7 +439,10 @@ class ReadLayout(Operation["dict[bytes, bytes]"]):
             check_server({b"version": b"0"})
         if (as_error(replies[1]) or "").startswith("WRONGTYPE"):
             raise LayoutError(f"{self._key} is not a descriptor of this store's layout")
-        self._check(replies[1:])
+        self._check(replies[1:2])
+        if as_error(replies[2]) is None and (policy := _POLICY.search(bytes(replies[2]))):
+            name = policy[1].decode(errors="replace")
+            _log.warning("the server's maxmemory-policy is %s: it may evict sessions; noeviction is needed", name)
         return dict(as_map(replies[1]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import hiredis
 
@@ -89,33 +89,50 @@ class Forgotten(Trouble):
     pause = False
 
 
+class Retried(Protocol):
+    """What `Retry` asks of an operation."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes something."""
+        ...
+
+    def settles(self, error: StorageError) -> bool:
+        """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
+        ...
+
+
 class Retry:
     """The attempts at one operation: when the next one is due, and what it comes to when none is left."""
 
     __slots__ = ("_delay", "_expires", "_maybe_applied")
 
-    def __init__(self, expires: float, *, maybe_applied: bool = False) -> None:
+    def __init__(self, expires: float) -> None:
         self._expires = expires
         self._delay = 0.005
-        self._maybe_applied = maybe_applied
+        self._maybe_applied = False
 
-    def after(self, trouble: Trouble, now: float, *, writes: bool) -> float:
+    def after(self, problem: Trouble | StorageError, now: float, operation: Retried) -> float:
         """Return how many seconds to wait before the next attempt (backoff with jitter).
 
         Raises:
             UnavailableError: the deadline has come; a write was certainly not applied.
-            OutcomeUnknownError: the deadline has come, or the server can't tell any more; it may have been applied.
+            OutcomeUnknownError: the deadline has come, or the answer is no final one; it may have been applied, or
+                may yet be.
+            StorageError: the final answer.
 
         """
-        self._maybe_applied |= trouble.sent and writes
-        if isinstance(trouble, Forgotten) and self._maybe_applied:
-            raise OutcomeUnknownError(
-                "an answer was lost, and the server has forgotten whether the write was applied"
-            ) from None
-        delay = self._delay * random.uniform(0.5, 1.5) if trouble.pause else 0.0
+        if isinstance(problem, StorageError):
+            if self._maybe_applied and not operation.settles(problem):
+                raise OutcomeUnknownError(f"an answer was lost, and sent again it was refused: {problem}") from None
+            raise problem
+        self._maybe_applied |= problem.sent and operation.writes
+        if isinstance(problem, Forgotten) and self._maybe_applied:
+            raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None
+        delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
         if now + delay >= self._expires:
-            raise trouble.final(maybe_applied=self._maybe_applied) from None
-        if trouble.pause:
+            raise problem.final(maybe_applied=self._maybe_applied) from None
+        if problem.pause:
             self._delay = min(2 * self._delay, 0.2)
         return delay
 

@@ -391,9 +391,9 @@ class RedisSessionStore(Generic[A]):
             while True:
                 try:
                     return operation.decode(await self._link.call(operation.commands(), expires))
-                except Trouble as trouble:
+                except (Trouble, StorageError) as problem:
                     retry = retry or Retry(expires)
-                    delay = retry.after(trouble, loop.time(), writes=operation.writes)
+                    delay = retry.after(problem, loop.time(), operation)
                 if delay:
                     await asyncio.sleep(delay)
         except BaseException as exc:

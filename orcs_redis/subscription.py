@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import random
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .errors import StorageError
 from .link import Deliver, Feed
-from .resp import Retry, Trouble
+from .resp import Trouble
 
 __all__ = ["Background", "Listener", "Subscription"]
+
+_FIRST_DELAY = 0.01  # seconds
+_log = logging.getLogger("orcs_redis")
 
 # Called with a message, or with None: messages may have been missed, or begin to come now.
 Listener = Callable[[bytes | None], None]
@@ -69,25 +74,26 @@ class Subscription:
             listener(message)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        retry = Retry(float("inf"))
+        delay = _FIRST_DELAY
         while True:
             try:
                 feed = await self._dial(self._deliver, self._heartbeat)
-            except (Trouble, StorageError) as exc:
-                trouble = exc if isinstance(exc, Trouble) else Trouble(str(exc))
-                await asyncio.sleep(retry.after(trouble, loop.time(), writes=False))
-                continue
-            self._feed, retry = feed, Retry(float("inf"))
-            try:
-                for channel in self._listeners:
-                    feed.subscribe(channel)
-                await feed.watch()
+                delay, self._feed = _FIRST_DELAY, feed
+                try:
+                    for channel in self._listeners:
+                        feed.subscribe(channel)
+                    await feed.watch()
+                finally:
+                    self._feed = None
+                    await feed.close()
             except Trouble:
-                pass
-            finally:
-                self._feed = None
-                await feed.close()
+                await asyncio.sleep(delay * random.uniform(0.5, 1.5))
+                delay = min(2 * delay, 0.5)
+            except StorageError as exc:  # no rights, say
+                _log.warning("nothing is heard of changes, they are looked for every second: %s", exc)
+                for channel in tuple(self._listeners):
+                    self._deliver(channel, None)
+                await asyncio.sleep(1)
 
 
 class Background:

@@ -385,9 +385,9 @@ class RedisSessionStore(Generic[A]):
                     if replies is None:
                         replies = self._link.call(operation.commands(), expires)
                     return operation.decode(replies)
-                except Trouble as trouble:
+                except (Trouble, StorageError) as problem:
                     retry = retry or Retry(expires)
-                    delay = retry.after(trouble, time.monotonic(), writes=operation.writes)
+                    delay = retry.after(problem, time.monotonic(), operation)
                     replies = None
                 if delay:
                     time.sleep(delay)

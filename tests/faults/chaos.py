@@ -1,0 +1,548 @@
+"""One run: a server, a proxy before it, workers behind the proxy, faults, and in the end the checker.
+
+Everything that is drawn comes from one seed. What the faults meet is up to the machine, so a seed gives the same faults
+again, not the same history: what is needed to look into a failure is kept in the run's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import orcs_redis.sync
+from orcs_redis import StorageError
+
+from . import proxy as modes
+from .history import Op, Violation, check, read_history
+from .proxy import Mode, Proxy
+from .workers import STILL, Recorder, new_session
+
+__all__ = ["FAULTS", "Report", "check_folder", "run", "take_dump"]
+
+NAMESPACE = "chaos"
+PARTITIONS = 2
+WORKERS = 3
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    seed: int
+    seconds: float
+    folder: str
+    naive: bool = False
+    operations: int = 0
+    writes: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    doubled: int = 0
+    unknown: int = 0
+    calm_rate: float = 0.0  # acknowledged operations per second, before the faults
+    fault_rate: float = 0.0
+    recovery_median: float | None = None  # seconds from a restarted server's first answer to a worker's next write
+    recovery_worst: float | None = None
+    check_seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+    rules: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}, {self.seconds:.0f} s{', naive' if self.naive else ''}: {self.operations} operations "
+            f"({self.writes} writes), {sum(self.faults.values())} faults",
+            f"  lost {self.lost}, doubled {self.doubled}, unknown outcomes {self.unknown}; {self.outcomes}",
+            f"  {self.calm_rate:.0f} op/s without faults, {self.fault_rate:.0f} under them; "
+            + (
+                f"writing again after a restart: median {self.recovery_median:.3f} s, worst {self.recovery_worst:.3f} s"
+                if self.recovery_median is not None
+                else "no restart"
+            ),
+            f"  faults: {self.faults}",
+            f"  {len(self.violations)} violations {self.rules or ''} (checked in {self.check_seconds:.1f} s)",
+            *(f"    {violation}" for violation in self.violations[:20]),
+        ]
+        if self.violations:
+            lines.append(f"  history, faults and dump are in {self.folder}")
+        return "\n".join(lines)
+
+
+class Server:
+    """A server that is killed, stopped and started again, and has forgotten nothing that it acknowledged."""
+
+    def __init__(self, folder: Path) -> None:
+        binary = shutil.which("redis-server") or shutil.which("valkey-server")
+        if binary is None:
+            raise FileNotFoundError("redis-server")
+        self._binary = binary
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.stopped = False
+        self.admin = redis.Redis(
+            port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
+        arguments += ["--appendonly", "yes", "--appendfsync", "always"]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen([self._binary, *arguments], stdout=log, stderr=log)
+        until = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(redis.RedisError):
+                if self.admin.ping():
+                    return
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError((self._folder / "server.log").read_text()[-2000:])
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Kill it as kill -9 does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self.stopped = False
+        self.admin.connection_pool.disconnect()
+
+    def stop(self) -> None:
+        """Let it stand still."""
+        assert self._process is not None
+        self.stopped = True
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End the standstill."""
+        if self._process is not None and self.stopped:
+            self._process.send_signal(signal.SIGCONT)
+        self.stopped = False
+
+    def close(self) -> None:
+        self.kill()
+        self.admin.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Fleet:
+    """The worker processes."""
+
+    def __init__(self, url: str, folder: Path, rng: random.Random, until: int, *, naive: bool) -> None:
+        self._url = url
+        self._folder = folder
+        self._rng = rng
+        self._until = until
+        self._naive = naive
+        self._count = 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start one more."""
+        self._count += 1
+        name = f"w{self._count}"
+        command = [sys.executable, "-m", "tests.faults.workers", "--url", self._url, "--namespace", NAMESPACE]
+        command += ["--name", name, "--log", str(self._folder / f"history-{name}.jsonl")]
+        command += ["--seed", str(self._rng.randrange(2**32)), "--until", str(self._until)]
+        if self._naive:
+            command.append("--naive")
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with (self._folder / f"{name}.err").open("wb") as errors:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors)
+        self._processes.append(process)
+
+    def ready(self) -> None:
+        """Wait until each has connected."""
+        for process in self._processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+
+    def replace(self) -> None:
+        """Kill one as kill -9 does, and start another."""
+        process = self._processes.pop(self._rng.randrange(len(self._processes)))
+        process.kill()
+        self._end(process)
+        self.start()
+
+    def join(self, patience: float) -> list[str]:
+        """Wait for the end of all; return what is wrong with how they ended."""
+        until = time.monotonic() + patience
+        wrong = []
+        for process in self._processes:
+            try:
+                code = process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                code = None
+            if code != 0:
+                wrong.append(f"worker ended with {code}")
+        self.close()
+        wrong += [path.read_text()[-2000:] for path in self._folder.glob("*.err") if path.stat().st_size]
+        return wrong
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            self._end(process)
+        self._processes.clear()
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+class Chaos:
+    """Strikes, and heals what it struck after a while."""
+
+    def __init__(self, server: Server, proxy: Proxy, fleet: Fleet, rng: random.Random, log: Path) -> None:
+        self._server = server
+        self._proxy = proxy
+        self._fleet = fleet
+        self._rng = rng
+        self._log = log.open("a")
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self._passing = 0  # faults of the proxy under way: the last one to end heals
+        self.counts: Counter[str] = Counter()
+        self.restarts: list[int] = []  # ns of the monotonic clock at which a killed server could be reached again
+
+    def run(self, until: float, only: Sequence[str] | None = None) -> None:
+        """Strike every 0.3 to 1 s until then, and heal everything."""
+        names = list(only or FAULTS)
+        weights = [FAULTS[name][1] for name in names]
+        strike_at = time.monotonic() + self._rng.uniform(0.3, 1)
+        while (now := time.monotonic()) < until:
+            while self._due and self._due[0][0] <= now:
+                heapq.heappop(self._due)[2]()
+            if now >= strike_at:
+                name = self._rng.choices(names, weights)[0]
+                # Drawn before it is known whether the server can be reached, so that a seed says what comes.
+                strength, duration = self._rng.random(), self._rng.random()
+                with contextlib.suppress(redis.RedisError):
+                    FAULTS[name][0](self, strength, duration)
+                strike_at = now + self._rng.uniform(0.3, 1)
+            time.sleep(0.01)
+        while self._due:
+            heapq.heappop(self._due)[2]()
+        self._proxy.heal()
+        self._log.close()
+
+    def _note(self, name: str, **details: Any) -> None:
+        self.counts[name] += 1
+        self._log.write(json.dumps({"at": time.monotonic_ns(), "fault": name, **details}) + "\n")
+        self._log.flush()
+
+    def _later(self, seconds: float, do: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._due, (time.monotonic() + seconds, self._number, do))
+
+    # The proxy
+
+    def _pass(self, mode: Mode, seconds: float, *, new: bool = False) -> None:
+        existing = self._share()
+        self._note(mode.name, seconds=round(seconds, 3), existing=existing, new=new, mode=asdict(mode))
+        self._passing += 1
+        self._proxy.strike(mode, existing=existing, new=new)
+
+        def heal() -> None:
+            self._passing -= 1
+            if not self._passing:
+                self._proxy.heal()
+
+        self._later(seconds, heal)
+
+    def _share(self) -> float:
+        return self._rng.choice((0.3, 0.3, 0.6, 1.0))
+
+    def delay(self, strength: float, duration: float) -> None:
+        self._pass(modes.delay(0.005 + 0.15 * strength**2), 0.2 + 0.8 * duration, new=True)
+
+    def late(self, strength: float, duration: float) -> None:
+        self._pass(modes.late(1.2 + 2 * strength), 0.3 + duration)
+
+    def cut(self, strength: float, duration: float) -> None:
+        self._note("cut")
+        self._proxy.cut(self._share())
+
+    def refuse(self, strength: float, duration: float) -> None:
+        self._pass(modes.REFUSE, (3.5 if strength > 0.9 else 0.7) * duration, new=True)
+
+    def blackhole(self, strength: float, duration: float) -> None:
+        self._pass(modes.BLACKHOLE, (4 if strength > 0.9 else 1) * duration, new=strength > 0.7)
+
+    def hold(self, strength: float, duration: float) -> None:
+        self._pass(modes.HOLD, 0.1 + 2.5 * duration**2, new=strength > 0.7)
+
+    def swallow(self, strength: float, duration: float) -> None:
+        self._pass(modes.SWALLOW, 0.1 + 2 * duration**2, new=strength > 0.8)
+
+    def trickle(self, strength: float, duration: float) -> None:
+        self._pass(modes.TRICKLE, 0.2 + 0.5 * duration, new=True)
+
+    def mid_reply(self, strength: float, duration: float) -> None:
+        self._pass(modes.mid_reply(1 + int(60 * strength)), 0.1 + 0.3 * duration, new=duration > 0.7)
+
+    def mid_command(self, strength: float, duration: float) -> None:
+        self._pass(modes.mid_command(1 + int(600 * strength)), 0.1 + 0.3 * duration, new=duration > 0.7)
+
+    # The server
+
+    def client_kill(self, strength: float, duration: float) -> None:
+        if not self._server.stopped:
+            self._server.admin.client_kill_filter(_type="normal", skipme=True)
+            self._note("CLIENT KILL")
+
+    def client_pause(self, strength: float, duration: float) -> None:
+        if not self._server.stopped:
+            # What heals other faults waits for the end of the pause.
+            self._server.admin.client_pause(int(100 + 1400 * duration), all=strength > 0.5)
+            self._note("CLIENT PAUSE")
+
+    def script_flush(self, strength: float, duration: float) -> None:
+        if not self._server.stopped:
+            self._server.admin.script_flush()
+            self._note("SCRIPT FLUSH")
+
+    def standstill(self, strength: float, duration: float) -> None:
+        if not self._server.stopped:
+            seconds = 0.2 + 2.8 * duration**2
+            self._server.stop()
+            self._note("SIGSTOP", seconds=round(seconds, 3))
+            self._later(seconds, self._server.go_on)
+
+    def restart(self, strength: float, duration: float) -> None:
+        self._server.kill()
+        down = 0.5 * duration if strength > 0.5 else 0.0
+        time.sleep(down)
+        self._server.start()
+        if not self._passing:
+            self.restarts.append(time.monotonic_ns())
+        self._note("kill -9", down=round(down, 3))
+
+    def _set(self, name: str, value: str, back: str, duration: float) -> None:
+        if self._server.stopped:
+            return
+        self._server.admin.config_set(name, value)
+        self._note(f"{name} {value}")
+
+        def undo() -> None:
+            with contextlib.suppress(redis.RedisError):  # a restart undoes it too
+                self._server.go_on()
+                self._server.admin.config_set(name, back)
+
+        self._later(0.05 + duration, undo)
+
+    def no_replicas(self, strength: float, duration: float) -> None:
+        self._set("min-replicas-to-write", "1", "0", 0.6 * duration)
+
+    def full(self, strength: float, duration: float) -> None:
+        self._set("maxmemory", "1", "0", 0.6 * duration)
+
+    def worker(self, strength: float, duration: float) -> None:
+        self._fleet.replace()
+        self._note("worker killed")
+
+
+FAULTS: Mapping[str, tuple[Callable[[Chaos, float, float], None], float]] = {
+    "delay": (Chaos.delay, 1),
+    "late": (Chaos.late, 1.5),
+    "cut": (Chaos.cut, 1.5),
+    "refuse": (Chaos.refuse, 0.7),
+    "blackhole": (Chaos.blackhole, 1),
+    "hold": (Chaos.hold, 1),
+    "swallow": (Chaos.swallow, 2),
+    "trickle": (Chaos.trickle, 0.5),
+    "mid-reply": (Chaos.mid_reply, 1.5),
+    "mid-command": (Chaos.mid_command, 1.5),
+    "client-kill": (Chaos.client_kill, 1),
+    "client-pause": (Chaos.client_pause, 0.7),
+    "script-flush": (Chaos.script_flush, 1),
+    "sigstop": (Chaos.standstill, 1.5),
+    "kill-9": (Chaos.restart, 1.5),
+    "no-replicas": (Chaos.no_replicas, 0.5),
+    "full": (Chaos.full, 0.5),
+    "worker": (Chaos.worker, 0.5),
+}
+
+
+def run(seconds: float, seed: int, folder: Path, *, naive: bool = False, only: Sequence[str] | None = None) -> Report:
+    """Run workers for so long, a fifth of it (3 s at most) without faults, and check what came of it."""
+    folder.mkdir(parents=True)
+    rng = random.Random(seed)
+    with contextlib.ExitStack() as stack:
+        server = Server(folder)
+        stack.callback(server.close)
+        server.start()
+        setup(f"redis://127.0.0.1:{server.port}/0", folder)
+        proxy = stack.enter_context(Proxy(server.port))
+        calm = min(3.0, seconds / 5)
+        # The workers need some time to start.
+        begin = time.monotonic() + 2
+        until = begin + seconds
+        fleet = Fleet(f"redis://127.0.0.1:{proxy.port}/0", folder, rng, int(until * 1e9), naive=naive)
+        stack.callback(fleet.close)
+        for _ in range(WORKERS):
+            fleet.start()
+        fleet.ready()
+        time.sleep(max(0.0, begin + calm - time.monotonic()))
+        chaos = Chaos(server, proxy, fleet, rng, folder / "faults.jsonl")
+        chaos.run(until, only)
+        problems = fleet.join(20)
+        # What is still on its way must have arrived before the dump.
+        drained = time.monotonic() + 10
+        while proxy.connections() and time.monotonic() < drained:
+            time.sleep(0.05)
+        proxy.close()
+        time.sleep(0.2)
+        dump = take_dump(server.admin)
+    (folder / "dump.json").write_text(json.dumps(dump))
+    span = {"begin": begin, "calm": calm, "until": until, "restarts": chaos.restarts, "faults": chaos.counts}
+    (folder / "run.json").write_text(json.dumps({"seed": seed, "seconds": seconds, "naive": naive, **span}))
+    return check_folder(folder, problems)
+
+
+def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:
+    """Check what a run has left."""
+    about = json.loads((folder / "run.json").read_text())
+    started = time.monotonic()
+    ops = read_history(sorted(folder.glob("history-*.jsonl")))
+    violations = [Violation("worker", problem) for problem in problems]
+    violations += check(ops, json.loads((folder / "dump.json").read_text()))
+    report = Report(about["seed"], about["seconds"], str(folder), about["naive"], faults=about["faults"])
+    report.check_seconds = time.monotonic() - started
+    report.operations = len(ops)
+    report.writes = sum(op.writes for op in ops)
+    report.outcomes = dict(Counter(str(op.outcome) for op in ops).most_common())
+    report.unknown = sum(op.unknown for op in ops if op.writes)
+    report.rules = dict(Counter(violation.rule for violation in violations))
+    report.lost, report.doubled = report.rules.get("lost", 0), report.rules.get("doubled", 0)
+    report.violations = [str(violation) for violation in violations]
+    middle = about["begin"] + about["calm"]
+    report.calm_rate = _rate(ops, about["begin"] + 0.5, middle)
+    report.fault_rate = _rate(ops, middle, about["until"])
+    strikes = [json.loads(line)["at"] for line in (folder / "faults.jsonl").read_text().splitlines()]
+    recoveries = _recoveries(ops, about["restarts"], strikes)
+    if recoveries:
+        report.recovery_median, report.recovery_worst = statistics.median(recoveries), max(recoveries)
+    (folder / "report.txt").write_text(f"{report}\n\n" + "\n".join(report.violations))
+    return report
+
+
+def _rate(ops: Sequence[Op], begin: float, end: float) -> float:
+    return sum(op.ok and begin * 1e9 <= op.returned < end * 1e9 for op in ops) / max(0.001, end - begin)
+
+
+def _recoveries(ops: Sequence[Op], restarts: Sequence[int], strikes: Sequence[int]) -> list[float]:
+    """Return for each restart and each worker the seconds until its next write, unless something else struck."""
+    by_worker: dict[str, list[int]] = {}
+    for op in ops:
+        if op.ok and op.writes:
+            by_worker.setdefault(op.uid.partition("-")[0], []).append(op.returned)
+    recoveries = []
+    for restart in restarts:
+        # The restart itself is noted a moment later.
+        struck = min((at for at in strikes if at > restart + 20_000_000), default=restart)
+        for returns in by_worker.values():
+            after = min((moment for moment in returns if moment >= restart), default=struck)
+            if after < struck:
+                recoveries.append((after - restart) / 1e9)
+    return recoveries
+
+
+def setup(url: str, folder: Path) -> None:
+    """Create the namespace, and sessions that stay as they are."""
+    log = Recorder(str(folder / "history-setup.jsonl"), "setup")
+    with orcs_redis.sync.open_store(url, namespace=NAMESPACE, partitions=PARTITIONS) as store:
+        for n in range(STILL):
+            uid, session = log.uid(), f"still-{n}"
+            ids = [f"{uid}.{turn}" for turn in range(n)]
+            log.call(uid, "create", session, ids=ids, base=0)
+            try:
+                revision = store.save(new_session(session, uid, ids), if_revision=0)
+            except StorageError as error:
+                log.done(uid, type(error).__name__)
+            else:
+                log.done(uid, "ok", revision=revision)
+    log.close()
+
+
+def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
+    """Return what the server holds, read without any of the store's own code: one mapping for each partition."""
+    keys = {key.decode() for key in client.scan_iter(match="*", count=10_000)}
+    keys.discard(f"{NAMESPACE}:layout")
+    dump = []
+    for number in range(PARTITIONS):
+        prefix = f"{{{NAMESPACE}/{number}}}:"
+        read: Any = client
+
+        def scores(name: str, prefix: str = prefix, read: Any = read) -> dict[str, int]:
+            return {id.decode(): int(score) for id, score in read.zrange(prefix + name, 0, -1, withscores=True)}
+
+        own = {key for key in keys if key.startswith(prefix)}
+        sessions = {}
+        for key in sorted(own):
+            if key.startswith(f"{prefix}session:"):
+                id = key.removeprefix(f"{prefix}session:")
+                fields = read.hgetall(key)
+                turns = [msgspec.msgpack.decode(turn) for turn in read.lrange(f"{prefix}turns:{id}", 0, -1)]
+                sessions[id] = {
+                    "revision": int(fields[b".revision"]),
+                    "turns": int(fields[b".turns"]),
+                    "ids": [turn["id"] for turn in turns],
+                    "metadata": msgspec.msgpack.decode(fields[b"metadata"]),
+                    "updated_at_ms": msgspec.msgpack.decode(fields[b"updated_at_ms"]),
+                    "ops": _operations(fields[b".ops"]),
+                }
+                own -= {key, f"{prefix}turns:{id}"}
+        # Staged turns of a save that never came run out by themselves.
+        strays = {key for key in own if not key.startswith(f"{prefix}staging:") or read.pttl(key) == -1}
+        strays -= {prefix + name for name in ("state", "updated", "meta", "changes", "deleted", "deleted:ops")}
+        deleted = {id.decode(): data for id, data in read.hgetall(f"{prefix}deleted:ops").items()}
+        dump.append(
+            {
+                "revision": int(read.hget(f"{prefix}state", "revision")),
+                "sessions": sessions,
+                "meta": {
+                    id.decode(): msgspec.msgpack.decode(data)[:3] for id, data in read.hgetall(f"{prefix}meta").items()
+                },
+                "updated": scores("updated"),
+                "changes": scores("changes"),
+                "deleted": scores("deleted"),
+                "deleted_ops": {id: _operations(data[8:]) for id, data in deleted.items()},
+                "strays": sorted(strays),
+            }
+        )
+    return dump
+
+
+def _operations(data: bytes) -> list[tuple[str, int]]:
+    return [(data[at : at + 12].hex(), int.from_bytes(data[at + 12 : at + 20])) for at in range(8, len(data), 20)]

@@ -1,0 +1,647 @@
+"""The checker: reads what the workers say they did and what the server holds in the end, and finds what can't be.
+
+It is pure. A write is acknowledged (it says its revision), refused (the error promises that it was not applied), or
+unknown (OutcomeUnknownError, a cancelled caller, a killed worker): then it is in at most once, at any time after the
+call. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass over the lists.
+
+The rules, by the names that violations bear:
+
+    unexpected   an error that no fault explains
+    lost         an acknowledged write's turns are not in a history that is as new as the write
+    doubled      a turn is there twice
+    refused      a write is there whose error promised that it is not
+    foreign      a turn, mark or session is there that nobody wrote to this place
+    torn         the turns of one write are not together and in order
+    order        a write is at another place than its revision says
+    time         revisions disagree with real time, or a read has seen the future
+    revisions    a revision was given twice, or is beyond the partition's counter
+    gaps         revisions that no write accounts for, or writes that no revision is left for
+    stale        a read is older than what had been acknowledged before it
+    state        two observations of one revision of a session differ
+    overwrote    a conditional write came over another revision than its own
+    counter      increments of a counter, made conditionally, were lost
+    conflict     a conflict without another write that it could be with
+    absent       a session was not found that must have been there
+    list         a list is unsorted, skips or repeats
+    dump         index, metadata, turns and hashes disagree
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from .workers import digest
+
+__all__ = ["REFUSALS", "UNKNOWN", "Op", "Violation", "check", "read_history"]
+
+WRITES = ("append", "create", "put", "save", "update", "delete")
+REFUSALS = ("UnavailableError", "NotFoundError", "ConflictError", "StoreFullError")  # not applied, says the contract
+UNKNOWN = ("OutcomeUnknownError", "Cancelled", None)
+_NEVER = 2**63
+
+
+@dataclass(slots=True)
+class Op:
+    """One call of the store, and how it ended (outcome None: nobody knows)."""
+
+    uid: str
+    kind: str
+    session: str
+    called: int
+    args: dict[str, Any] = field(default_factory=dict)
+    returned: int = _NEVER
+    outcome: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> bool:
+        return self.kind in WRITES
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "ok"
+
+    @property
+    def unknown(self) -> bool:
+        return self.outcome in UNKNOWN
+
+    @property
+    def revision(self) -> int:
+        revision: int = self.result["revision"]
+        return revision
+
+    @property
+    def ids(self) -> list[str]:
+        ids: list[str] = self.args.get("ids", [])
+        return ids
+
+    def __str__(self) -> str:
+        end = f"@{self.revision}" if self.ok and "revision" in self.result else ""
+        took = "" if self.returned == _NEVER else f" in {(self.returned - self.called) / 1e9:.3f} s"
+        return f"{self.kind} {self.uid} on {self.session!r} ({self.outcome}{end}, called {self.called / 1e9:.3f}{took})"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What can't be, and why."""
+
+    rule: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text}"
+
+
+def read_history(paths: Iterable[Path]) -> list[Op]:
+    """Read the workers' logs. A line that a kill cut short is a call that was not made."""
+    ops: dict[str, Op] = {}
+    for path in paths:
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            at = line.pop("at")
+            if (uid := line.pop("call", None)) is not None:
+                ops[uid] = Op(uid, line.pop("kind"), line.pop("session"), at, line)
+            else:
+                op = ops[line.pop("return")]
+                op.returned, op.outcome, op.result = at, line.pop("outcome"), line
+    return list(ops.values())
+
+
+def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None) -> list[Violation]:
+    """Return what violates the contract in a history and the final dump (`take_dump`)."""
+    violations: list[Violation] = []
+    partitions = len(dump) if dump else 1
+    for number in range(partitions):
+        own = [op for op in ops if not op.session or crc32(op.session.encode()) % partitions == number]
+        violations += _Partition(own, number, partitions, dump[number] if dump else None).check()
+    return violations
+
+
+class _Known:
+    """The acknowledged writes of a session or partition, in the order of their revisions; the unknown ones apart."""
+
+    def __init__(self, writes: Sequence[Op]) -> None:
+        self.unknown = [op for op in writes if op.unknown]
+        self.writes = sorted((op for op in writes if op.ok), key=lambda op: op.revision)
+        self.revisions = [op.revision for op in self.writes]
+        by_return = sorted(self.writes, key=lambda op: op.returned)
+        self._returns = [op.returned for op in by_return]
+        self._newest = list(_running_max(by_return))
+        calls = [op.called for op in reversed(self.writes)]
+        self._first_calls = [*reversed(list(accumulate(calls, min))), _NEVER]
+
+    def began_after(self, revision: int) -> int:
+        """Return when the first of the writes with a higher revision was called."""
+        return self._first_calls[bisect.bisect_right(self.revisions, revision)]
+
+    def before(self, moment: int) -> Op | None:
+        """Return the newest of the writes that were acknowledged before a moment."""
+        at = bisect.bisect_left(self._returns, moment)
+        return self._newest[at - 1] if at else None
+
+    def between(self, low: int, high: int) -> list[Op]:
+        """Return those with low < revision < high."""
+        return self.writes[bisect.bisect_right(self.revisions, low) : bisect.bisect_left(self.revisions, high)]
+
+    def up_to(self, revision: int) -> Op | None:
+        """Return the last one of this revision or an earlier one."""
+        at = bisect.bisect_right(self.revisions, revision)
+        return self.writes[at - 1] if at else None
+
+
+def _running_max(ops: Iterable[Op]) -> Iterator[Op]:
+    newest: Op | None = None
+    for op in ops:
+        if newest is None or op.revision > newest.revision:
+            newest = op
+        yield newest
+
+
+@dataclass
+class _Truth:
+    """The fullest history known of a session between one creation and the next."""
+
+    session: str
+    born: str
+    ids: list[str]
+    revision: int  # at which it was seen
+    seen_by: str
+    seen_at: int
+    first: int = 0  # the oldest revision known to be of this creation
+    cuts: set[int] = field(default_factory=set)  # numbers of turns at which a write ends
+    ends: list[tuple[int, int, int]] = field(default_factory=list)  # revision, start and end of acknowledged writes
+    where: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """The dump knows best, then who saw most."""
+        return self.seen_at == _NEVER, len(self.ids), self.revision
+
+
+class _Partition:
+    """One partition's part of a history."""
+
+    def __init__(self, ops: Sequence[Op], number: int, partitions: int, dump: Mapping[str, Any] | None) -> None:
+        self._partitions = partitions
+        self._number = number
+        self._dump = dump
+        self._ops = {op.uid: op for op in ops}
+        self._writes = [op for op in ops if op.writes]
+        self._reads = [op for op in ops if not op.writes and op.ok]
+        self._known = _Known(self._writes)
+        self._of: dict[str, list[Op]] = defaultdict(list)
+        for op in self._writes:
+            self._of[op.session].append(op)
+        self._session = {session: _Known(writes) for session, writes in self._of.items()}
+        self._deletes = {
+            session: _Known([op for op in writes if op.kind == "delete"]) for session, writes in self._of.items()
+        }
+        self._truths: dict[tuple[str, str], _Truth] = {}
+        self._violations: list[Violation] = []
+        self._placed: dict[str, _Truth] = {}  # where a write's turns are
+        self._home: dict[str, _Truth] = {}  # where a turn is
+        self._bounds: dict[str, tuple[int, int]] = {}  # unknown writes that were seen: their revision is in between
+
+    def check(self) -> list[Violation]:
+        self._check_errors()
+        self._check_revisions()
+        self._check_states()
+        self._find_truths()
+        for truth in self._truths.values():
+            self._check_truth(truth)
+        for op in self._reads:
+            match op.kind:
+                case "load":
+                    self._check_load(op)
+                case "turns":
+                    self._check_turns(op)
+                case "list" | "page":
+                    self._check_items(op)
+        self._check_absences()
+        self._check_conditions()
+        if self._dump is not None:
+            self._check_dump(self._dump)
+            self._check_gaps(self._dump)
+        return self._violations
+
+    def _say(self, rule: str, text: str) -> None:
+        self._violations.append(Violation(rule, text))
+
+    # Single operations
+
+    def _check_errors(self) -> None:
+        for op in self._ops.values():
+            allowed: tuple[str | None, ...] = ("ok", "UnavailableError", *UNKNOWN)
+            if op.writes:
+                allowed += ("StoreFullError",)
+            if op.session and op.kind not in ("create", "put"):
+                allowed += ("NotFoundError",)
+            if op.writes and op.args.get("base") is not None:
+                allowed += ("ConflictError",)
+            if not op.writes:
+                allowed = tuple(outcome for outcome in allowed if outcome != "OutcomeUnknownError")
+            if op.outcome not in allowed:
+                self._say("unexpected", f"{op}: {op.result.get('text', '')}")
+
+    def _check_revisions(self) -> None:
+        for first, second in pairwise(self._known.writes):
+            if first.revision == second.revision:
+                self._say("revisions", f"{first} and {second} have one revision")
+        for op in self._known.writes:
+            before = self._known.before(op.called)
+            if before is not None and before.revision >= op.revision:
+                self._say("time", f"{before} was acknowledged before {op} began")
+
+    def _check_conditions(self) -> None:
+        for op in self._writes:
+            base = op.args.get("base")
+            others = self._session[op.session]
+            if op.ok and base:
+                for other in others.between(base, op.revision):
+                    self._say("overwrote", f"{op}, made for revision {base}, came over {other}")
+                    break
+            elif op.ok and base == 0:
+                newest = others.up_to(op.revision - 1)
+                if newest is not None and not self._may_be_absent(op.session, newest, op.returned):
+                    self._say("overwrote", f"{op}, made for an absent session, came over {newest}")
+            if op.outcome == "ConflictError" and base is not None:
+                rivals = others.began_after(base) < op.returned or any(
+                    other.called < op.returned and (base or other.kind != "delete") for other in others.unknown
+                )
+                if not rivals:
+                    self._say("conflict", f"{op}, made for revision {base}, had no other write to be in conflict with")
+        for session, writes in self._of.items():
+            self._check_counters(session, writes)
+
+    def _check_counters(self, session: str, writes: Sequence[Op]) -> None:
+        counted: dict[str, list[tuple[int, int, Op]]] = defaultdict(list)
+        unknown = sum(op.unknown and op.kind in ("save", "update") for op in writes)
+        for op in writes:
+            if op.ok and op.kind in ("save", "update"):
+                facts = op.args | op.result
+                counted[facts["born"]].append((op.revision, facts["counter"], op))
+        for increments in counted.values():
+            increments.sort(key=lambda increment: increment[0])
+            for (_, earlier, first), (_, later, second) in pairwise(increments):
+                if not earlier < later <= earlier + 1 + unknown:
+                    self._say("counter", f"{first} made the counter {earlier}, {second} made it {later}")
+
+    # Observations
+
+    def _observations(self) -> Iterator[tuple[str, dict[str, Any], str, int]]:
+        """Yield what was seen of sessions: the session, what, by whom, when."""
+        for op in self._reads:
+            if op.kind == "load":
+                yield op.session, op.result, str(op), op.returned
+        if self._dump is not None:
+            for session, data in self._dump["sessions"].items():
+                seen = {"revision": data["revision"], "n": len(data["ids"]), "all": data["ids"]}
+                seen["sum"] = digest(data["ids"])
+                seen |= {key: data["metadata"].get(key) for key in ("born", "counter", "mark")}
+                yield session, seen, "the final dump", _NEVER
+
+    def _check_states(self) -> None:
+        """What is told of one revision of a session must be the same, whoever tells it."""
+        told: dict[tuple[str, int, str], tuple[Any, str]] = {}
+
+        def tell(session: str, revision: int, facts: Mapping[str, Any], who: str) -> None:
+            for name in ("born", "counter", "mark", "n", "sum"):
+                if name in facts:
+                    value, first = told.setdefault((session, revision, name), (facts[name], who))
+                    if value != facts[name]:
+                        both = f"{value} in {first}, {facts[name]} in {who}"
+                        self._say("state", f"{session!r} at revision {revision}: {name} is {both}")
+
+        for op in self._known.writes:
+            facts: dict[str, Any] = {}
+            if op.kind in ("create", "put"):
+                facts = {"born": op.uid, "counter": 0, "mark": op.uid, "n": len(op.ids), "sum": digest(op.ids)}
+            elif op.kind in ("save", "update"):
+                facts = {key: (op.args | op.result)[key] for key in ("born", "counter")} | {"mark": op.uid}
+            tell(op.session, op.revision, facts, str(op))
+        for session, seen, who, at in self._observations():
+            tell(session, seen["revision"], seen, who)
+            for name, kinds in (("born", ("create", "put")), ("mark", ("create", "put", "save", "update"))):
+                writer = self._ops.get(seen[name])
+                if writer is None or writer.session != session or writer.kind not in kinds:
+                    self._say("foreign", f"{session!r}: {name} {seen[name]!r} in {who}")
+                elif not writer.unknown and not writer.ok:
+                    self._say("refused", f"{writer}, yet its mark is in {who} at revision {seen['revision']}")
+                elif writer.called > at:
+                    self._say("time", f"{who} has seen {writer}, which began later")
+                elif writer.ok and writer.revision > seen["revision"]:
+                    self._say("order", f"the mark of {writer} is in {who} at revision {seen['revision']}")
+                elif writer.unknown:
+                    self._bound(writer, 0, seen["revision"])
+        for op in self._reads:
+            for id, revision, count in op.result.get("items", ()):
+                if self._mine(id):
+                    tell(id, revision, {"n": count}, str(op))
+
+    def _bound(self, op: Op, after: int, up_to: int) -> None:
+        before = self._known.before(op.called)
+        low, high = self._bounds.get(op.uid, (before.revision if before else 0, _NEVER))
+        self._bounds[op.uid] = max(low, after), min(high, up_to)
+
+    # Histories
+
+    def _find_truths(self) -> None:
+        first: dict[tuple[str, str], int] = {}
+        for session, seen, who, at in self._observations():
+            key = session, seen["born"]
+            first[key] = min(first.get(key, _NEVER), seen["revision"])
+            if "all" in seen:
+                truth = _Truth(session, seen["born"], seen["all"], seen["revision"], who, at)
+                if key not in self._truths or self._truths[key].rank < truth.rank:
+                    self._truths[key] = truth
+        for key, truth in self._truths.items():
+            creator = self._ops.get(truth.born)
+            truth.first = creator.revision if creator is not None and creator.ok else first[key]
+
+    def _check_truth(self, truth: _Truth) -> None:
+        ids, session = truth.ids, truth.session
+        for id, count in Counter(ids).items():
+            if count > 1:
+                writer = self._ops.get(id.rpartition(".")[0])
+                self._say("doubled", f"turn {id} is {count} times in {session!r}, of {writer}, in {truth.seen_by}")
+        found: dict[str, int] = {}
+        waiting: list[Op] = []  # unknown writes since the last acknowledged one
+        last = at = 0
+        truth.cuts.add(0)
+        while at < len(ids):
+            writer = self._ops.get(ids[at].rpartition(".")[0])
+            truth.where.setdefault(ids[at], at)
+            self._home.setdefault(ids[at], truth)
+            if writer is None or writer.session != session or ids[at] not in writer.ids:
+                self._say("foreign", f"turn {ids[at]} in {session!r}: {writer}")
+                at += 1
+                continue
+            start, at = at, at + 1
+            if ids[start : start + len(writer.ids)] == writer.ids:
+                at = start + len(writer.ids)
+            else:
+                there = ids[start : start + len(writer.ids)]
+                self._say("torn", f"{session!r} has {there} in {truth.seen_by}: {writer}")
+            for n in range(start, at):
+                truth.where.setdefault(ids[n], n)
+                self._home.setdefault(ids[n], truth)
+            truth.cuts.add(at)
+            found.setdefault(writer.uid, start)
+            other = self._placed.setdefault(writer.uid, truth)
+            if other is not truth:
+                text = f"{writer} is in {session!r} as created by {other.born} and as created by {truth.born}"
+                self._say("doubled", text)
+            if not writer.ok and not writer.unknown:
+                self._say("refused", f"{writer}, yet its turns are in {truth.seen_by}")
+            elif writer.called > truth.seen_at:
+                self._say("time", f"{truth.seen_by} has seen {writer}, which began later")
+            elif writer.unknown:
+                waiting.append(writer)
+                self._bound(writer, last, truth.revision)
+            elif found[writer.uid] == start:
+                if not last < writer.revision <= truth.revision:
+                    text = f"{writer} comes after revision {last} in {truth.seen_by} at {truth.revision}"
+                    self._say("order", text)
+                for unknown in waiting:
+                    self._bound(unknown, 0, writer.revision)
+                waiting.clear()
+                truth.ends.append((writer.revision, start, at))
+                truth.first = min(truth.first, writer.revision)
+                last = max(last, writer.revision)
+        known = self._session.get(session) or _Known(())
+        for op in known.between(truth.first - 1, truth.revision + 1):
+            if op.ids and op.uid not in found:
+                self._say("lost", f"{op} is not in {session!r} of {truth.seen_by} at revision {truth.revision}")
+
+    def _check_place(self, truth: _Truth, revision: int, count: int, who: str) -> None:
+        """Check that so many turns at this revision are those of the writes up to it."""
+        if count not in truth.cuts:
+            self._say("torn", f"{who} saw {count} turns, in the middle of a write")
+        at = bisect.bisect_right(truth.ends, (revision, _NEVER, _NEVER))
+        if at and truth.ends[at - 1][2] > count:
+            self._say("stale", f"{who} saw {count} turns at {revision}, {truth.ends[at - 1][2]} were there")
+        if at < len(truth.ends) and truth.ends[at][1] < count:
+            self._say("order", f"{who} saw {count} turns at {revision}, turns of {truth.ends[at][0]} among them")
+
+    # Reads
+
+    def _check_load(self, op: Op) -> None:
+        self._check_fresh(op, op.session, op.result["revision"])
+        truth = self._truths.get((op.session, op.result["born"]))
+        count = op.result["n"]
+        if truth is None or (count > len(truth.ids) and truth.seen_at != _NEVER):
+            return  # that creation's turns are gone, and nobody saw all of them
+        if digest(truth.ids[:count]) != op.result["sum"]:
+            self._say("order", f"{op} saw {count} turns that are not the first ones of {truth.seen_by}")
+            return
+        self._check_place(truth, op.result["revision"], count, str(op))
+
+    def _check_fresh(self, op: Op, session: str, revision: int) -> None:
+        known = self._session.get(session)
+        if known is None:
+            self._say("foreign", f"{op} saw {session!r}, which nobody wrote")
+            return
+        before = known.before(op.called)
+        if before is not None and before.revision > revision:
+            self._say("stale", f"{op} saw {session!r} at revision {revision}, after {before} was acknowledged")
+        last = known.up_to(revision)
+        if last is not None and last.called > op.returned:
+            self._say("time", f"{op} saw {session!r} at revision {revision}, and {last} began later")
+        newest = self._known.up_to(revision)
+        if newest is not None and newest.called > op.returned:
+            self._say("time", f"{op} saw revision {revision}, and {newest} began later")
+
+    def _check_turns(self, op: Op) -> None:
+        ids: list[str] = op.result["ids"]
+        before = self._session[op.session].before(op.called) if op.session in self._session else None
+        if not ids:
+            return
+        truth = self._home.get(ids[0])
+        start = truth.where[ids[0]] if truth is not None and truth.session == op.session else -1
+        end = start + len(ids)
+        # The dead one may have gone on after it was last seen whole: then there is less to say.
+        if truth is not None and start >= 0 and (end <= len(truth.ids) or truth.seen_at == _NEVER):
+            if truth.ids[start:end] != ids:
+                self._say("order", f"{op} saw {ids}, which are not so in {truth.seen_by}")
+                return
+            if len(ids) < op.args["last"] and start:
+                self._say("torn", f"{op} saw {len(ids)} turns only")
+            if end not in truth.cuts:
+                self._say("torn", f"{op} saw {ids}, which ends in the middle of a write")
+            if before is not None and before.revision <= truth.revision:
+                at = bisect.bisect_right(truth.ends, (before.revision, _NEVER, _NEVER))
+                if at and truth.ends[at - 1][2] > end:
+                    text = f"{op} ends at turn {end} of {truth.ends[at - 1][2]}, after {before} was acknowledged"
+                    self._say("stale", text)
+            elif before is not None and before.kind in ("create", "put", "delete"):
+                self._say("stale", f"{op} saw turns of before {before}")
+            return
+        for id in ids:
+            writer = self._ops.get(id.rpartition(".")[0])
+            if writer is None or writer.session != op.session or id not in writer.ids:
+                self._say("foreign", f"{op} saw turn {id}: {writer}")
+            elif not writer.ok and not writer.unknown:
+                self._say("refused", f"{writer}, yet {op} saw its turns")
+
+    def _mine(self, id: str) -> bool:
+        return crc32(id.encode()) % self._partitions == self._number
+
+    def _check_items(self, op: Op) -> None:
+        items = [(id, revision, count) for id, revision, count in op.result["items"] if self._mine(id)]
+        listed = {id: revision for id, revision, _ in items}
+        if op.kind == "list":
+            if len(listed) < len(items):
+                self._say("list", f"{op} has a session twice")
+            if not op.result.get("sorted", True):
+                self._say("list", f"{op} is not in the order of time")
+        newest = max(listed.values(), default=0)
+        for id, revision in listed.items():
+            self._check_fresh(op, id, revision)
+        for id, known in self._session.items():
+            before = known.before(op.called)
+            if op.kind == "list":
+                # All metadata of a partition are read at one point in time, not before its newest revision.
+                last = known.up_to(newest)
+                if last is not None and (before is None or last.revision > before.revision):
+                    before = last
+                if before is not None and id in listed and listed[id] < before.revision:
+                    self._say("stale", f"{op} saw {id!r} at {listed[id]} beside revision {newest}, but {before}")
+            elif before is not None and self._changes_during(id, before, op):
+                continue  # a page promises only what stays as it is
+            else:
+                seen = sum(item[0] == id for item in items)
+                if seen > 1:
+                    self._say("list", f"{op} has {id!r} {seen} times, though it did not change")
+            if before is not None and id not in listed and not self._may_be_absent(id, before, op.returned):
+                self._say("list", f"{op} lacks {id!r}, after {before}")
+
+    def _changes_during(self, session: str, before: Op, op: Op) -> bool:
+        known = self._session[session]
+        return known.began_after(before.revision) < op.returned or any(
+            write.called < op.returned and self._bounds.get(write.uid, (0, _NEVER))[1] > before.revision
+            for write in known.unknown
+        )
+
+    def _may_be_absent(self, session: str, newest: Op, until: int) -> bool:
+        """Whether a session can be absent after an acknowledged write, because of a deletion."""
+        deletes = self._deletes[session]
+        return (
+            newest.kind == "delete"
+            or deletes.began_after(newest.revision) < until
+            or any(op.called < until for op in deletes.unknown)
+        )
+
+    def _check_absences(self) -> None:
+        for op in self._ops.values():
+            if op.outcome == "NotFoundError" and op.session in self._session:
+                before = self._session[op.session].before(op.called)
+                if before is not None and not self._may_be_absent(op.session, before, op.returned):
+                    self._say("absent", f"{op}, after {before}")
+
+    # The final state
+
+    def _check_dump(self, dump: Mapping[str, Any]) -> None:
+        sessions, last = dump["sessions"], dump["revision"]
+        for key in dump["strays"]:
+            self._say("dump", f"there is a key {key!r}")
+        for name in ("meta", "updated"):
+            if difference := set(dump[name]) ^ set(sessions):
+                self._say("dump", f"{name} and the sessions differ in {sorted(difference)}")
+        if difference := set(dump["changes"]) ^ (set(sessions) | set(dump["deleted"])):
+            self._say("dump", f"changes and the sessions and tombstones differ in {sorted(difference)}")
+        if set(dump["deleted"]) & set(sessions) or set(dump["deleted"]) != set(dump["deleted_ops"]):
+            self._say("dump", "the tombstones disagree with each other or with the sessions")
+        if len(set(dump["changes"].values())) < len(dump["changes"]):
+            self._say("dump", "two sessions have their last change at the same revision")
+        for id, data in sessions.items():
+            facts = {
+                "turns": {len(data["ids"]), data["turns"], dump["meta"].get(id, [0, 0, -1])[2]},
+                "revision": {data["revision"], dump["meta"].get(id, [-1])[0], dump["changes"].get(id, -1)},
+                "updated_at_ms": {data["updated_at_ms"], dump["meta"].get(id, [0, -1])[1], dump["updated"].get(id, -1)},
+            }
+            for name, values in facts.items():
+                if len(values) > 1:
+                    self._say("dump", f"{id!r}: {name} is {sorted(values)} in the hash, the list and the index")
+            self._check_end(id, data["revision"], data["ops"], last)
+        for id, revision in dump["deleted"].items():
+            if dump["changes"].get(id) != revision:
+                self._say("dump", f"{id!r} was deleted at {revision}, and changed at {dump['changes'].get(id)}")
+            self._check_end(id, revision, dump["deleted_ops"].get(id, []), last)
+            newest = self._session[id].up_to(_NEVER) if id in self._session else None
+            if newest is not None and newest.revision == revision and newest.kind != "delete":
+                self._say("absent", f"{id!r} is gone after {newest}")
+        for id in self._session:
+            if id not in sessions and id not in dump["deleted"] and (newest := self._session[id].up_to(_NEVER)):
+                self._say("absent", f"{id!r} has left no trace, after {newest}")
+
+    def _check_end(self, id: str, revision: int, ops: Sequence[tuple[str, int]], last: int) -> None:
+        if id not in self._session:
+            self._say("foreign", f"session {id!r}")
+            return
+        newest = self._session[id].up_to(_NEVER)
+        if newest is not None and newest.revision > revision:
+            self._say("lost", f"{id!r} is at revision {revision} in the end, after {newest}")
+        if revision > last:
+            self._say("revisions", f"{id!r} is at {revision}, its partition at {last}")
+        revisions = [number for _, number in ops]
+        if revisions != sorted(set(revisions)) or revisions[-1:] != [revision] or len(dict(ops)) < len(ops):
+            self._say("dump", f"{id!r} at {revision} remembers the operations of {revisions}")
+        remembered = set(revisions)
+        for op in self._session[id].between(revisions[0] - 1 if revisions else revision, revision + 1):
+            if op.revision not in remembered:
+                self._say("lost", f"{op} is not among the operations that {id!r} remembers")
+        for number in revisions:
+            at = self._known.up_to(number)
+            if at is not None and at.revision == number and at.session != id:
+                self._say("revisions", f"{id!r} says that revision {number} is its own, it is of {at}")
+
+    def _check_gaps(self, dump: Mapping[str, Any]) -> None:
+        """The revisions that nobody was told must be those of the writes whose outcome is unknown."""
+        last = dump["revision"]
+        for op in self._known.writes:
+            if not 1 <= op.revision <= last:
+                self._say("revisions", f"{op}, and the partition's counter is {last}")
+        told = set(self._known.revisions)
+        gaps = [revision for revision in range(1, last + 1) if revision not in told]
+        bounds = []
+        for op in self._writes:
+            if op.unknown:
+                before = self._known.before(op.called)
+                bounds.append((*self._bounds.get(op.uid, (before.revision if before else 0, _NEVER)), op))
+        seen = [bound for bound in bounds if bound[2].uid in self._bounds]
+        for op in _unplaced(seen, gaps)[0]:
+            low, high = self._bounds[op.uid]
+            self._say("gaps", f"{op} was seen, but no revision between {low} and {high} is left for it")
+        for revision in _unplaced(bounds, gaps)[1]:
+            self._say("gaps", f"nobody made revision {revision} (of {last}): {len(gaps)} gaps, {len(bounds)} unknown")
+
+
+def _unplaced(bounds: Iterable[tuple[int, int, Op]], gaps: Sequence[int]) -> tuple[list[Op], list[int]]:
+    """Give each gap a write whose bounds allow it, the most urgent first; return what is left of both."""
+    coming = sorted(bounds, key=lambda bound: bound[0], reverse=True)
+    ready: list[tuple[int, str, Op]] = []
+    late: list[Op] = []
+    empty = []
+    for gap in gaps:
+        while coming and coming[-1][0] < gap:
+            _, high, op = coming.pop()
+            heapq.heappush(ready, (high, op.uid, op))
+        while ready and ready[0][0] < gap:
+            late.append(heapq.heappop(ready)[2])
+        if ready:
+            heapq.heappop(ready)
+        else:
+            empty.append(gap)
+    return late + [op for _, _, op in ready] + [op for _, _, op in coming], empty

@@ -1,0 +1,58 @@
+"""Exactly once, whatever fails: workers under faults, and the same workers with a mistake that has to be found.
+
+$ORCS_REDIS_CHAOS_SECONDS shortens the runs, $ORCS_REDIS_CHAOS_SEED repeats one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ..conftest import missing
+from .chaos import run
+
+SECONDS = float(os.environ.get("ORCS_REDIS_CHAOS_SECONDS", "20"))
+SEED = os.environ.get("ORCS_REDIS_CHAOS_SEED")
+
+
+@pytest.fixture(autouse=True)
+def _server() -> None:
+    if not (shutil.which("redis-server") or shutil.which("valkey-server")):
+        missing("redis-server")
+
+
+def new_seed() -> int:
+    return int(SEED) if SEED else random.SystemRandom().randrange(2**32)
+
+
+@pytest.mark.parametrize("run_number", [1, 2, 3])
+@pytest.mark.timeout(SECONDS + 120)
+def test_exactly_once(run_number: int, tmp_path: Path) -> None:
+    """Under faults every acknowledged write is there once, where its revision says, and no read is older than that."""
+    seed = new_seed() + run_number - 1
+    print(f"ORCS_REDIS_CHAOS_SEED={seed}")
+    report = run(SECONDS, seed, tmp_path / "run")
+    print(report)
+    assert report.violations == []
+    assert report.outcomes["ok"] > 20 * SECONDS
+    assert sum(report.faults.values()) > SECONDS / 2
+
+
+@pytest.mark.timeout(240)
+def test_naive_writer_is_caught(tmp_path: Path) -> None:
+    """Workers that make up a new operation id for each sending are found to double and to lie about conflicts."""
+    found: set[str] = set()
+    for attempt in range(3):  # what the faults meet is a matter of luck
+        seed = new_seed() + attempt
+        print(f"ORCS_REDIS_CHAOS_SEED={seed}")
+        only = ["swallow", "mid-reply", "cut", "client-kill", "sigstop"]
+        report = run(max(10, SECONDS / 2), seed, tmp_path / f"run-{attempt}", naive=True, only=only)
+        print(report)
+        found |= report.rules.keys()
+        if {"doubled", "gaps"} <= found:
+            break
+    assert {"doubled", "gaps"} <= found

@@ -1,0 +1,343 @@
+"""A worker process: tasks that do mixed operations over one store, and a line in a log before and after each.
+
+A line is JSON. Before: {"call": uid, "at": ns, "kind", "session", ...arguments}. After: {"return": uid, "at": ns,
+"outcome": "ok" or the error's class, ...result}. Times are of the monotonic clock, which all processes share.
+
+Every session's metadata holds `born` (uid of the write that created it), `counter` (one more by each conditional save)
+and `mark` (uid of the last save). A turn's id is its writer's uid, a dot, and its number in the write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from orcs_redis import ConversationTurn, NotFoundError, RedisSessionStore, SessionAsset, StorageError
+from orcs_redis.operations import Write, Written
+from orcs_redis.resp import Command, Reply
+
+DEADLINE = 3.0
+LONG, MORTAL, STILL = 3, 4, 6
+FULL = 400  # turns after which a long session is followed by another
+LISTED = 100  # ids of histories up to this length are logged one by one
+
+Store = RedisSessionStore[SessionAsset]
+_told: ContextVar[list[int]] = ContextVar("told")
+
+
+class Recorder:
+    """The log of one process; what is written to it survives the process's kill."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._name = name
+        self._number = 0
+
+    def uid(self) -> str:
+        self._number += 1
+        return f"{self._name}-{self._number}"
+
+    def call(self, uid: str, kind: str, session: str, **arguments: Any) -> None:
+        self._line({"call": uid, "at": time.monotonic_ns(), "kind": kind, "session": session, **arguments})
+
+    def done(self, uid: str, outcome: str, **result: Any) -> None:
+        self._line({"return": uid, "at": time.monotonic_ns(), "outcome": outcome, **result})
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _line(self, line: dict[str, Any]) -> None:
+        os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+
+def digest(ids: Iterable[str]) -> str:
+    """Return a fingerprint of a history."""
+    return hashlib.sha1("".join(f"{id}\n" for id in ids).encode()).hexdigest()[:16]
+
+
+def observed(asset: SessionAsset, revision: int) -> dict[str, Any]:
+    """Return what the log tells of a session that was read."""
+    ids = [turn.id for turn in asset.history.turns]
+    seen: dict[str, Any] = {"revision": revision, "n": len(ids), "sum": digest(ids)}
+    seen |= {key: asset.metadata.get(key) for key in ("born", "counter", "mark")}
+    if len(ids) <= LISTED:
+        seen["all"] = ids
+    return seen
+
+
+def made(uid: str, ids: list[str]) -> list[ConversationTurn]:
+    """Return turns of these ids."""
+    turns = []
+    for id in ids:
+        turn = ConversationTurn.user(f"of {uid}")
+        turn.id = id
+        turns.append(turn)
+    return turns
+
+
+def new_session(id: str, uid: str, ids: list[str]) -> SessionAsset:
+    """Return a session that says who created it."""
+    asset = SessionAsset(id=id)
+    asset.metadata = {"born": uid, "counter": 0, "mark": uid}
+    for turn in made(uid, ids):
+        asset.add_turn(turn)
+    return asset
+
+
+def make_naive() -> None:
+    """Give every sending an operation id of its own: the mistake that the checker has to find."""
+    commands = Write.commands
+
+    def renewed(self: Write) -> Sequence[Command]:
+        self._renew()
+        return commands(self)
+
+    Write.commands = renewed  # type: ignore[method-assign]
+
+
+def listen_to_revisions() -> None:
+    """Let a task learn what its last write came to, since `delete` doesn't tell."""
+    decode = Write.decode
+
+    def telling(self: Write, replies: Sequence[Reply]) -> Written:
+        written = decode(self, replies)
+        _told.get([]).append(written.revision)
+        return written
+
+    Write.decode = telling  # type: ignore[method-assign]
+
+
+class Worker:
+    """What one process does. Its tasks share the store and what they know of the sessions."""
+
+    def __init__(self, store: Store, log: Recorder, seed: int, pace: float) -> None:
+        self._store = store
+        self._log = log
+        self._rng = random.Random(seed)
+        self._pace = pace
+        self._generation = [0] * LONG
+        self._known: dict[str, int] = {}  # revisions last heard of
+        self._listed = 1
+
+    async def run(self, until: int) -> None:
+        """Do one thing after the other until that moment of the monotonic clock."""
+        actions: dict[Callable[[], Awaitable[None]], int] = {
+            self.append: 40, self.save: 10, self.update: 8, self.load: 10, self.turns: 14, self.list: 4, self.page: 2,
+            self.delete: 6, self.create: 4, self.put: 2,
+        }  # fmt: skip
+        names, weights = list(actions), list(actions.values())
+        while time.monotonic_ns() < until:
+            await self._rng.choices(names, weights)[0]()
+            await asyncio.sleep(self._rng.uniform(0, self._pace))
+
+    # Writes
+
+    async def append(self) -> None:
+        session = self._session()
+        uid = self._log.uid()
+        ids = [f"{uid}.{n}" for n in range(self._rng.randint(1, 3))]
+        base = self._known.get(session) if self._rng.random() < 0.05 else None
+        async with self._recorded(uid, "append", session, ids=ids, base=base) as result:
+            result["revision"] = await self._store.append(session, *made(uid, ids), if_revision=base)
+        if result.get("outcome") == "NotFoundError" and self._rng.random() < 0.5:
+            await self.create(session)
+
+    async def create(self, session: str | None = None) -> None:
+        session = session or f"mortal-{self._rng.randrange(MORTAL)}"
+        uid = self._log.uid()
+        ids = [f"{uid}.{n}" for n in range(self._rng.choice((0, 1, 5, 20)))]
+        asset = new_session(session, uid, ids)
+        async with self._recorded(uid, "create", session, ids=ids, base=0) as result:
+            result["revision"] = await self._store.save(asset, if_revision=0)
+
+    async def put(self) -> None:
+        uid = self._log.uid()
+        ids = [f"{uid}.{n}" for n in range(self._rng.choice((0, 3, 20)))]
+        async with self._recorded(uid, "put", "board", ids=ids) as result:
+            result["revision"] = await self._store.save(new_session("board", uid, ids))
+
+    async def save(self) -> None:
+        session = self._session()
+        loaded = await self._loaded(session)
+        if loaded is None:
+            return
+        asset, revision = loaded
+        uid = self._log.uid()
+        ids = [f"{uid}.0"] if self._rng.random() < 0.5 else []
+        counter = asset.metadata["counter"] + 1
+        if len(asset.history) < LISTED and self._rng.random() < 0.3:
+            asset = SessionAsset.from_json(asset.to_json())  # knows nothing of what is stored: it goes whole
+        asset.metadata |= {"counter": counter, "mark": uid}
+        for turn in made(uid, ids):
+            asset.add_turn(turn)
+        told = {"ids": ids, "base": revision, "counter": counter, "born": asset.metadata["born"]}
+        async with self._recorded(uid, "save", session, **told) as result:
+            result["revision"] = await self._store.save(asset, if_revision=revision)
+
+    async def update(self) -> None:
+        session = self._session()
+        uid = self._log.uid()
+        ids = [f"{uid}.0"] if self._rng.random() < 0.5 else []
+
+        def change(asset: SessionAsset) -> None:
+            asset.metadata |= {"counter": asset.metadata["counter"] + 1, "mark": uid}
+            for turn in made(uid, ids):
+                asset.add_turn(turn)
+
+        async with self._recorded(uid, "update", session, ids=ids) as result:
+            asset, revision = await self._store.update(session, change)
+            result |= {"revision": revision, "counter": asset.metadata["counter"], "born": asset.metadata["born"]}
+
+    async def delete(self) -> None:
+        session = f"mortal-{self._rng.randrange(MORTAL)}"
+        base = None
+        if self._rng.random() < 0.6:
+            loaded = await self._loaded(session)
+            base = loaded[1] if loaded else None
+        uid = self._log.uid()
+        async with self._recorded(uid, "delete", session, base=base) as result:
+            token = _told.set([])
+            await self._store.delete(session, if_revision=base)
+            result["revision"] = _told.get()[-1]
+            _told.reset(token)
+        if result.get("outcome") == "ok" and self._rng.random() < 0.7:
+            await self.create(session)
+
+    # Reads
+
+    async def load(self) -> None:
+        await self._loaded(self._session())
+
+    async def turns(self) -> None:
+        session, uid, last = self._session(), self._log.uid(), self._rng.randint(1, 12)
+        async with self._recorded(uid, "turns", session, last=last) as result:
+            result["ids"] = [turn.id for turn in await self._store.turns(session, -last)]
+
+    async def list(self) -> None:
+        if self._rng.random() > 40 / self._listed:
+            return
+        async with self._recorded(self._log.uid(), "list", "") as result:
+            metas = await self._store.list()
+            result["items"] = [[meta.id, meta.revision, meta.turn_count] for meta in metas]
+            times = [meta.updated_at for meta in metas]
+            result["sorted"] = times == sorted(times, reverse=True)
+            self._listed = max(1, len(metas))
+
+    async def page(self) -> None:
+        if self._rng.random() > 40 / self._listed:
+            return
+        async with self._recorded(self._log.uid(), "page", "") as result:
+            items, cursor = [], None
+            while True:
+                page = await self._store.page(4, cursor)
+                items += [[meta.id, meta.revision, meta.turn_count] for meta in page.items]
+                cursor = page.cursor
+                if cursor is None:
+                    break
+            result["items"] = items
+
+    # What they share
+
+    def _session(self) -> str:
+        draw = self._rng.random()
+        if draw < 0.55:
+            slot = self._rng.randrange(LONG)
+            return f"long-{slot}.{self._generation[slot]}"
+        return f"mortal-{self._rng.randrange(MORTAL)}" if draw < 0.92 else "board"
+
+    async def _loaded(self, session: str) -> tuple[SessionAsset, int] | None:
+        uid = self._log.uid()
+        loaded: list[tuple[SessionAsset, int]] = []
+        async with self._recorded(uid, "load", session) as result:
+            loaded.append(await self._store.load_versioned(session))
+            result |= observed(*loaded[0])
+        if not loaded:
+            return None
+        asset, revision = loaded[0]
+        kind, _, place = session.partition("-")
+        if kind == "long" and len(asset.history) >= FULL:
+            slot, generation = map(int, place.split("."))
+            self._generation[slot] = max(self._generation[slot], generation + 1)
+        return asset, revision
+
+    @asynccontextmanager
+    async def _recorded(self, uid: str, kind: str, session: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
+        """Log a call, and how it ends. Now and then the caller loses patience and cancels it."""
+        result: dict[str, Any] = {}
+        patience = self._rng.uniform(0, 0.01) if self._rng.random() < 0.02 else None
+        self._log.call(uid, kind, session, **arguments)
+        try:
+            async with asyncio.timeout(patience) as timeout:
+                yield result
+            result["outcome"] = "ok"
+        except StorageError as error:
+            result["outcome"] = type(error).__name__
+            if not isinstance(error, NotFoundError):
+                result["text"] = str(error)[:200]
+        except TimeoutError as error:
+            result["outcome"] = "Cancelled" if timeout.expired() else repr(error)
+        except Exception as error:
+            result["outcome"] = repr(error)[:300]
+        told = result
+        if result["outcome"] != "ok":
+            told = {key: result[key] for key in ("outcome", "text") if key in result}
+        self._log.done(uid, **told)
+        if kind == "delete":
+            self._known.pop(session, None)
+        elif "revision" in told:
+            self._known[session] = told["revision"]
+
+
+async def connected(url: str, namespace: str, until: int) -> Store | None:
+    """Open the store, however long a fault keeps it from that."""
+    while time.monotonic_ns() < until:
+        try:
+            return await RedisSessionStore.connect(url, namespace=namespace, deadline=DEADLINE)
+        except StorageError:
+            await asyncio.sleep(0.05)
+    return None
+
+
+async def work(options: argparse.Namespace) -> None:
+    log = Recorder(options.log, options.name)
+    store = await connected(options.url, options.namespace, options.until)
+    if store is None:
+        return
+    worker = Worker(store, log, options.seed, options.pace)
+    print("ready", flush=True)
+    try:
+        await asyncio.gather(*(worker.run(options.until) for _ in range(options.tasks)))
+    finally:
+        await store.aclose()
+        log.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--log", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--until", type=int, required=True, help="ns of the monotonic clock")
+    parser.add_argument("--tasks", type=int, default=6)
+    parser.add_argument("--pace", type=float, default=0.02, help="seconds a task rests at most between operations")
+    parser.add_argument("--naive", action="store_true")
+    options = parser.parse_args()
+    listen_to_revisions()
+    if options.naive:
+        make_naive()
+    asyncio.run(work(options))
+
+
+if __name__ == "__main__":
+    main()
