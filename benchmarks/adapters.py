@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import redis.asyncio
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StorageError
-from orcs_redis.codec import VERSION, Codec
-from orcs_redis.keys import Keyspace, Partition
+from orcs_redis.codec import VERSION
+from orcs_redis.keys import Partition
+from orcs_redis.operations import Write
 from orcs_redis.scripts import WRITE
 
 from .servers import Server
@@ -46,6 +46,7 @@ class Orcs:
     store: RedisSessionStore[SessionAsset]
 
     async def open(self, server: Server, namespace: str) -> None:
+        self.namespace = namespace
         self.store = await RedisSessionStore.connect(server.url, namespace=namespace, deadline=60.0)
 
     async def close(self) -> None:
@@ -70,17 +71,18 @@ class RedisPy:
     name = "redis-py"
     client: redis.asyncio.Redis
 
+    def __init__(self, store: RedisSessionStore[SessionAsset]) -> None:
+        """`store` has the namespace open that this is to work in."""
+        operations = store._core.operations
+        self._namespace = operations._namespace
+        self.codec = operations._codec
+        self._made: dict[str, tuple[list[str], list[Any]]] = {}  # what is the same in every append to a session
+        self.sha = WRITE.sha.decode()
+        self.seen = 0
+
     async def open(self, server: Server, namespace: str) -> None:
-        """Needs a namespace that a store has opened before."""
         self.client = redis.asyncio.Redis.from_url(server.plain)
         await self.client.script_load(WRITE.source.decode())
-        descriptor: Any = server.client.hget(Keyspace.layout(namespace), "incarnation")
-        self._incarnation: bytes = descriptor
-        self._keyspace = Keyspace(namespace, 1)
-        self._codec = Codec(SessionAsset, 128 << 20, 16 << 20)
-        self._sha = WRITE.sha.decode()
-        self._origin = os.urandom(8)
-        self._count = 0
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -89,30 +91,37 @@ class RedisPy:
         raise NotImplementedError("sessions are saved by the store")
 
     async def append(self, id: str, turn: ConversationTurn) -> object:
-        return await self.append_raw(id, self._codec.turn(turn, "turn"))
+        return await self.append_raw(id, self.codec.turn(turn, "turn"))
 
     async def append_raw(self, id: str, data: bytes) -> object:
         """Call the script with a turn that is already encoded."""
         keys, arguments = self.append_arguments(id, data)
-        reply: Any = await self.client.evalsha(self._sha, len(keys), *keys, *arguments)
+        reply: Any = await self.client.evalsha(self.sha, len(keys), *keys, *arguments)
+        if reply[0] == b"FORGOTTEN":  # the first write knows of no revision yet
+            self.seen = max(self.seen, reply[1])
+            return await self.append_raw(id, data)
+        self.acknowledge(reply)
+        return reply[1]
+
+    def acknowledge(self, reply: list[Any]) -> None:
+        """Note the revision that the script answered."""
         if reply[0] != b"OK":
             raise RuntimeError(f"the script answered {reply[0]!r}")
-        return reply[1]
+        self.seen = max(self.seen, reply[1])
 
     def append_arguments(self, id: str, data: bytes) -> tuple[list[str], list[Any]]:
         """Return the script's keys and arguments (scripts/write.lua) to add one turn."""
-        partition = self._keyspace.of(id)
-        self._count += 1
-        keys = [
-            partition.state, partition.session(id), partition.turns(id), partition.updated, partition.meta,
-            partition.changes, partition.deleted, partition.deleted_ops,
-        ]  # fmt: skip
-        operation = self._origin + self._count.to_bytes(4)
-        head = [operation, 0, self._incarnation, "append", id, ""]
-        return keys, [*head, VERSION, "", "", "push", 0, 0, data]
+        try:
+            keys, middle = self._made[id]
+        except KeyError:
+            rest = (VERSION, "", "", "push", 0, 0, b"")
+            _, _, count, *parts = Write(self._namespace, "append", id, None, rest).commands()[0]
+            keys, middle = [str(key) for key in parts[: int(count)]], parts[int(count) + 2 : -1]
+            self._made[id] = keys, middle
+        return keys, [self._namespace.operation_id(), self.seen, *middle, data]
 
     async def load(self, id: str) -> object:
-        partition = self._keyspace.of(id)
+        partition = self._namespace.keyspace.of(id)
         pipe = self.client.pipeline(transaction=False)
         pipe.hgetall(partition.session(id))
         pipe.lrange(partition.turns(id), 0, -1)
@@ -121,7 +130,7 @@ class RedisPy:
 
     async def load_raw(self, id: str) -> Any:
         """Read hash and list in MULTI and EXEC, and decode nothing."""
-        partition = self._keyspace.of(id)
+        partition = self._namespace.keyspace.of(id)
         pipe = self.client.pipeline(transaction=True)
         pipe.hgetall(partition.session(id))
         pipe.lrange(partition.turns(id), 0, -1)
@@ -135,8 +144,8 @@ class RedisPy:
     def _decoded(self, id: str, fields: dict[bytes, bytes], turns: list[bytes], revision: bytes) -> SessionAsset:
         if fields[b".revision"] != revision:
             raise RuntimeError("torn")
-        return self._codec.decode(id, self._codec.sections(fields), turns)
+        return self.codec.decode(id, self.codec.sections(fields), turns)
 
     def partition(self, id: str) -> Partition:
         """Return the session's keys."""
-        return self._keyspace.of(id)
+        return self._namespace.keyspace.of(id)

@@ -13,7 +13,7 @@ SAMPLES = Path(__file__).parents[2] / "shared/data/sessions"
 """Real sessions, if they are there."""
 
 _START_MS = 1_750_000_000_000
-_WORDS = (
+_WORDS = (  # noqa: SIM905  # a list of so many words is no easier to read
     "the a to of in is and that it for this with when not from are as be on by if we then which value field test "
     "module function return error index session cache request handler parser config default argument import branch "
     "commit revert patch diff stack trace timeout retry socket buffer decode encode schema migrate query table "
@@ -81,7 +81,9 @@ class Source:
         asset.project_context.technologies = self._random.sample(_WORDS, 3)
         for _ in range(3):
             key = self.text(12)
-            asset.project_context.learn(LearnedFact(key=key, value=self.text(60), source="agent", learned_at_ms=self._now))
+            asset.project_context.learn(
+                LearnedFact(key=key, value=self.text(60), source="agent", learned_at_ms=self._now)
+            )
         return asset
 
     def small(self, id: str) -> SessionAsset:

@@ -91,7 +91,9 @@ def _cpu() -> str:
 
 def show(result: Document, console: Console) -> None:
     """Print a table for each server."""
-    console.print(f"{result.date}  {result.machine['cpu']}, {result.machine['cores']} cores, load {result.machine['load']}")
+    console.print(
+        f"{result.date}  {result.machine['cpu']}, {result.machine['cores']} cores, load {result.machine['load']}"
+    )
     console.print("  ".join(f"{name} {version}" for name, version in result.versions.items()))
     for run in result.runs:
         table = Table(title=f"{run.server}: {run.version}", title_justify="left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -80,14 +81,36 @@ def open_server(what: str) -> Iterator[Server]:
         if what == "redis":
             server = stack.enter_context(_redis_server())
         elif what == "embedded":
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orcs-bench-"))
-            attachment = stack.enter_context(attach(Path(folder), 20.0))
+            folder = tempfile.mkdtemp(prefix="orcs-bench-")
+            stack.callback(_remove, Path(folder))
+            attachment = attach(Path(folder), 20.0)
             server = Server("embedded", f"embedded://{folder}", f"unix://{attachment.socket}")
+            stack.callback(_wait_for_end, server.info("server")["process_id"])
+            stack.callback(attachment.release)
         else:
             server = Server("given", what, what)
             stack.callback(server.clear)
+        stack.callback(server.client.close)
         yield server
-        server.client.close()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which the server or its supervisor may still be leaving files as they end."""
+    for _ in range(500):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.02)
+
+
+def _wait_for_end(pid: int) -> None:
+    """Its supervisor stops it, since nobody is attached any more."""
+    for _ in range(500):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -98,7 +121,7 @@ def _redis_server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="orcs-bench-") as folder:
         path = f"{folder}/s"
         command = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             for _ in range(200):
                 if Path(path).exists():

@@ -46,7 +46,7 @@ async def contest(
 ) -> dict[str, list[Sample]]:
     """Let the calls take turns; the order changes from round to round."""
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
-    for name, call in calls.items():
+    for call in calls.values():
         await throughput(server, call, ids, 0.1)  # warm
     for n in range(rounds):
         for name in rotated(list(calls), n):

@@ -1,23 +1,19 @@
-"""The command line, `orcs-redis`: a look at a store's sessions, files in and out, and the demo.
+"""The command line, `orcs-redis`: a look at a store's sessions and changes, files in and out, and the demo.
 
-Results go to standard output, as text or with --json as one document; everything else, one line each, to standard
-error. What sessions contain is shown, never obeyed: control characters are escaped, markup is text.
+Results go to standard output, as text or with --json as one document (of a watch, one a line); everything else, one
+line each, to standard error.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import json as jsonlib
 import logging
-import re
 import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
@@ -26,19 +22,28 @@ import msgspec
 
 try:
     import typer
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as error:  # they are in the extra "cli"; a traceback would not say so
     raise SystemExit(f"orcs-redis: {error.name} is missing: pip install 'orcs-redis[cli]'") from None
 
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName
-from .asset import ConversationTurn, SessionAsset, to_datetime
+from .asset import SessionAsset
 from .core import resolve
 from .errors import ConflictError, NotFoundError, StorageError
-from .meta import SessionMeta
 from .sync import LocalFileStore, RedisSessionStore
+from .terminal import (
+    change_line,
+    complain,
+    describe_session,
+    list_table,
+    output,
+    print_document,
+    print_json,
+    print_line,
+    print_text,
+    progress_bar,
+    safe,
+)
 
 __all__ = ["app", "main"]
 
@@ -49,11 +54,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _BATCH = 32  # sessions in memory at once
-_EXCERPT = 200  # characters shown of a tool call's arguments or result
-
-# What can move the cursor, recolour or reorder a line: C0, DEL, C1, directions, line separators. And lone
-# surrogates, which can't be printed.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Files(LocalFileStore[SessionAsset]):
@@ -107,7 +107,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        _print(f"orcs-redis {importlib.metadata.version('orcs-redis')}")
+        print_text(f"orcs-redis {importlib.metadata.version('orcs-redis')}")
         raise typer.Exit
 
 
@@ -165,11 +165,11 @@ def ls(
             code = DONE
     if not everything and len(metas) > limit:
         del metas[limit:]
-        _complain(f"there are more than {limit}: see --limit and --all")
+        complain(f"there are more than {limit}: see --limit and --all")
     if target.json:
-        _print_json([msgspec.to_builtins(meta) for meta in metas])
+        print_json([msgspec.to_builtins(meta) for meta in metas])
     else:
-        _print(_table(metas))
+        print_text(list_table(metas))
     return code
 
 
@@ -183,9 +183,9 @@ def show(
     with target.open() as store:
         asset = store.load(id)
     if target.json:
-        _print_document(asset.to_json())
+        print_document(asset.to_json())
     else:
-        _print(_describe(asset, turns))
+        print_text(describe_session(asset, turns))
 
 
 @command("import")
@@ -198,7 +198,7 @@ def import_(
     imported, skipped, failed = 0, 0, list[dict[str, str]]()
     files = Files(folder)
     names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.name[0] != ".")
-    with target.open() as store, _progress("importing", len(names)) as advance:
+    with target.open() as store, progress_bar("importing", len(names)) as advance:
 
         def save_absent(asset: SessionAsset) -> int:
             if isinstance(store, RedisSessionStore):
@@ -234,7 +234,7 @@ def export(target: Target, folder: Annotated[Path, typer.Argument(metavar="DIR",
         if isinstance(store, Files):
             failed += [_failure(path.stem, error) for path, error in store.unreadable()]
         files = Files(folder)
-        with _progress("exporting", len(ids)) as advance:
+        with progress_bar("exporting", len(ids)) as advance:
             for batch in _batches(ids):
                 for id, asset in zip(batch, store.load_many(batch), strict=True):
                     result = asset if isinstance(asset, StorageError) else _attempt(files.save, asset)
@@ -276,6 +276,34 @@ def ping(target: Target, count: Annotated[int, typer.Option(min=1, help="The num
     _finish(target, text, found)
 
 
+@command("watch")
+def watch(
+    target: Target,
+    since: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on from there; default: from now.")] = None,
+    ids: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Only this session; repeatable.")] = None,
+) -> int:
+    """Print every change as it comes, until Ctrl-C; with --json a JSON document a line.
+
+    In the end the cursor to go on from is told.
+    """
+    with target.open() as store:
+        if isinstance(store, Files):
+            raise ValueError("files tell of no changes: watch needs a Redis store")
+        cursor = since or store.cursor()
+        try:
+            for change in store.watch(since=cursor, ids=ids or None):
+                if target.json:
+                    document = change._asdict() | {"updated_at": change.updated_at.isoformat()}
+                    print_line(document)
+                else:
+                    print_text(change_line(change))
+                cursor = change.cursor
+        except KeyboardInterrupt:
+            complain(f"go on with: watch --since {cursor}")
+            return INTERRUPTED
+    return DONE
+
+
 @command("demo")
 def demo(
     target: Target,
@@ -292,9 +320,9 @@ def demo(
     if target.namespace is not None:
         raise ValueError("the demo makes a namespace of its own")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up
-    result = run(target.url, seconds=seconds, workers=workers, console=_console(stderr=target.json))
+    result = run(target.url, seconds=seconds, workers=workers, console=output(stderr=target.json))
     if target.json:
-        _print_json(msgspec.to_builtins(result) | {"ok": result.ok})
+        print_json(msgspec.to_builtins(result) | {"ok": result.ok})
     return DONE if result.ok else FAILED
 
 
@@ -313,7 +341,7 @@ def _run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as exc:  # whatever it is: one line
-        _complain(exc)
+        complain(exc)
         return _code(exc)
 
 
@@ -336,136 +364,16 @@ def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
 
 
-@cache  # one for each stream: what is printed while a bar moves must go above it
-def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 100_000  # for a program or a file nothing is cut off
-    return console
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    console = _console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
-
-
-def _line(text: str) -> str:
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def _block(text: str) -> str:
-    return "\n".join("    " + _line(line.replace("\t", "    ")) for line in text.split("\n"))
-
-
-def _complain(problem: object) -> None:
-    text = getattr(problem, "format_message", lambda: str(problem) or type(problem).__name__)()
-    _console(stderr=True).print(Text(f"orcs-redis: {_line(text)}"), soft_wrap=True)
-
-
 def _failure(name: str, error: StorageError) -> dict[str, str]:
-    _complain(error if name in str(error) else f"{name}: {error}")
+    complain(error if name in str(error) else f"{name}: {error}")
     return {"id": name, "error": str(error)}
 
 
 def _finish(target: Target, text: str, document: object) -> None:
     if target.json:
-        _print_json(document)
+        print_json(document)
     else:
-        _print(Text(_line(text)))
-
-
-def _print(what: str | Text | Table) -> None:
-    _console().print(what, soft_wrap=not isinstance(what, Table))
-
-
-def _print_json(document: object) -> None:
-    _print_document(jsonlib.dumps(document, indent=2) + "\n")
-
-
-def _print_document(text: str) -> None:
-    """Print JSON: to a program or a file exactly, to a terminal without what it could obey."""
-    console = _console()
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
-    if console.is_terminal:
-        escaped = _UNSAFE.sub(lambda m: m[0] if m[0] == "\n" else f"\\u{ord(m[0]):04x}", text)
-        console.out(escaped, highlight=False)
-    else:
-        console.out(text, highlight=False, end="")
-
-
-def _when(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M:%S}"
-
-
-def _age(time: datetime) -> str:
-    seconds = (datetime.now(UTC) - time).total_seconds()
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
-
-
-def _table(metas: Sequence[SessionMeta]) -> Table:
-    wide = _console().width >= 120  # else the time of the update leaves no room for the names
-    table = Table(box=None, header_style="bold")
-    # A UUID stays in one piece.
-    table.add_column("id", no_wrap=all(len(meta.id) <= 36 for meta in metas), overflow="fold")
-    table.add_column("name", overflow="fold")
-    table.add_column("turns", no_wrap=True, justify="right")
-    table.add_column("updated", no_wrap=True, justify="right")
-    table.add_column("project", overflow="fold")
-    for meta in metas:
-        updated = f"{_when(meta.updated_at)} UTC, " * wide + _age(meta.updated_at)
-        cells = (meta.id, meta.name or "", str(meta.turn_count), updated, meta.project_path or "")
-        table.add_row(*(Text(_line(cell)) for cell in cells))
-    return table
-
-
-def _describe(asset: SessionAsset, turns: int) -> Text:
-    project, history = asset.project_context, asset.history
-    lines = {
-        "name": project.name or "",
-        "project": project.root_path or "",
-        "technologies": ", ".join(project.technologies),
-        "created": f"{_when(asset.created_at)} UTC",
-        "updated": f"{_when(asset.updated_at)} UTC, {_age(asset.updated_at)}",
-        "turns": f"{len(history)}, and {sum(part.turn_count for part in history.compacted)} summarised",
-        "skills": ", ".join(asset.skill_configs),
-        "snapshots": ", ".join(asset.component_snapshots),
-        "grants": ", ".join(grant.pattern for grant in asset.granted_commands),
-        "facts": "; ".join(f"{fact.key}: {fact.value}" for fact in project.learned_facts),
-        "metadata": _excerpt(asset.metadata),
-    }
-    text = Text.assemble((_line(asset.id), "bold"))
-    for name, value in lines.items():
-        if value:
-            text.append(f"\n{name:<14}", "dim").append(_line(value))
-    first = max(len(history) - turns, 0)
-    if first:
-        text.append(f"\n\n... {first} earlier turns", "dim")
-    for number, turn in enumerate(history.turns[first:], first):
-        _append_turn(text, number, turn)
-    return text
-
-
-def _append_turn(text: Text, number: int, turn: ConversationTurn) -> None:
-    tags = f" [{', '.join(turn.tags)}]" if turn.tags else ""
-    text.append(f"\n\n#{number} {_line(turn.role)}", "bold").append(f" {_when(to_datetime(turn.timestamp_ms))}", "dim")
-    text.append(_line(tags) + "\n" + _block(turn.content))
-    for call in turn.tool_calls:
-        how = "ok" if call.success else "failed"
-        text.append(f"\n    {_line(call.tool_name)} ", "cyan").append(_excerpt(call.args))
-        text.append(f"\n        {how} in {call.duration_ms} ms: ", "dim").append(_excerpt(call.result))
-
-
-def _excerpt(value: object) -> str:
-    text = _line(jsonlib.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 3] + "..."
+        print_text(Text(safe(text)))
 
 
 if __name__ == "__main__":

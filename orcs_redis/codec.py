@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -13,11 +14,12 @@ from .asset import (
     ConversationHistory,
     ConversationTurn,
     SessionAsset,
+    ToolCallRecord,
     check_head,
     check_version,
     json_fields,
 )
-from .encoding import encode, pack
+from .encoding import encode, free_values_sound, pack
 from .errors import CorruptSessionError, SerializationError
 from .meta import SessionMeta, SyncState
 
@@ -42,8 +44,6 @@ _MAX_EDITS = 64  # turns changed in place; beyond that it is cheaper to send the
 
 _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_any = msgspec.msgpack.Decoder().decode
-_decode_turns = msgspec.msgpack.Decoder(list[ConversationTurn]).decode
-_decode_turn = msgspec.msgpack.Decoder(ConversationTurn).decode
 _decode_meta = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, int, str | None, str | None]).decode
 
 # The history without its turns, which are a list of their own.
@@ -56,6 +56,20 @@ _HistoryRest = msgspec.defstruct(
     ],
     kw_only=True,
 )
+
+
+class _WireCall(ToolCallRecord, array_like=True, gc=False):
+    pass
+
+
+class _WireTurn(ConversationTurn, array_like=True, gc=False):
+    """A turn that is encoded as an array: without the names of its fields it is a tenth smaller."""
+
+    tool_calls: list[_WireCall]  # type: ignore[assignment]
+
+
+_decode_wire_turns = msgspec.msgpack.Decoder(list[_WireTurn]).decode
+_turn_is_sound = free_values_sound(ConversationTurn)
 
 
 class Encoded(NamedTuple):
@@ -72,6 +86,7 @@ class Stored(NamedTuple):
     home: object  # the namespace's incarnation
     id: str
     revision: int
+    operation: bytes  # that made the revision: one and the same number may be given anew after a restore
     sections: Mapping[str, bytes]
     turns: Sequence[bytes]
 
@@ -87,6 +102,25 @@ class Patch(NamedTuple):
     reshapes: bool  # whether there is more to do to the turns than to push
 
 
+class _Section(NamedTuple):
+    name: str  # of the attribute
+    key: str  # of the section
+    kind: Any
+    decode: Callable[[bytes], Any]
+    required: bool
+
+
+@cache
+def _sections(asset_type: type[SessionAsset]) -> list[_Section]:
+    found = []
+    for name, field in json_fields(asset_type).items():
+        if name != "id":
+            kind = _HistoryRest if name == "history" else field.hint
+            decode = msgspec.msgpack.Decoder(kind).decode
+            found.append(_Section(name, field.key, kind, decode, field.required))
+    return found
+
+
 class Codec(Generic[A]):
     """Translates assets of one type.
 
@@ -99,14 +133,8 @@ class Codec(Generic[A]):
         self.max_asset_bytes = max_asset_bytes
         self.max_turn_bytes = max_turn_bytes
         self.max_fields = max_fields
-        fields = {name: field for name, field in json_fields(asset_type).items() if name != "id"}
-        # (attribute, section, type, its decoder, whether a session must have it)
-        self._sections: list[tuple[str, str, Any, Callable[[bytes], Any], bool]] = []
-        for name, field in fields.items():
-            kind = _HistoryRest if name == "history" else field.hint
-            decode = msgspec.msgpack.Decoder(kind).decode
-            self._sections.append((name, field.key, kind, decode, field.required))
-        self._known = {field.key for field in fields.values()}
+        self._sections = _sections(asset_type)
+        self._known = {section.key for section in self._sections}
 
     def encode(self, asset: A, known: Stored | None) -> Encoded:
         """Encode an asset, checking only what differs from what is known to be stored.
@@ -121,7 +149,7 @@ class Codec(Generic[A]):
         check_head(asset)
         old = known.sections if known is not None else {}
         sections = {}
-        for name, key, kind, _, _ in self._sections:
+        for name, key, kind, _, _ in _sections(type(asset)):  # a subclass' own fields are kept, whoever saves them
             value = getattr(asset, name)
             if name == "history":
                 value = self._history_rest(value)
@@ -146,7 +174,15 @@ class Codec(Generic[A]):
             SerializationError: a value that would not come back, or too many bytes.
 
         """
-        data = pack(turn, ConversationTurn, where)
+        data = b""
+        try:
+            data = _encode_turn(turn)
+            # Converting took any sequence for a list.
+            sound = type(turn.tags) is list and type(turn.tool_calls) is list and _turn_is_sound(turn)
+        except Exception:
+            sound = False
+        if not sound:
+            pack(turn, ConversationTurn, where)  # says what is wrong, if anything is
         if len(data) > self.max_turn_bytes:
             raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
         return data
@@ -172,7 +208,7 @@ class Codec(Generic[A]):
         )
         values["extra"] = {
             _given_name(name): _decoded(id, name, _decode_any, data)
-            for name, data in sections.items()
+            for name, data in sorted(sections.items())  # a hash has no order
             if name not in self._known
         }
         return self.asset_type(**values)
@@ -224,14 +260,18 @@ class Codec(Generic[A]):
         unchanged = set(old)
         for n, turn in enumerate(turns):
             try:
-                quick = encode(turn) if unchanged else b""
+                quick = _encode_turn(turn) if unchanged else b""
             except Exception:
                 quick = b""
             data.append(quick if quick in unchanged else self.turn(turn, f"history.turns[{n}]"))
         return data
 
     @staticmethod
-    def _history_rest(history: ConversationHistory) -> object:
+    def _history_rest(history: object) -> object:
+        if not isinstance(history, ConversationHistory):
+            raise SerializationError("history", f"expected ConversationHistory, got {type(history).__name__}")
+        if type(history.turns) is not list:
+            raise SerializationError("history.turns", f"expected list, got {type(history.turns).__name__}")
         return _HistoryRest(**{name: getattr(history, name) for name in _HistoryRest.__struct_fields__})
 
 
@@ -239,11 +279,25 @@ def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
     """Decode a history's turns; CorruptSessionError names the first that can't be."""
     try:
         # As one array: a call for each turn would cost as much again.
-        return _decode_turns(b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+        wire = _decode_wire_turns(b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+        return _plain(wire)
     except Exception:
         for n, data in enumerate(turns):
-            _decoded(id, f"history.turns[{n}]", _decode_turn, data)
+            _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
         raise CorruptSessionError(id, "history.turns") from None
+
+
+def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
+    """Make of the decoded what the caller knows. The layout is the same: to convert them would double the cost."""
+    for turn in turns:
+        turn.__class__ = ConversationTurn  # type: ignore[assignment]
+        for call in turn.tool_calls:
+            call.__class__ = ToolCallRecord  # type: ignore[assignment]
+    return turns  # type: ignore[return-value]
+
+
+def _encode_turn(turn: ConversationTurn) -> bytes:
+    return encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:

@@ -41,11 +41,14 @@ class Options(Generic[A]):
         check_namespace(self.namespace)
         if not (isinstance(self.asset_type, type) and issubclass(self.asset_type, SessionAsset)):
             raise ValueError("asset_type is SessionAsset or a subclass of it")
-        if self.partitions is not None and not 1 <= self.partitions <= MAX_PARTITIONS:
+        if self.partitions is not None and (
+            type(self.partitions) is not int or not 1 <= self.partitions <= MAX_PARTITIONS
+        ):
             raise ValueError(f"partitions is 1 to {MAX_PARTITIONS}")
         for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes", "max_fields"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is more than 0")
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not value > 0:
+                raise ValueError(f"{name} is a number above 0")
         if max(self.max_asset_bytes, self.max_turn_bytes) > 400 * 1024 * 1024:
             raise ValueError("a value in Redis has 512 MB at most: the limits end at 400 MiB")
         if self.max_fields > 3500:

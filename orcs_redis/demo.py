@@ -2,7 +2,8 @@
 
 A worker writes down each operation before it sends it, and how it ended. So the verdict does not rest on what the
 store says about itself: an acknowledged turn must be there once, a refused one not at all, one whose outcome is
-unknown at most once, and a counter must have every acknowledged increment.
+unknown at most once, and a counter must have every acknowledged increment. A watch in this process must have been told
+of each session's final revision, and of nothing twice.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import multiprocessing
 import random
 import signal
 import tempfile
+import threading
 import time
 import uuid
-from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
 from importlib import resources
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -43,52 +45,20 @@ from .meta import SessionMeta
 from .resp import Trouble
 from .store import RedisSessionStore, open_store
 from .sync import RedisSessionStore as BlockingStore
+from .terminal import change_line
+from .verdict import COUNTER, Entry, Seen, Verdict, describe, judge
+from .watch import Change
 
-__all__ = ["Entry", "Result", "Verdict", "describe", "judge", "run"]
+__all__ = ["Result", "run"]
 
 _TASKS = 8  # per worker
 _THINK_TIME = 0.04  # seconds between a task's operations, at most: agents think longer
 _NEW_SESSIONS = 9  # beside the samples
-_COUNTER = "demo_counter"  # in a session's metadata
+_SHOWN_CHANGES = 8
 _REFRESH_TIME = 0.125  # seconds
 _PATIENCE = 30.0  # seconds a worker may take beyond its time, for its start and for a server that doesn't answer
 _STOP_TIME = 10.0  # seconds the embedded server may take to stop
-
-
-class Entry(Struct, frozen=True, omit_defaults=True):
-    """A line of a worker's log: an operation before it is sent ("tried"), and how it ended."""
-
-    op: str
-    kind: Literal["append", "update", "save"]
-    outcome: Literal["tried", "done", "refused"]
-    session: str
-    turns: tuple[str, ...] = ()  # ids of those it adds
-    increments: int = 0
-    revision: int = 0
-
-
-class Verdict(Struct, frozen=True):
-    """What the logs say against what is stored; turns are counted one by one."""
-
-    acknowledged: int
-    found: int
-    lost: int
-    doubled: int
-    misordered: int  # neighbours whose revisions fall
-    refused: int
-    refused_found: int
-    unknown: int  # neither acknowledged nor refused
-    unknown_found: int
-    updates_acknowledged: int
-    updates_counted: int
-    updates_lost: int
-    updates_doubled: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether there was anything to judge, and nothing is wrong."""
-        wrong = (self.lost, self.doubled, self.misordered, self.refused_found, self.updates_lost, self.updates_doubled)
-        return self.acknowledged > 0 and self.updates_acknowledged > 0 and not any(wrong)
+_NEWS_TIME = 10.0  # seconds the last changes may take to the watcher
 
 
 class Result(Struct, frozen=True):
@@ -104,48 +74,6 @@ class Result(Struct, frozen=True):
     def ok(self) -> bool:
         """Whether the store kept its word, and every worker lived to see it."""
         return self.verdict.ok and not self.crashed
-
-
-def judge(entries: Iterable[Entry], stored: Mapping[str, SessionAsset]) -> Verdict:
-    """Hold the workers' logs against the sessions that are stored, by id."""
-    ops: dict[str, Entry] = {}
-    for entry in entries:
-        if entry.outcome != "tried" or entry.op not in ops:
-            ops[entry.op] = entry
-    turns = Counter((id, turn.id) for id, asset in stored.items() for turn in asset.history.turns)
-    copies: dict[str, list[int]] = {"done": [], "refused": [], "tried": []}
-    increments: dict[str, Counter[str]] = defaultdict(Counter)
-    revisions: dict[tuple[str, str], int] = {}
-    for op in ops.values():
-        copies[op.outcome] += [turns[op.session, turn] for turn in op.turns]
-        increments[op.session][op.outcome] += op.increments
-        if op.outcome == "done":
-            revisions |= {(op.session, turn): op.revision for turn in op.turns}
-    misordered = counted = lost = doubled = 0
-    for id in stored.keys() | increments.keys():
-        asset = stored.get(id)
-        known = [revisions[id, t.id] for t in asset.history.turns if (id, t.id) in revisions] if asset else []
-        misordered += sum(after < before for before, after in itertools.pairwise(known))
-        count = int(asset.metadata.get(_COUNTER, 0)) if asset else 0
-        counted += count
-        lost += max(increments[id]["done"] - count, 0)
-        doubled += max(count - increments[id]["done"] - increments[id]["tried"], 0)
-    done, refused, unknown = copies["done"], copies["refused"], copies["tried"]
-    return Verdict(
-        acknowledged=len(done),
-        found=len(done) - done.count(0),
-        lost=done.count(0),
-        doubled=sum(n > 1 for n in (*done, *refused, *unknown)),
-        misordered=misordered,
-        refused=len(refused),
-        refused_found=len(refused) - refused.count(0),
-        unknown=len(unknown),
-        unknown_found=len(unknown) - unknown.count(0),
-        updates_acknowledged=sum(counter["done"] for counter in increments.values()),
-        updates_counted=counted,
-        updates_lost=lost,
-        updates_doubled=doubled,
-    )
 
 
 class Job(NamedTuple):
@@ -217,7 +145,7 @@ class Worker:
 
 
 def _increment(asset: SessionAsset) -> None:
-    asset.metadata[_COUNTER] = asset.metadata.get(_COUNTER, 0) + 1
+    asset.metadata[COUNTER] = asset.metadata.get(COUNTER, 0) + 1
     asset.touch()
 
 
@@ -283,7 +211,38 @@ class Logbook:
         return (self.counts[f"{kind} done"] - counts[f"{kind} done"]) / passed
 
 
-def _view(metas: Sequence[SessionMeta], logs: Sequence[Logbook]) -> Group:
+class Watching:
+    """A thread that watches all changes."""
+
+    def __init__(self, store: BlockingStore[SessionAsset], since: str) -> None:
+        self.seen = Seen()
+        self._store = store
+        self._since = since
+        self._last: deque[Change] = deque(maxlen=_SHOWN_CHANGES)
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="demo-watch", daemon=True)
+        self._thread.start()
+
+    def last(self) -> list[Change]:
+        """Return the last changes."""
+        with self._lock:
+            return list(self._last)
+
+    def wait_until_told(self, final: Mapping[str, int]) -> None:
+        """Wait until each session was seen at its final revision, but not for ever."""
+        until = time.monotonic() + _NEWS_TIME
+        while self.seen.missing(final) and self._thread.is_alive() and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def _run(self) -> None:
+        with suppress(StorageError):  # it has not seen the last revisions then
+            for change in self._store.watch(since=self._since):
+                with self._lock:
+                    self._last.append(change)
+                self.seen.add(change.id, change.revision)
+
+
+def _view(metas: Sequence[SessionMeta], logs: Sequence[Logbook], watching: Watching) -> Group:
     sessions = Table("session", "project", "turns", "revision", "updated", title="sessions, newest first")
     now = datetime.now(UTC)
     for meta in metas:
@@ -296,27 +255,17 @@ def _view(metas: Sequence[SessionMeta], logs: Sequence[Logbook]) -> Group:
         workers.add_row(str(number), *rates, f"{refused:,}")
     for column in (*sessions.columns[2:], *workers.columns[1:]):
         column.justify = "right"
-    return Group(sessions, workers)
+    changes = Text("changes as they come", "italic")
+    for change in watching.last():
+        changes.append("\n").append_text(change_line(change))
+    return Group(sessions, workers, changes)
 
 
-def _line(seconds: float, logs: Sequence[Logbook]) -> str:
+def _line(seconds: float, logs: Sequence[Logbook], watching: Watching) -> str:
     total = sum((log.counts for log in logs), Counter())
     rates = " ".join(f"{sum(map(log.rate, ('append', 'update', 'save'))):,.0f}" for log in logs)
     done = ", ".join(f"{total[f'{kind} done']:,} {kind}s" for kind in ("append", "update", "save"))
-    return f"{seconds:4.1f} s: {done}; operations/s per worker: {rates}"
-
-
-def describe(verdict: Verdict) -> str:
-    """Return the verdict in words."""
-    v = verdict
-    return (
-        f"turns    acknowledged {v.acknowledged:,}, found {v.found:,}, lost {v.lost:,}, doubled {v.doubled:,}, "
-        f"out of order {v.misordered:,}\n"
-        f"         refused {v.refused:,}, of them found {v.refused_found:,}; "
-        f"outcome unknown {v.unknown:,}, of them found {v.unknown_found:,}\n"
-        f"updates  acknowledged {v.updates_acknowledged:,}, counted {v.updates_counted:,}, "
-        f"lost {v.updates_lost:,}, doubled {v.updates_doubled:,}"
-    )
+    return f"{seconds:4.1f} s: {done}; operations/s per worker: {rates}; {watching.seen.changes:,} changes watched"
 
 
 def run(url: str | None, *, seconds: float, workers: int, console: Console) -> Result:
@@ -345,6 +294,8 @@ def run(url: str | None, *, seconds: float, workers: int, console: Console) -> R
             stack.callback(_wait_for_end, folder / "server" / "supervisor.lock")
         store = stack.enter_context(BlockingStore.connect(url, namespace=namespace))
         stack.callback(_clean_up, store, namespace, ids, console)
+        watcher = stack.enter_context(BlockingStore.connect(url, namespace=namespace))
+        watching = Watching(watcher, watcher.cursor())
         console.print(f"{len(texts)} sample sessions and {_NEW_SESSIONS} new ones, {workers} worker processes")
         for saved in store.save_many(assets):
             if isinstance(saved, StorageError):
@@ -352,7 +303,7 @@ def run(url: str | None, *, seconds: float, workers: int, console: Console) -> R
         jobs = [Job(str(n), url, namespace, ids, seconds, folder / f"{n}.log") for n in range(workers)]
         logs = [Logbook(job) for job in jobs]
         with _started(jobs) as processes:
-            _watch(processes, logs, store, seconds, console)
+            _show(processes, logs, store, watching, seconds, console)
             crashed = sum(process.exitcode != 0 for process in processes)
         store.ping()  # what can't be reached is not lost: then there is an error and no verdict
         loaded = store.load_many(ids)
@@ -360,7 +311,9 @@ def run(url: str | None, *, seconds: float, workers: int, console: Console) -> R
             if isinstance(asset, UnavailableError):
                 raise asset
         stored = {asset.id: asset for asset in loaded if isinstance(asset, SessionAsset)}
-        verdict = judge((entry for log in logs for entry in log.entries), stored)
+        final = {meta.id: meta.revision for meta in store.list()}
+        watching.wait_until_told(final)
+        verdict = judge((entry for log in logs for entry in log.entries), stored, watching.seen, final)
         result = Result(seconds, len(ids), [dict(log.counts) for log in logs], crashed, verdict)
         console.print(describe(verdict))
         if crashed:
@@ -370,10 +323,11 @@ def run(url: str | None, *, seconds: float, workers: int, console: Console) -> R
     return result
 
 
-def _watch(
+def _show(
     processes: Sequence[BaseProcess],
     logs: Sequence[Logbook],
     store: BlockingStore[SessionAsset],
+    watching: Watching,
     seconds: float,
     console: Console,
 ) -> None:
@@ -388,10 +342,10 @@ def _watch(
             passed = time.monotonic() - began
             if live is not None:
                 with suppress(UnavailableError):  # that is for the verdict to tell
-                    live.update(_view(store.list(limit=10), logs), refresh=True)
+                    live.update(_view(store.list(limit=10), logs, watching), refresh=True)
             elif passed >= next_line:
                 next_line += 1.0
-                console.print(_line(passed, logs))
+                console.print(_line(passed, logs, watching))
             if over or passed > seconds + _PATIENCE:
                 return
             time.sleep(_REFRESH_TIME)

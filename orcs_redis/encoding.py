@@ -23,7 +23,7 @@ import msgspec
 
 from .errors import CorruptSessionError, SerializationError
 
-__all__ = ["dump_json", "encode", "f32_text", "pack", "pack_free", "parse_json", "unpack"]
+__all__ = ["dump_json", "encode", "f32_text", "free_values_sound", "pack", "pack_free", "parse_json", "unpack"]
 
 MAX_DEPTH: Final = 127
 """Nested containers that serde_json reads, the document's root counted."""
@@ -55,13 +55,18 @@ def pack(value: object, hint: Any, where: str) -> bytes:
         data = b""  # the exception may quote the value: the diagnosis is made outside of this block
     fault = next(_faults(value, hint, where, _level(where)), None)
     if fault is None and data:
-        return data  # equal but for tuples among free-form values
+        return data  # equal but for subclasses of dict and list among free-form values
     raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
 
 
 def pack_free(value: object, where: str) -> bytes:
     """Encode a free-form value, as `pack` does."""
     return pack(value, Any, where)
+
+
+def free_values_sound(hint: type[msgspec.Struct]) -> Callable[[Any], bool]:
+    """Return a quick test of the free-form values in a Struct: whether they would come back equal."""
+    return _tools(hint)[1] or (lambda value: True)
 
 
 def unpack(data: bytes, hint: Any, id: str, where: str) -> Any:
@@ -252,7 +257,7 @@ def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
 def _free_faults(value: Any, path: str, depth: int) -> Iterator[_Fault]:
     if isinstance(value, dict):
         yield from _faults(value, dict[str, Any], path, depth)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list):
         for n, item in enumerate(value):
             yield from _faults(item, Any, f"{path}[{n}]", depth + 1)
     elif type(value) is int and value not in _INT_RANGE:

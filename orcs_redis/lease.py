@@ -54,14 +54,23 @@ class Lease:
     Attributes:
         id: the session's.
         token: grows from one lease to the next; a write with `lease=` is refused once another token was given out.
-        lost: awaitable; done when the lease is no longer held.
 
     """
 
     def __init__(self, id: str, token: int) -> None:
         self.id = id
         self.token = token
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def lost(self) -> asyncio.Future[None]:
+        """Done when the lease is no longer held; each asking gives a future of its own, which may be cancelled."""
+        return asyncio.shield(self._lost)
+
+    def end(self) -> None:
+        """Tell who awaits `lost`."""
+        if not self._lost.done():
+            self._lost.set_result(None)
 
     def __repr__(self) -> str:
         return f"<Lease id={self.id!r} token={self.token}>"
@@ -192,7 +201,7 @@ class Leases:
         """Renew a lease, held `since` some time of `time.monotonic`, until it is lost."""
         until = since + ttl
         while True:
-            yield Pause(ttl / 3)
+            yield Pause(min(ttl / 3, max(0.0, until - time.monotonic())))
             sent = time.monotonic()
             if sent >= until:
                 return
@@ -250,6 +259,7 @@ class AsyncLeasing:
 
     async def __aexit__(self, *_: object) -> None:
         self._keeper.cancel()
+        self._lease.end()
         with contextlib.suppress(StorageError):  # then it runs out by itself, or did
             await self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
 
@@ -257,8 +267,7 @@ class AsyncLeasing:
         try:
             await self._store._follow(self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since))
         finally:
-            if not self._lease.lost.done():
-                self._lease.lost.set_result(None)
+            self._lease.end()
 
 
 class BlockingLeasing:

@@ -23,6 +23,7 @@ __all__ = ["AsyncLink", "Deliver", "Feed", "Link", "attempt_patience", "dial"]
 Push: TypeAlias = Callable[[Reply], None]
 
 _MORE = object()
+_INPUT = 128 * 1024  # bytes read at once
 
 
 def attempt_patience(deadline: float) -> float:
@@ -89,7 +90,7 @@ class _Call:
             self.future.set_exception(error)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """One connection. `_waiting` have been handed to the transport, `_queued` not yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, push: Push | None = None) -> None:
@@ -105,6 +106,8 @@ class _Connection(asyncio.Protocol):
         self._scheduled = False
         self._heard = 0.0  # when the other side last showed that it is there
         self._unsent = 0
+        self._input = bytearray(_INPUT)  # kept: fresh memory for each reading costs page faults
+        self._view = memoryview(self._input)
         self._watch: asyncio.TimerHandle | None = None
         self.closed = self._loop.create_future()
 
@@ -143,10 +146,13 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._heard = self._loop.time()
         waiting, gets = self._waiting, self._reader.gets
-        self._reader.feed(data)
+        self._reader.feed(self._input, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
         try:
             while (reply := gets()) is not _MORE:
                 if type(reply) is hiredis.PushNotification or (self._push is not None and not waiting):

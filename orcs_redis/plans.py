@@ -152,7 +152,7 @@ class Operations(Generic[A]):
             patch = self._codec.compare(known, new)
         if known is not None and patch is not None:
             try:
-                written = yield self._save(asset, new, patch, known.revision, token)
+                written = yield self._save(asset, new, patch, known.revision, token, maker=known.operation)
                 return self._saved(asset, new, written)
             except (ConflictError, CorruptSessionError):
                 if expected is not None:
@@ -175,6 +175,7 @@ class Operations(Generic[A]):
         expected: int | None,
         token: int | None,
         removed: Collection[str] = (),
+        maker: bytes | None = None,
     ) -> Write:
         sections = new.sections if patch is None else patch.sections
         removed = removed if patch is None else patch.removed
@@ -196,13 +197,13 @@ class Operations(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        return Write(self._namespace, "save", asset.id, expected, rest, staged, token)
+        return Write(self._namespace, "save", asset.id, expected, rest, staged, token, maker)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)
         if before is None or before.revision < written.revision:
             home = self._namespace.incarnation
-            remember(asset, Stored(home, asset.id, written.revision, new.sections, new.turns))
+            remember(asset, Stored(home, asset.id, written.revision, written.operation_id, new.sections, new.turns))
         return written.revision
 
     def list(
@@ -303,19 +304,19 @@ def _ms(moment: datetime) -> int:
 
 
 def _limit(limit: int, least: int) -> int:
-    if not isinstance(limit, int) or limit < least:
+    if type(limit) is not int or limit < least:
         raise ValueError(f"limit is {least} or more")
     return min(limit, 2**53)
 
 
 def _index(index: int) -> int:
-    if not isinstance(index, int):
+    if type(index) is not int:
         raise ValueError("the index of a turn is an integer")  # as for every other bad argument
     return max(-(2**62), min(index, 2**62))
 
 
 def _revision(if_revision: int | None) -> int | None:
-    if if_revision is not None and (not isinstance(if_revision, int) or if_revision < 0):
+    if if_revision is not None and (type(if_revision) is not int or if_revision < 0):
         raise ValueError("if_revision is a revision, or 0 for an absent session")
     return if_revision
 

@@ -109,7 +109,7 @@ class Retry:
 
     def __init__(self, expires: float) -> None:
         self._expires = expires
-        self._delay = 0.005
+        self._delay = 0.0  # the first repetition comes at once, in the order of the first sendings
         self._maybe_applied = False
 
     def after(self, problem: Trouble | StorageError, now: float, operation: Retried) -> float:
@@ -133,7 +133,7 @@ class Retry:
         if now + delay >= self._expires:
             raise problem.final(maybe_applied=self._maybe_applied) from None
         if problem.pause:
-            self._delay = min(2 * self._delay, 0.2)
+            self._delay = min(2 * self._delay or 0.005, 0.2)
         return delay
 
 

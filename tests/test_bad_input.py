@@ -262,8 +262,8 @@ async def test_too_large(connect: Connect, place: Place) -> None:
     await store.save(asset)
     before = content(place)
     await fails(SerializationError, store.append(asset.id, ConversationTurn.user("x" * 1001)))
-    await fails(SerializationError, store.append(asset.id, *[ConversationTurn.user("x" * 800)] * 7))
-    await fails(SerializationError, store.save(session(40)))
+    await fails(SerializationError, store.append(asset.id, *[ConversationTurn.user("x" * 900)] * 7))
+    await fails(SerializationError, store.save(session(60)))
     big = session()
     big.metadata["x"] = "x" * 5000
     await fails(SerializationError, store.save(big))

@@ -262,6 +262,7 @@ def test_the_environment_gives_the_url(run: Run, folder: Path, monkeypatch: pyte
         pytest.param(2, "malformed", ("ls", "--url", "redis://user:hidden@host:port"), id="bad port"),
         pytest.param(1, "127.0.0.1:1", ("ls", "--url", "redis://user:hidden@127.0.0.1:1"), id="no server"),
         pytest.param(2, "a namespace of its own", ("demo", "--namespace", "orcs"), id="demo's namespace"),
+        pytest.param(2, "tell of no changes", ("watch", "--url", "file:///nonexistent"), id="watch of files"),
         pytest.param(2, "several processes", ("demo", "--url", "memory://"), id="demo in memory"),
     ],
 )
@@ -276,8 +277,124 @@ def test_errors_are_one_line(run: Run, embedded: str, code: int, message: str, a
     assert "hidden" not in outcome.err
 
 
-def in_a_terminal(*arguments: str) -> str:
-    """Run the command line in a pseudo-terminal and return all that it got."""
+class Watch:
+    """`orcs-redis watch` in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "orcs_redis.cli", "watch", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self, count: int) -> list[str]:
+        """Return so many lines, which come though the process goes on."""
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline() for _ in range(count)]
+
+    def interrupt(self) -> str:
+        """Press Ctrl-C, and return what was said on standard error."""
+        self.process.send_signal(signal.SIGINT)
+        out, err = self.process.communicate(timeout=30)
+        assert out == ""
+        return err
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_watch_prints_json_lines(run: Run, embedded: str) -> None:
+    """Each change is a JSON document in a line, at once; what Ctrl-C tells goes on without a gap."""
+    name = ("--url", embedded, "--namespace", "watched-json")
+    with open_store(embedded, namespace="watched-json") as store:
+        since = store.cursor()
+        revisions = [store.save(SessionAsset(id=f"s{number}")) for number in range(3)]
+        with Watch(*name, "--json", "--since", since) as watch:
+            changes = [json.loads(line) for line in watch.lines(3)]
+            store.delete("s1")
+            deleted = json.loads(*watch.lines(1))
+            err = watch.interrupt()
+        assert watch.process.returncode == 130
+        assert [(change["kind"], change["id"]) for change in changes] == [("saved", f"s{n}") for n in range(3)]
+        assert [change["revision"] for change in changes] == revisions
+        assert {change["origin"] for change in changes} == {store.origin}
+        assert datetime.fromisoformat(deleted["updated_at"]).tzinfo is not None
+        assert (deleted["kind"], deleted["id"]) == ("deleted", "s1")
+        assert err == f"orcs-redis: go on with: watch --since {deleted['cursor']}\n"
+        store.save(SessionAsset(id="later"))
+        with Watch(*name, "--json", "--since", err.split()[-1]) as watch:
+            assert json.loads(*watch.lines(1))["id"] == "later"
+
+
+def test_watch_of_some_sessions(embedded: str) -> None:
+    """With --id only these sessions' changes come, in a line that says what they were."""
+    with open_store(embedded, namespace="watched-some") as store:
+        since = store.cursor()
+        store.save_many([SessionAsset(id=f"s{number}", updated_at_ms=1_700_000_000_123) for number in range(5)])
+        arguments = ("--url", embedded, "--namespace", "watched-some", "--since", since)
+        with Watch(*arguments, "--id", "s3", "--id", "s1") as watch:
+            assert watch.lines(2) == [
+                f"2023-11-14 22:13:20.123 saved   s{n} @{n + 1} by {store.origin[:8]}\n" for n in (1, 3)
+            ]
+
+
+def test_watch_begins_now(embedded: str) -> None:
+    """Without --since nothing old is told, and Ctrl-C before the first change tells where it began."""
+    with open_store(embedded, namespace="watched-now") as store:
+        store.save(SessionAsset(id="old"))
+        cursor = store.cursor()
+        with Watch("--url", embedded, "--namespace", "watched-now", "--json") as watch:
+            raw = ("PUBSUB", "NUMSUB", "{watched-now/0}:changes")
+            while not store._link.call([raw], time.monotonic() + 5)[0][1]:
+                time.sleep(0.02)
+            err = watch.interrupt()
+        assert err.split()[-1] == cursor
+
+
+def test_watch_ends_when_nobody_reads(embedded: str) -> None:
+    """A reader that goes away, as head does, ends the watch in silence at the next change."""
+    with open_store(embedded, namespace="watched-head") as store:
+        since = store.cursor()
+        store.save(SessionAsset(id="s"))
+        with Watch("--url", embedded, "--namespace", "watched-head", "--json", "--since", since) as watch:
+            assert watch.process.stdout is not None
+            assert watch.process.stderr is not None
+            watch.lines(1)
+            watch.process.stdout.close()
+            store.save(SessionAsset(id="s"))
+            assert watch.process.stderr.read() == ""
+            assert watch.process.wait(30) != 0
+            watch.process.stdout = None
+
+
+def test_watch_of_another_namespace_cursor(run: Run, embedded: str) -> None:
+    """A cursor of another namespace is refused in one line, and so is what is no cursor."""
+    with open_store(embedded, namespace="watched-a") as store:
+        cursor = store.cursor()
+    outcome = run("watch", "--url", embedded, "--namespace", "watched-b", "--since", cursor)
+    assert outcome.code == 1
+    assert "list again" in outcome.err
+    assert run("watch", "--url", embedded, "--since", "bogus").code == 2
+
+
+def test_watch_in_a_terminal_has_colours(embedded: str) -> None:
+    """In a terminal lines are coloured, and an id does not act on it."""
+    with open_store(embedded, namespace="watched-tty") as store:
+        since = store.cursor()
+        store.save(SessionAsset(id="[red]\u202eid"))
+    arguments = ("watch", "--url", embedded, "--namespace", "watched-tty", "--since", since)
+    got = in_a_terminal(*arguments, until="by", code=130)
+    assert "\x1b[32msaved" in got
+    assert "[red]\\u202eid" in got
+
+
+def in_a_terminal(*arguments: str, until: str | None = None, code: int = 0) -> str:
+    """Run the command line in a pseudo-terminal and return all that it got; press Ctrl-C after `until`."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm-256color", "COLUMNS": "80"}
@@ -291,8 +408,11 @@ def in_a_terminal(*arguments: str) -> str:
         if not part:
             break
         got += part
+        if until is not None and until.encode() in got:
+            os.write(terminal, b"\x03")
+            until = None
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
     return got.decode()
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from orcs_redis import ConversationTurn, SessionAsset
-from orcs_redis.demo import Entry, Verdict, judge
 from orcs_redis.embedded import find_server
 from orcs_redis.sync import RedisSessionStore, open_store
+from orcs_redis.verdict import Entry, Seen, Verdict, judge
 
 
 def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
@@ -70,6 +70,17 @@ LOG = [
 ]
 
 
+def seen(*revisions: int) -> Seen:
+    """Return what a watcher has seen that was told of these revisions of the session."""
+    found = Seen()
+    for revision in revisions:
+        found.add("s", revision)
+    return found
+
+
+FINAL = {"s": 7}
+
+
 @pytest.mark.parametrize(
     "stored",
     [
@@ -79,7 +90,7 @@ LOG = [
 )
 def test_a_good_store_passes(stored: dict[str, SessionAsset]) -> None:
     """All that was acknowledged is there once; what is unknown may be."""
-    verdict = judge(LOG, stored)
+    verdict = judge(LOG, stored, seen(5, 7), FINAL)
     assert verdict.ok
     assert (verdict.acknowledged, verdict.found, verdict.refused, verdict.unknown) == (3, 3, 1, 1)
     assert verdict.updates_acknowledged == 2
@@ -100,14 +111,30 @@ def test_a_good_store_passes(stored: dict[str, SessionAsset]) -> None:
 )
 def test_a_bad_store_fails(field: str, stored: dict[str, SessionAsset]) -> None:
     """Each way in which a store may break its word is counted, and makes the verdict bad."""
-    verdict = judge(LOG, stored)
+    verdict = judge(LOG, stored, seen(5, 7), FINAL)
     assert not verdict.ok
     assert getattr(verdict, field) > 0
 
 
 def test_nothing_done_proves_nothing() -> None:
     """A verdict over empty logs is not good."""
-    assert not judge([], session()).ok
+    assert not judge([], session(), seen(7), FINAL).ok
+
+
+@pytest.mark.parametrize(
+    ("missed", "again", "revisions"),
+    [
+        pytest.param(1, 0, (5, 6), id="the final revision was missed"),
+        pytest.param(0, 1, (5, 7, 7), id="a change twice"),
+        pytest.param(1, 1, (7, 5), id="an older change after a newer one"),
+        pytest.param(1, 0, (), id="nothing seen"),
+    ],
+)
+def test_a_bad_watch_fails(missed: int, again: int, revisions: tuple[int, ...]) -> None:
+    """A watcher that was not told of the end, or was told something twice, makes the verdict bad."""
+    verdict = judge(LOG, session("a", "b", "c", counter=2), seen(*revisions), FINAL)
+    assert not verdict.ok
+    assert (verdict.sessions_missed, verdict.changes_again) == (missed, again)
 
 
 def test_demo_on_a_server_of_its_own(folder: Path) -> None:
@@ -120,7 +147,10 @@ def test_demo_on_a_server_of_its_own(folder: Path) -> None:
     assert document["crashed"] == 0
     assert len(document["workers"]) == 4
     assert all(worker["append done"] > 0 for worker in document["workers"])
-    assert Verdict(**document["verdict"]).ok
+    verdict = Verdict(**document["verdict"])
+    assert verdict.ok
+    assert verdict.changes > verdict.sessions_final > 9
+    assert "changes watched" in err
     assert "verdict: nothing lost, nothing doubled" in err
     assert list(folder.iterdir()) == []
 

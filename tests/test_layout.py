@@ -52,7 +52,7 @@ async def test_keys_of_a_session(place: Place, store: Any) -> None:
     assert sections[b".revision"] == b"1"
     assert sections[b".turns"] == b"1"
     (turn,) = raw.lrange(place.key("turns:s"), 0, -1)
-    assert msgspec.msgpack.decode(turn)["content"] == "hello"
+    assert msgspec.msgpack.decode(turn)[2:] == ["user", "hello", [], [], {}]
     assert raw.zrange(place.key("updated"), 0, -1, withscores=True) == [(b"s", 5000.0)]
     assert raw.zrange(place.key("changes"), 0, -1, withscores=True) == [(b"s", 1.0)]
     assert msgspec.msgpack.decode(raw.hget(place.key("meta"), "s"))[:3] == [1, 5000, 1]
@@ -321,3 +321,23 @@ async def test_many_unknown_fields(connect: Connect) -> None:
     asset.extra = {f"x{n}": n for n in range(3500)}
     with pytest.raises(SerializationError, match="3500"):
         await store.save(asset)
+
+
+async def test_memory_of_writers(place: Place, connect: Connect) -> None:
+    """What 64 later writes have driven out of a session's memory is remembered by its writer, of 32 writers."""
+    raw: Any = place.raw
+    stores = [await connect() for _ in range(3)]
+    await stores[0].save(SessionAsset(id="s"))
+    for store in stores:
+        for _ in range(70):
+            await store.append("s", ConversationTurn.user("x"))
+    ops, writers = raw.hmget(place.key("session:s"), ".ops", ".writers")
+    assert len(ops) == 64 * 20
+    assert (len(writers) - 8) // 20 == 3
+    assert writers[:8] == bytes(8)
+    origins = {writers[n : n + 8].hex() for n in range(8, len(writers), 20)}
+    assert origins == {store.origin for store in stores}
+    await stores[0].delete("s")
+    await stores[1].save(SessionAsset(id="s"))
+    again = raw.hget(place.key("session:s"), ".writers")
+    assert {again[n : n + 8].hex() for n in range(8, len(again), 20)} == origins

@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1, help="so many seeds, one after the other")
     parser.add_argument("--faults", help=f"only these, separated by commas, of {', '.join(FAULTS)}")
     parser.add_argument("--naive", action="store_true", help="workers without operation ids; must be caught")
+    parser.add_argument("--naive-watchers", action="store_true", help="watchers on pub/sub alone; must be caught")
     parser.add_argument("--folder", type=Path, help="where the histories go; default: a temporary folder")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check what a run has left")
     parser.add_argument("--json", action="store_true")
@@ -53,7 +54,14 @@ def main() -> int:
         thread.start()
         try:
             only = options.faults.split(",") if options.faults else None
-            report = run(options.seconds, number, base / f"seed-{number}", naive=options.naive, only=only)
+            report = run(
+                options.seconds,
+                number,
+                base / f"seed-{number}",
+                naive=options.naive,
+                naive_watchers=options.naive_watchers,
+                only=only,
+            )
         finally:
             ended.set()
             thread.join()

@@ -34,8 +34,10 @@ from orcs_redis import StorageError
 
 from . import proxy as modes
 from .history import Op, Violation, check, read_history
+from .leases import check_leases
 from .proxy import Mode, Proxy
-from .workers import STILL, Recorder, new_session
+from .watching import check_watches, read_chains, unfinished
+from .workers import DEADLINE, STILL, Recorder, new_session
 
 __all__ = ["FAULTS", "Report", "check_folder", "run", "take_dump"]
 
@@ -53,6 +55,7 @@ class Report:
     seconds: float
     folder: str
     naive: bool = False
+    naive_watchers: bool = False
     operations: int = 0
     writes: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -60,6 +63,9 @@ class Report:
     lost: int = 0
     doubled: int = 0
     unknown: int = 0
+    told: int = 0  # changes, to all watches
+    resumed: int = 0  # watches
+    grants: int = 0  # leases
     calm_rate: float = 0.0  # acknowledged operations per second, before the faults
     fault_rate: float = 0.0
     recovery_median: float | None = None  # seconds from a restarted server's first answer to a worker's next write
@@ -70,9 +76,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}, {self.seconds:.0f} s{', naive' if self.naive else ''}: {self.operations} operations "
+            f"seed {self.seed}, {self.seconds:.0f} s{', naive' if self.naive else ''}"
+            f"{', naive watchers' if self.naive_watchers else ''}: {self.operations} operations "
             f"({self.writes} writes), {sum(self.faults.values())} faults",
             f"  lost {self.lost}, doubled {self.doubled}, unknown outcomes {self.unknown}; {self.outcomes}",
+            f"  {self.told} changes told to watchers, which resumed {self.resumed} times; {self.grants} leases",
             f"  {self.calm_rate:.0f} op/s without faults, {self.fault_rate:.0f} under them; "
             + (
                 f"writing again after a restart: median {self.recovery_median:.3f} s, worst {self.recovery_worst:.3f} s"
@@ -203,7 +211,7 @@ class Fleet:
             if code != 0:
                 wrong.append(f"worker ended with {code}")
         self.close()
-        wrong += [path.read_text()[-2000:] for path in self._folder.glob("*.err") if path.stat().st_size]
+        wrong += [path.read_text()[-2000:] for path in self._folder.glob("w[0-9]*.err") if path.stat().st_size]
         return wrong
 
     def close(self) -> None:
@@ -220,13 +228,103 @@ class Fleet:
             process.stdout.close()
 
 
+class Watchers:
+    """Three watcher processes, of which the last is killed now and then, and resumed by another from its cursor."""
+
+    def __init__(self, url: str, folder: Path, rng: random.Random, *, naive: bool) -> None:
+        self._url = url
+        self._folder = folder
+        self._rng = rng
+        self._naive = naive
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._kinds: dict[str, list[str]] = {"watch-1": ["--some"], "watch-2": ["--blocking"], "watch-3": []}
+
+    def start(self) -> None:
+        """Start them and wait until each has begun."""
+        for name in self._kinds:
+            self._start(name)
+        for process in self._processes.values():
+            assert process.stdout is not None
+            process.stdout.readline()
+
+    def _start(self, name: str, *more: str) -> None:
+        command = [sys.executable, "-m", "tests.faults.watchers", "--url", self._url, "--namespace", NAMESPACE]
+        command += ["--name", name, "--log", str(self._log(name)), "--seed", str(self._rng.randrange(2**32)), *more]
+        command += ["--naive"] if self._naive else self._kinds[name]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with (self._folder / f"{name}.err").open("ab") as errors:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors)
+        self._processes[name] = process
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
+
+    def replace(self) -> None:
+        """Kill the last one as kill -9 does, and let another go on from its cursor."""
+        name = list(self._kinds)[-1]
+        process = self._processes.pop(name)
+        process.kill()
+        self._end(process)
+        (chain,) = read_chains([self._log(name)])
+        cursors = [told.cursor for told in chain.told[-1:] if told.cursor]
+        if cursors:
+            self._start(name, "--since", cursors[0])
+        else:
+            since = json.loads(self._log(name).read_text().partition("\n")[0])["since"]
+            self._start(name, "--since", since)
+
+    def finish(self, dump: Sequence[Mapping[str, Any]], patience: float) -> list[str]:
+        """Wait until each has told the end, for so long at most; return what is wrong with how they ended."""
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            chains = read_chains(map(self._log, self._kinds))
+            if len(chains) >= len(self._kinds) and not any(unfinished(chain, dump) for chain in chains):
+                break
+            time.sleep(0.3)
+        time.sleep(0.3)  # what comes twice would come now
+        wrong = []
+        for name, process in self._processes.items():
+            if process.poll() is None:
+                process.terminate()
+            try:
+                code = process.wait(DEADLINE + 5)
+            except subprocess.TimeoutExpired:
+                code = None
+            if code != 0:
+                wrong.append(f"{name} ended with {code}")
+        self.close()
+        return wrong
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.kill()
+            self._end(process)
+        self._processes.clear()
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 class Chaos:
     """Strikes, and heals what it struck after a while."""
 
-    def __init__(self, server: Server, proxy: Proxy, fleet: Fleet, rng: random.Random, log: Path) -> None:
+    def __init__(
+        self,
+        server: Server,
+        proxies: Sequence[Proxy],
+        fleet: Fleet,
+        watchers: Watchers,
+        rng: random.Random,
+        log: Path,
+    ) -> None:
         self._server = server
-        self._proxy = proxy
+        self._proxies = proxies
         self._fleet = fleet
+        self._watchers = watchers
         self._rng = rng
         self._log = log.open("a")
         self._due: list[tuple[float, int, Callable[[], None]]] = []
@@ -253,7 +351,7 @@ class Chaos:
             time.sleep(0.01)
         while self._due:
             heapq.heappop(self._due)[2]()
-        self._proxy.heal()
+        self._heal()
         self._log.close()
 
     def _note(self, name: str, **details: Any) -> None:
@@ -267,16 +365,22 @@ class Chaos:
 
     # The proxy
 
-    def _pass(self, mode: Mode, seconds: float, *, new: bool = False) -> None:
+    def _heal(self) -> None:
+        for proxy in self._proxies:
+            proxy.heal()
+
+    def _pass(self, mode: Mode, seconds: float, *, new: bool = False, feeds: bool = False) -> None:
         existing = self._share()
-        self._note(mode.name, seconds=round(seconds, 3), existing=existing, new=new, mode=asdict(mode))
+        name = f"{mode.name} of pub/sub" if feeds else mode.name
+        self._note(name, seconds=round(seconds, 3), existing=existing, new=new, mode=asdict(mode))
         self._passing += 1
-        self._proxy.strike(mode, existing=existing, new=new)
+        for proxy in self._proxies:
+            proxy.strike(mode, existing=existing, new=new, feeds=feeds)
 
         def heal() -> None:
             self._passing -= 1
             if not self._passing:
-                self._proxy.heal()
+                self._heal()
 
         self._later(seconds, heal)
 
@@ -291,7 +395,9 @@ class Chaos:
 
     def cut(self, strength: float, duration: float) -> None:
         self._note("cut")
-        self._proxy.cut(self._share())
+        share = self._share()
+        for proxy in self._proxies:
+            proxy.cut(share)
 
     def refuse(self, strength: float, duration: float) -> None:
         self._pass(modes.REFUSE, (3.5 if strength > 0.9 else 0.7) * duration, new=True)
@@ -314,7 +420,18 @@ class Chaos:
     def mid_command(self, strength: float, duration: float) -> None:
         self._pass(modes.mid_command(1 + int(600 * strength)), 0.1 + 0.3 * duration, new=duration > 0.7)
 
+    def deaf(self, strength: float, duration: float) -> None:
+        self._pass(modes.BLACKHOLE, 0.1 + 2 * duration, feeds=True)
+
+    def late_news(self, strength: float, duration: float) -> None:
+        self._pass(modes.HOLD, 0.1 + 2 * duration**2, feeds=True)
+
     # The server
+
+    def pubsub_kill(self, strength: float, duration: float) -> None:
+        if not self._server.stopped:
+            self._server.admin.client_kill_filter(_type="pubsub")
+            self._note("CLIENT KILL TYPE pubsub")
 
     def client_kill(self, strength: float, duration: float) -> None:
         if not self._server.stopped:
@@ -371,6 +488,10 @@ class Chaos:
         self._fleet.replace()
         self._note("worker killed")
 
+    def watcher(self, strength: float, duration: float) -> None:
+        self._watchers.replace()
+        self._note("watcher killed and resumed")
+
 
 FAULTS: Mapping[str, tuple[Callable[[Chaos, float, float], None], float]] = {
     "delay": (Chaos.delay, 1),
@@ -391,11 +512,23 @@ FAULTS: Mapping[str, tuple[Callable[[Chaos, float, float], None], float]] = {
     "no-replicas": (Chaos.no_replicas, 0.5),
     "full": (Chaos.full, 0.5),
     "worker": (Chaos.worker, 0.5),
+    "deaf": (Chaos.deaf, 1),
+    "late-news": (Chaos.late_news, 1),
+    "pubsub-kill": (Chaos.pubsub_kill, 1),
+    "watcher": (Chaos.watcher, 1),
 }
 
 
-def run(seconds: float, seed: int, folder: Path, *, naive: bool = False, only: Sequence[str] | None = None) -> Report:
-    """Run workers for so long, a fifth of it (3 s at most) without faults, and check what came of it."""
+def run(
+    seconds: float,
+    seed: int,
+    folder: Path,
+    *,
+    naive: bool = False,
+    naive_watchers: bool = False,
+    only: Sequence[str] | None = None,
+) -> Report:
+    """Run workers and watchers for so long, a fifth of it (3 s at most) without faults, and check what came of it."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     with contextlib.ExitStack() as stack:
@@ -404,6 +537,10 @@ def run(seconds: float, seed: int, folder: Path, *, naive: bool = False, only: S
         server.start()
         setup(f"redis://127.0.0.1:{server.port}/0", folder)
         proxy = stack.enter_context(Proxy(server.port))
+        watching = stack.enter_context(Proxy(server.port))  # their connections last longer than the workers'
+        watchers = Watchers(f"redis://127.0.0.1:{watching.port}/0", folder, rng, naive=naive_watchers)
+        stack.callback(watchers.close)
+        watchers.start()
         calm = min(3.0, seconds / 5)
         # The workers need some time to start.
         begin = time.monotonic() + 2
@@ -414,7 +551,7 @@ def run(seconds: float, seed: int, folder: Path, *, naive: bool = False, only: S
             fleet.start()
         fleet.ready()
         time.sleep(max(0.0, begin + calm - time.monotonic()))
-        chaos = Chaos(server, proxy, fleet, rng, folder / "faults.jsonl")
+        chaos = Chaos(server, (proxy, watching), fleet, watchers, rng, folder / "faults.jsonl")
         chaos.run(until, only)
         problems = fleet.join(20)
         # What is still on its way must have arrived before the dump.
@@ -424,9 +561,13 @@ def run(seconds: float, seed: int, folder: Path, *, naive: bool = False, only: S
         proxy.close()
         time.sleep(0.2)
         dump = take_dump(server.admin)
+        problems += watchers.finish(dump, 10)
+        problems += [path.read_text()[-2000:] for path in folder.glob("watch-*.err") if path.stat().st_size]
     (folder / "dump.json").write_text(json.dumps(dump))
     span = {"begin": begin, "calm": calm, "until": until, "restarts": chaos.restarts, "faults": chaos.counts}
-    (folder / "run.json").write_text(json.dumps({"seed": seed, "seconds": seconds, "naive": naive, **span}))
+    (folder / "run.json").write_text(
+        json.dumps({"seed": seed, "seconds": seconds, "naive": naive, "naive_watchers": naive_watchers, **span})
+    )
     return check_folder(folder, problems)
 
 
@@ -436,8 +577,15 @@ def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:
     started = time.monotonic()
     ops = read_history(sorted(folder.glob("history-*.jsonl")))
     violations = [Violation("worker", problem) for problem in problems]
-    violations += check(ops, json.loads((folder / "dump.json").read_text()))
-    report = Report(about["seed"], about["seconds"], str(folder), about["naive"], faults=about["faults"])
+    dump = json.loads((folder / "dump.json").read_text())
+    violations += check(ops, dump)
+    violations += check_leases(ops, len(dump))
+    chains = read_chains(sorted(folder.glob("watch-*.jsonl")))
+    violations += check_watches(chains, ops, dump)
+    report = Report(about["seed"], about["seconds"], str(folder), about["naive"], about["naive_watchers"])
+    report.faults = about["faults"]
+    report.told, report.resumed = sum(len(chain.told) for chain in chains), sum(chain.resumed for chain in chains)
+    report.grants = sum(op.kind == "acquire" and op.ok for op in ops)
     report.check_seconds = time.monotonic() - started
     report.operations = len(ops)
     report.writes = sum(op.writes for op in ops)
@@ -517,15 +665,19 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
                 sessions[id] = {
                     "revision": int(fields[b".revision"]),
                     "turns": int(fields[b".turns"]),
-                    "ids": [turn["id"] for turn in turns],
+                    "ids": [turn[0] for turn in turns],
                     "metadata": msgspec.msgpack.decode(fields[b"metadata"]),
                     "updated_at_ms": msgspec.msgpack.decode(fields[b"updated_at_ms"]),
                     "ops": _operations(fields[b".ops"]),
                 }
                 own -= {key, f"{prefix}turns:{id}"}
-        # Staged turns of a save that never came run out by themselves.
-        strays = {key for key in own if not key.startswith(f"{prefix}staging:") or read.pttl(key) == -1}
-        strays -= {prefix + name for name in ("state", "updated", "meta", "changes", "deleted", "deleted:ops")}
+        # Staged turns of a save that never came run out by themselves, and so do leases.
+        passing = (f"{prefix}staging:", f"{prefix}lease:")
+        strays = {key for key in own if not key.startswith(passing) or read.pttl(key) == -1}
+        strays -= {
+            prefix + name
+            for name in ("state", "updated", "meta", "changes", "deleted", "deleted:ops", "fence", "leases")
+        }
         deleted = {id.decode(): data for id, data in read.hgetall(f"{prefix}deleted:ops").items()}
         dump.append(
             {
@@ -537,7 +689,7 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
                 "updated": scores("updated"),
                 "changes": scores("changes"),
                 "deleted": scores("deleted"),
-                "deleted_ops": {id: _operations(data[8:]) for id, data in deleted.items()},
+                "deleted_ops": {id: _operations(_of_tombstone(data)) for id, data in deleted.items()},
                 "strays": sorted(strays),
             }
         )
@@ -545,4 +697,8 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
 
 
 def _operations(data: bytes) -> list[tuple[str, int]]:
-    return [(data[at : at + 12].hex(), int.from_bytes(data[at + 12 : at + 20])) for at in range(8, len(data), 20)]
+    return [(data[at : at + 12].hex(), int.from_bytes(data[at + 12 : at + 20])) for at in range(0, len(data), 20)]
+
+
+def _of_tombstone(data: bytes) -> bytes:
+    return data[12 : 12 + int.from_bytes(data[8:12])]

@@ -44,7 +44,13 @@ from .workers import digest
 __all__ = ["REFUSALS", "UNKNOWN", "Op", "Violation", "check", "read_history"]
 
 WRITES = ("append", "create", "put", "save", "update", "delete")
-REFUSALS = ("UnavailableError", "NotFoundError", "ConflictError", "StoreFullError")  # not applied, says the contract
+REFUSALS = (
+    "UnavailableError",
+    "NotFoundError",
+    "ConflictError",
+    "StoreFullError",
+    "LeaseLostError",
+)  # not applied, says the contract
 UNKNOWN = ("OutcomeUnknownError", "Cancelled", None)
 _NEVER = 2**63
 
@@ -250,7 +256,11 @@ class _Partition:
                 allowed += ("NotFoundError",)
             if op.writes and op.args.get("base") is not None:
                 allowed += ("ConflictError",)
-            if not op.writes:
+            if op.writes and op.args.get("lease") is not None:
+                allowed += ("LeaseLostError",)
+            if op.kind == "acquire":
+                allowed = (*allowed, "LeaseHeldError", "StoreFullError")
+            elif not op.writes:
                 allowed = tuple(outcome for outcome in allowed if outcome != "OutcomeUnknownError")
             if op.outcome not in allowed:
                 self._say("unexpected", f"{op}: {op.result.get('text', '')}")

@@ -87,6 +87,7 @@ class _Pair:
         self.client = client
         self.server = server
         self.changed = asyncio.Event()
+        self.feed = False  # it has subscribed to a channel
         self.torn = {True: False, False: False}  # by direction, up is True: bytes were dropped, so nothing more passes
 
     def set(self, mode: Mode) -> None:
@@ -116,13 +117,16 @@ class Proxy:
         self._thread.start()
         started.wait()
 
-    def strike(self, mode: Mode, *, existing: float = 1.0, new: bool = False) -> None:
-        """Put a share of the open connections (one at least, unless it is 0), or those to come, into a mode."""
+    def strike(self, mode: Mode, *, existing: float = 1.0, new: bool = False, feeds: bool = False) -> None:
+        """Put a share of the open connections (one at least, unless it is 0), or those to come, into a mode.
+
+        With `feeds` only those that have subscribed to a channel.
+        """
 
         def do() -> None:
             if new:
                 self._mode = mode
-            pairs = list(self._pairs)
+            pairs = [pair for pair in self._pairs if pair.feed or not feeds]
             for pair in random.sample(pairs, math.ceil(existing * len(pairs))):
                 pair.set(mode)
 
@@ -175,12 +179,13 @@ class Proxy:
     async def _close(self) -> None:
         assert self._server is not None
         self._server.close()
-        for pair in list(self._pairs):
-            pair.abort()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)  # the transports' last callbacks
+        for _ in range(3):  # connections that were being accepted come late
+            for pair in list(self._pairs):
+                pair.abort()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0.01)  # the transports' last callbacks
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = self._loop.create_task(self._serve(reader, writer))
@@ -193,9 +198,11 @@ class Proxy:
             return
         try:
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except BaseException as exc:
             writer.transport.abort()
-            return
+            if isinstance(exc, OSError):
+                return
+            raise
         pair = _Pair(self._mode, writer, back_writer)
         self._pairs.add(pair)
         try:
@@ -209,6 +216,7 @@ class Proxy:
     async def _pump(self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
+                pair.feed = pair.feed or (up and b"SUBSCRIBE" in data)
                 with contextlib.suppress(OSError):  # what goes the other way may still be wanted
                     await self._carry(pair, data, writer, up=up)
         # In a blackhole the end isn't heard of either.

@@ -1,4 +1,4 @@
-"""Exactly once, whatever fails: workers under faults, and the same workers with a mistake that has to be found.
+"""Whatever fails: workers and watchers under faults, and the same with a mistake that has to be found.
 
 $ORCS_REDIS_CHAOS_SECONDS shortens the runs, $ORCS_REDIS_CHAOS_SEED repeats one.
 """
@@ -32,7 +32,10 @@ def new_seed() -> int:
 @pytest.mark.parametrize("run_number", [1, 2, 3])
 @pytest.mark.timeout(SECONDS + 120)
 def test_exactly_once(run_number: int, tmp_path: Path) -> None:
-    """Under faults every acknowledged write is there once, where its revision says, and no read is older than that."""
+    """Under faults every acknowledged write is there once, where its revision says, and no read is older than that.
+
+    Watchers miss no session's last state and are told nothing twice, and a lease has one holder.
+    """
     seed = new_seed() + run_number - 1
     print(f"ORCS_REDIS_CHAOS_SEED={seed}")
     report = run(SECONDS, seed, tmp_path / "run")
@@ -40,6 +43,9 @@ def test_exactly_once(run_number: int, tmp_path: Path) -> None:
     assert report.violations == []
     assert report.outcomes["ok"] > 20 * SECONDS
     assert sum(report.faults.values()) > SECONDS / 2
+    assert report.told > 20 * SECONDS
+    assert report.resumed > SECONDS / 4
+    assert report.grants > SECONDS / 4
 
 
 @pytest.mark.timeout(240)
@@ -56,3 +62,20 @@ def test_naive_writer_is_caught(tmp_path: Path) -> None:
         if {"doubled", "gaps"} <= found:
             break
     assert {"doubled", "gaps"} <= found
+
+
+@pytest.mark.timeout(240)
+def test_naive_watcher_is_caught(tmp_path: Path) -> None:
+    """Watchers that know nothing but what pub/sub tells are found to miss what happened while they were cut off."""
+    found: set[str] = set()
+    for attempt in range(3):
+        seed = new_seed() + attempt
+        print(f"ORCS_REDIS_CHAOS_SEED={seed}")
+        only = ["cut", "client-kill", "pubsub-kill", "kill-9", "deaf"]
+        report = run(max(8, SECONDS / 2), seed, tmp_path / f"run-{attempt}", naive_watchers=True, only=only)
+        print(report)
+        found |= report.rules.keys()
+        assert {rule for rule in found if not rule.startswith("watch")} == set()
+        if "watch missed" in found:
+            break
+    assert found & {"watch missed", "watch final"}

@@ -19,6 +19,7 @@ from .proxy import Proxy, late
 
 Store = RedisSessionStore[SessionAsset]
 
+
 # To be taken away when it is mended: a refusal that comes after a lost sending is no proof that nothing was applied.
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:

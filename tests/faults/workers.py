@@ -22,6 +22,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from orcs_redis import ConversationTurn, NotFoundError, RedisSessionStore, SessionAsset, StorageError
+from orcs_redis.lease import Lease
 from orcs_redis.operations import Write, Written
 from orcs_redis.resp import Command, Reply
 
@@ -132,7 +133,7 @@ class Worker:
         """Do one thing after the other until that moment of the monotonic clock."""
         actions: dict[Callable[[], Awaitable[None]], int] = {
             self.append: 40, self.save: 10, self.update: 8, self.load: 10, self.turns: 14, self.list: 4, self.page: 2,
-            self.delete: 6, self.create: 4, self.put: 2,
+            self.delete: 6, self.create: 4, self.put: 2, self.lease: 2,
         }  # fmt: skip
         names, weights = list(actions), list(actions.values())
         while time.monotonic_ns() < until:
@@ -141,13 +142,14 @@ class Worker:
 
     # Writes
 
-    async def append(self) -> None:
-        session = self._session()
+    async def append(self, session: str | None = None, lease: Lease | None = None) -> None:
+        session = session or self._session()
         uid = self._log.uid()
         ids = [f"{uid}.{n}" for n in range(self._rng.randint(1, 3))]
         base = self._known.get(session) if self._rng.random() < 0.05 else None
-        async with self._recorded(uid, "append", session, ids=ids, base=base) as result:
-            result["revision"] = await self._store.append(session, *made(uid, ids), if_revision=base)
+        told = {"ids": ids, "base": base, "lease": lease and lease.token}
+        async with self._recorded(uid, "append", session, **told) as result:
+            result["revision"] = await self._store.append(session, *made(uid, ids), if_revision=base, lease=lease)
         if result.get("outcome") == "NotFoundError" and self._rng.random() < 0.5:
             await self.create(session)
 
@@ -211,6 +213,22 @@ class Worker:
             _told.reset(token)
         if result.get("outcome") == "ok" and self._rng.random() < 0.7:
             await self.create(session)
+
+    async def lease(self) -> None:
+        """Hold a session for a while and write to it, perhaps for longer than the lease is kept."""
+        session = self._session()
+        ttl, wait = self._rng.uniform(0.3, 2), self._rng.choice((0.0, 0.5))
+        leasing = self._store.lease(session, ttl=ttl, wait=wait)
+        held: list[Lease] = []
+        async with self._recorded(self._log.uid(), "acquire", session, ttl=ttl) as result:
+            held.append(await leasing.__aenter__())
+            result["token"] = held[0].token
+        for lease in held:
+            for _ in range(self._rng.randint(1, 3)):
+                await self.append(session, lease)
+                await asyncio.sleep(self._rng.uniform(0, 0.1))
+            async with self._recorded(self._log.uid(), "release", session, token=lease.token):
+                await leasing.__aexit__(None, None, None)
 
     # Reads
 

@@ -1,0 +1,1069 @@
+"""Exactly once: what was acknowledged is there once, what failed at most once, whatever struck between.
+
+`tests/test_connection.py` has the errors of a store that is alone with a bad server; here are the writes that are sent
+again, those that come late, and what others do meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import redis
+
+import orcs_redis
+import orcs_redis.sync
+from orcs_redis import (
+    ConflictError,
+    ConversationTurn,
+    CorruptSessionError,
+    LeaseHeldError,
+    LeaseLostError,
+    OutcomeUnknownError,
+    RedisSessionStore,
+    SessionAsset,
+    StorageError,
+    StoreResetError,
+    UnavailableError,
+    scripts,
+)
+from orcs_redis.operations import Write
+from orcs_redis.resp import Forgotten, Lost, Retry
+
+from .conftest import Place, Server, Threaded
+from .faults.proxy import BLACKHOLE, SWALLOW, Proxy, mid_command, mid_reply
+from .test_lease import leased, lost
+
+Store: TypeAlias = RedisSessionStore[SessionAsset]
+StartServer: TypeAlias = Callable[..., Server]
+Open: TypeAlias = Callable[..., Awaitable[Any]]
+
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+TOMBSTONES = 10_000
+(REMEMBERED,) = map(int, re.findall(r"^local REMEMBERED = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE))
+
+colours = pytest.mark.parametrize("way", ["async", "sync"])
+
+
+def session(*contents: str, **fields: Any) -> SessionAsset:
+    asset = SessionAsset(**fields)
+    for content in contents:
+        asset.add_turn(ConversationTurn.user(content))
+    return asset
+
+
+def turn(content: str) -> ConversationTurn:
+    return ConversationTurn.user(content)
+
+
+async def contents(store: Any, id: str) -> list[str]:
+    return [turn.content for turn in await store.turns(id)]
+
+
+async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+def runs(raw: Any) -> int:
+    """How often scripts were run by their digest."""
+    return int(raw.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+def counter(raw: Any) -> int:
+    """How many writes the partition has had."""
+    return int(raw.hget("{orcs/0}:state", "revision"))
+
+
+def reached(raw: Any, revision: int) -> Callable[[], bool]:
+    """Whether the partition has had so many writes."""
+    return lambda: counter(raw) == revision
+
+
+def key(rest: str) -> str:
+    return "{orcs/0}:" + rest
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def proxies() -> Iterator[Callable[[Server], Proxy]]:
+    """Put a proxy before a server."""
+    made: list[Proxy] = []
+
+    def make(server: Server) -> Proxy:
+        made.append(Proxy(server.port))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.fixture
+async def open_store() -> AsyncIterator[Open]:
+    """Open stores in either colour, and close them with the test."""
+    opened: list[Any] = []
+
+    async def open_one(way: str, where: Server | Proxy, **options: Any) -> Any:
+        url = f"redis://127.0.0.1:{where.port}/0"
+        if way == "async":
+            store: Any = await RedisSessionStore.connect(url, **options)
+        else:
+            connect: Any = orcs_redis.sync.RedisSessionStore.connect
+            store = Threaded(await asyncio.to_thread(connect, url, **options))
+        opened.append(store)
+        return store
+
+    yield open_one
+    for store in opened:
+        await store.aclose()
+
+
+# Retries
+
+
+@colours
+async def test_lost_replies(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """Every kind of write whose reply is lost is sent again, recognised, and answered as the first time."""
+    proxy, raw = proxies(server), server.raw()
+    near, far = await open_store("async", server), await open_store(way, proxy, deadline=20.0)
+    await near.save_many([session("first", id=id) for id in ("append", "over", "delete")])
+    await far.turns("append")
+    writes: dict[str, Callable[[], Awaitable[int | None]]] = {
+        "append": lambda: far.append("append", turn("second")),
+        "over": lambda: far.save(session("other", id="over")),
+        "new": lambda: far.save(session(*map(str, range(50)), id="new"), if_revision=0),
+        "delete": lambda: far.delete("delete"),
+    }
+    for revision, (id, write) in enumerate(writes.items(), 4):
+        sent = runs(raw)
+        proxy.strike(SWALLOW)
+        writing = asyncio.ensure_future(write())
+        await until(reached(raw, revision))
+        proxy.cut()
+        assert await writing == (None if id == "delete" else revision)
+        assert runs(raw) == sent + 2
+        assert counter(raw) == revision
+    assert await contents(near, "append") == ["first", "second"]
+    assert await contents(near, "over") == ["other"]
+    assert await contents(near, "new") == list(map(str, range(50)))
+    assert not await near.exists("delete")
+
+
+@colours
+async def test_lost_reply_of_an_update(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """An update whose save lost its reply neither conflicts with itself nor is made twice."""
+    proxy, raw = proxies(server), server.raw()
+    far = await open_store(way, proxy, deadline=1.0)
+    await far.save(session(id="s", metadata={"n": 0}))
+    before, calls = counter(raw), 0
+
+    def increment(asset: SessionAsset) -> None:
+        nonlocal calls
+        calls += 1
+        asset.metadata["n"] += 1
+        proxy.strike(SWALLOW)
+
+    updated = await far.update("s", increment)
+    assert (calls, counter(raw), updated.revision) == (1, before + 1, before + 1)
+    assert (await far.load("s")).metadata["n"] == 1
+
+
+@colours
+async def test_cut_in_mid_frame(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """Connections that break within a command or a reply cost a retry, and nothing is doubled or left out."""
+    proxy = proxies(server)
+    store = await open_store(way, proxy)
+    await store.save(session(id="s"))
+    modes = [*map(mid_reply, (1, 3, 9)), *map(mid_command, (0, 1, 40, 200))]
+    revisions = []
+    for number, mode in enumerate(modes):
+        proxy.strike(mode)
+        revisions.append(await store.append("s", turn(str(number))))
+    assert await contents(store, "s") == list(map(str, range(len(modes))))
+    assert revisions == list(range(revisions[0], revisions[0] + len(modes)))
+    large = session(*("x" * 20_000 for _ in range(40)), id="large")
+    for mode in (mid_command(5), mid_command(50_000), mid_reply(2)):
+        proxy.strike(mode)
+        await store.save(large)
+        large.history.turns[0].content += "y"
+        assert (await store.load("large")).history.turns[1:] == large.history.turns[1:]
+        proxy.strike(mid_reply(30_000))
+        assert len(await store.turns("large")) == 40
+
+
+@colours
+async def test_half_open(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """A connection that has gone mute is noticed, and replaced in time; if each one is, the error says what is sure."""
+    proxy = proxies(server)
+    store = await open_store(way, proxy, deadline=1.0)
+    await store.save(session("first", id="s"))
+    for call in (store.append("s", turn("second")), store.load("s")):
+        began = time.monotonic()
+        proxy.strike(BLACKHOLE)
+        await call
+        assert time.monotonic() - began < 1.0
+    proxy.strike(BLACKHOLE, new=True)
+    with pytest.raises(OutcomeUnknownError):
+        await store.append("s", turn("third"))
+    with pytest.raises(UnavailableError):  # no connection can be had, so this was not sent
+        await store.append("s", turn("fourth"))
+    proxy.heal()
+    assert await contents(store, "s") == ["first", "second"]
+
+
+@colours
+async def test_hung_and_continued(server: Server, open_store: Open, way: str) -> None:
+    """What a hung server was sent, and then again by another connection, it does once when it goes on."""
+    store = await open_store(way, server, deadline=4.0)
+    await store.save(session("first", id="s"))
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    appending = asyncio.ensure_future(store.append("s", turn("second")))
+    await asyncio.sleep(0.4 * 4.0 + 0.3)  # the first connection has been given up
+    server.process.send_signal(signal.SIGCONT)
+    await appending
+    assert await contents(store, "s") == ["first", "second"]
+
+
+@colours
+async def test_restart_before_the_reply(start_server: StartServer, proxies: Any, open_store: Open, way: str) -> None:
+    """With an AOF a write that was applied just before a crash is recognised after it, without script cache."""
+    server = start_server(*DURABLE)
+    proxy, raw = proxies(server), server.raw()
+    store = await open_store(way, proxy, deadline=20.0)
+    await store.save(session("first", id="s"))
+    before = counter(raw)
+    proxy.strike(SWALLOW)
+    appending = asyncio.ensure_future(store.append("s", turn("second")))
+    await until(reached(raw, before + 1))
+    server.kill()
+    proxy.cut()
+    server.start()
+    assert await appending == before + 1
+    await store.append("s", turn("third"))
+    assert await contents(store, "s") == ["first", "second", "third"]
+
+
+@colours
+async def test_scripts_flushed_before_the_retry(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """A retry that meets NOSCRIPT is recognised all the same, also one whose turns were staged."""
+    proxy, raw = proxies(server), server.raw()
+    flush: Callable[[], Any] = raw.script_flush
+    store = await open_store(way, proxy, deadline=10.0)
+    await store.save(session("first", id="s"))
+    whole = session(*map(str, range(100)), id="whole")
+    for revision, write in ((2, store.append("s", turn("second"))), (3, store.save(whole))):
+        proxy.strike(SWALLOW)
+        writing = asyncio.ensure_future(write)
+        await until(reached(raw, revision))
+        flush()
+        proxy.cut()
+        assert await writing == revision
+    assert await contents(store, "s") == ["first", "second"]
+    assert await contents(store, "whole") == list(map(str, range(100)))
+    assert counter(raw) == 3
+
+
+@colours
+async def test_loading(start_server: StartServer, open_store: Open, way: str) -> None:
+    """Calls that meet a server which is still reading its data wait for it, within their deadline."""
+    slow = ("--loading-process-events-interval-bytes", "1024", "--key-load-delay", "3000")
+    server = start_server(*DURABLE, *slow)
+    raw: Any = server.raw()
+    store = await open_store(way, server, deadline=30.0)
+    await store.save(session("first", id="s"))
+    raw.mset({f"other {n}": "x" * 2000 for n in range(400)})
+    raw.bgrewriteaof()
+    await until(lambda: not raw.info("persistence")["aof_rewrite_in_progress"])
+    server.kill()
+    server.start()
+    assert raw.info("persistence")["loading"]
+    found, revision = await asyncio.gather(store.load("s"), store.append("s", turn("second")))
+    assert found.history.turns[0].content == "first"
+    assert revision == 2
+    assert await contents(store, "s") == ["first", "second"]
+
+
+@colours
+async def test_client_kill(server: Server, open_store: Open, way: str) -> None:
+    """While connections are killed under them, appends land once each and at their revision, or are said to be unknown.
+
+    Each worker's own session has so few writers that nothing is forgotten; of the one that all share an outcome may
+    become unknown, as the others get on while one waits to try again.
+    """
+    raw = server.raw()
+    store = await open_store(way, server, deadline=20.0)
+    workers, rounds = 8, 20
+    await store.save_many([session(id=id) for id in ("shared", *map(str, range(workers)))])
+    done, killed, unknown = False, 0, 0
+
+    async def kill() -> None:
+        nonlocal killed
+        while not done:
+            killed += raw.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.sleep(0.01)
+
+    killing = asyncio.ensure_future(kill())
+    revisions = {}
+
+    async def work(worker: int) -> None:
+        nonlocal unknown
+        for number in range(rounds):
+            name = f"{worker}.{number}"
+            await store.append(str(worker), turn(name))
+            try:
+                revisions[name] = await store.append("shared", turn(name))
+            except OutcomeUnknownError:
+                unknown += 1
+
+    await asyncio.gather(*map(work, range(workers)))
+    done = True
+    await killing
+    print(f"\n{way}: {killed} connections killed, {unknown} of {workers * rounds} outcomes unknown")
+    assert killed > 0
+    for worker in range(workers):
+        assert await contents(store, str(worker)) == [f"{worker}.{number}" for number in range(rounds)]
+    found = await contents(store, "shared")
+    assert len(set(found)) == len(found)
+    assert [name for name in found if name in revisions] == sorted(revisions, key=lambda name: revisions[name])
+    assert counter(raw) == 1 + workers + workers * rounds + len(found)
+    assert unknown <= workers * rounds / 4
+
+
+@colours
+@pytest.mark.parametrize("scope", ["WRITE", "ALL"])
+async def test_client_pause(server: Server, open_store: Open, way: str, scope: str) -> None:
+    """A write that a paused server holds back beyond the deadline has an unknown outcome, and happens at most once."""
+    raw: Any = server.raw()
+    store = await open_store(way, server, deadline=0.5)
+    await store.save(session("first", id="s"))
+    raw.execute_command("CLIENT", "PAUSE", 1200 if scope == "ALL" else 60_000, scope)
+    with pytest.raises(OutcomeUnknownError):
+        await store.append("s", turn("second"))
+    if scope == "WRITE":
+        assert await contents(store, "s") == ["first"]
+        raw.execute_command("CLIENT", "UNPAUSE")
+    await asyncio.to_thread(raw.ping)  # answered when the pause is over
+    await store.append("s", turn("third"))
+    found = await contents(store, "s")
+    assert found in (["first", "third"], ["first", "second", "third"])
+    assert counter(raw) == len(found)
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "connecting"])
+async def test_cancelled_at_any_await(server: Server, open_store: Open, connected: bool) -> None:
+    """However far a write has come when it is cancelled: it is there at most once, and others get their own reply."""
+    raw = server.raw()
+    store = await open_store("async", server)
+    await store.save_many([session("first", id=id) for id in ("s", "t", "deleted")])
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.append("s", turn("cancelled")),
+        lambda: store.update("t", lambda asset: asset.metadata.update(n=asset.metadata.get("n", 0) + 1)),
+        lambda: store.save(session(*map(str, range(20)), id="new")),
+        lambda: store.delete("deleted"),
+        lambda: store.load("s"),
+        lambda: store.list(limit=1),
+    ]
+    lasted = 0
+    for turns in range(25):
+        if not connected:
+            raw.client_kill_filter(_type="normal", skipme=True)
+            await until(lambda: len(client_ids(raw)) == 0)
+        done = []
+        for call in calls:
+            task = asyncio.ensure_future(call())
+            beside = asyncio.ensure_future(store.turns("s", 0, 0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            done.append(not isinstance(result, BaseException))
+            assert [found.content for found in await beside] == ["first"]
+        lasted += all(done)
+        found = collections.Counter(await contents(store, "s"))
+        assert int(done[0]) <= found["cancelled"] <= 1
+        count = (await store.load("t")).metadata.get("n", 0)
+        assert int(done[1]) <= count <= 1
+        if await store.exists("new"):
+            assert await contents(store, "new") == list(map(str, range(20)))
+        else:
+            assert not done[2]
+        assert not (done[3] and await store.exists("deleted"))
+        await store.save_many([session("first", id=id) for id in ("s", "t", "deleted")])
+        await store.save_many([session("first", id="new")])
+        await store.delete("new")
+    assert lasted < 25  # some were cancelled
+
+
+# The memory of operations
+
+
+def append_by_hand(store: Any, id: str, content: str) -> Write:
+    """An append as an operation, to be sent as often as one likes."""
+    write: Write = store._core.operations.append(id, [turn(content)], None, None)
+    return write
+
+
+def save_by_hand(store: Any, asset: SessionAsset) -> Write:
+    """The only step of a plain save."""
+    write: Write = next(store._core.operations.save(asset, None, None))
+    return write
+
+
+async def send(store: Any, write: Write) -> list[Any]:
+    """One sending; the script's reply."""
+    replies = await store._link.call(write.commands(), asyncio.get_running_loop().time() + 5)
+    return list(replies[-1])
+
+
+@pytest.mark.parametrize("writer", ["same", "other"])
+@pytest.mark.parametrize("others", [0, 1, REMEMBERED - 1, REMEMBERED + 8])
+async def test_how_many_operations_are_remembered(server: Server, open_store: Open, writer: str, others: int) -> None:
+    """Sent again after so many other writes of its session a write is recognised; later it is refused, not repeated."""
+    raw = server.raw()
+    store = await open_store("async", server)
+    other = store if writer == "same" else await open_store("async", server)
+    await store.save(session(id="s"))
+    write = append_by_hand(store, "s", "once")
+    assert (await send(store, write))[:2] == [b"OK", 2]
+    for number in range(others):
+        await other.append("s", turn(str(number)))
+    again = await send(store, write)
+    if others < REMEMBERED:
+        assert again == [b"OK", 2, 0]
+    elif writer == "same":
+        assert again == [b"FORGOTTEN", 2 + others]
+    else:
+        assert again in ([b"OK", 2, 0], [b"FORGOTTEN", 2 + others])
+    assert (await contents(store, "s")).count("once") == 1
+    assert counter(raw) == 2 + others
+    ops: Any = raw.hget(key("session:s"), ".ops")
+    assert len(ops) // 20 == min(2 + others, REMEMBERED)
+
+
+async def test_forgotten_after_a_lost_reply(server: Server, open_store: Open) -> None:
+    """If a reply was lost and the server has forgotten, the outcome is unknown at once; else it is tried afresh."""
+    store = await open_store("async", server)
+    write, retry = append_by_hand(store, "s", "x"), Retry(expires=100.0)
+    assert retry.after(Forgotten(""), 0.0, write) == 0
+    retry.after(Lost("", sent=False), 0.0, write)
+    assert retry.after(Forgotten(""), 0.0, write) == 0
+    retry.after(Lost("", sent=True), 0.0, write)
+    with pytest.raises(OutcomeUnknownError):
+        retry.after(Forgotten(""), 0.0, write)
+
+
+@colours
+async def test_others_write_while_the_reply_is_lost(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """A retry that comes after 40 writes by others is recognised, or the outcome is unknown; the turn is there once."""
+    proxy, raw = proxies(server), server.raw()
+    near, far = await open_store("async", server), await open_store(way, proxy, deadline=30.0)
+    await far.save(session("first", id="s"))
+    proxy.strike(SWALLOW)
+    appending = asyncio.ensure_future(far.append("s", turn("second")))
+    await until(reached(raw, 2))
+    for number in range(40):
+        await near.append("s", turn(str(number)))
+    proxy.cut()
+    began = time.monotonic()
+    outcome: Any = (await asyncio.gather(appending, return_exceptions=True))[0]
+    assert outcome == 2 or isinstance(outcome, OutcomeUnknownError)
+    assert time.monotonic() - began < 10
+    assert (await contents(near, "s")).count("second") == 1
+    await far.append("s", turn("third"))
+
+
+async def test_more_replies_lost_than_remembered(server: Server, proxies: Any, open_store: Open) -> None:
+    """If a store loses more replies of a session than are remembered, the rest is unknown; no turn is there twice."""
+    proxy, raw = proxies(server), server.raw()
+    near, far = await open_store("async", server), await open_store("async", proxy, deadline=30.0)
+    await far.save(session(id="s"))
+    sent, count = runs(raw), REMEMBERED + 30
+    proxy.strike(SWALLOW)
+    appending = [asyncio.ensure_future(far.append("s", turn(str(number)))) for number in range(count)]
+    await until(lambda: runs(raw) == sent + count)
+    proxy.cut()
+    revisions, unknown = {}, 0
+    for number, outcome in enumerate(await asyncio.gather(*appending, return_exceptions=True)):
+        if isinstance(outcome, OutcomeUnknownError):
+            unknown += 1
+        else:
+            revisions[str(number)] = outcome
+    found = await contents(near, "s")
+    assert len(set(found)) == len(found) == counter(raw) - 1
+    assert {name: 2 + at for at, name in enumerate(found) if name in revisions} == revisions
+    assert len(revisions) >= REMEMBERED
+    print(f"\n{count} replies lost: {unknown} outcomes unknown, {len(found)} turns are there")
+
+
+@colours
+async def test_a_writer_that_saw_nothing_lately(server: Server, open_store: Open, way: str) -> None:
+    """Who has not heard of the last hundred writes is told of them, and then writes, once."""
+    raw = server.raw()
+    stale, busy = await open_store(way, server), await open_store("async", server)
+    await busy.save(session(id="s"))
+    for number in range(100):
+        await busy.append("s", turn(str(number)))
+    before = runs(raw)
+    assert await stale.append("s", turn("stale")) == 102
+    assert runs(raw) <= before + 2
+    before = runs(raw)
+    assert await stale.append("s", turn("not stale")) == 103
+    assert runs(raw) == before + 1
+    assert await contents(busy, "s") == [*map(str, range(100)), "stale", "not stale"]
+
+
+async def test_repeated_delete(server: Server, open_store: Open) -> None:
+    """A deletion is recognised by its tombstone, also when the session is there again, and then leaves it alone."""
+    store, other = await open_store("async", server), await open_store("async", server)
+    await store.save(session("first", id="s"))
+    delete = store._core.operations.delete("s", None, None)
+    for _ in range(2):
+        assert (await send(store, delete))[:2] == [b"OK", 2]
+    await other.save(session("new", id="s"))
+    assert (await send(store, delete))[:2] == [b"OK", 2]
+    assert await contents(other, "s") == ["new"]
+
+
+async def test_repeated_delete_after_its_tombstone(server: Server, open_store: Open) -> None:
+    """A deletion whose tombstone was dropped can't be told any more: it is refused, also in the session made again."""
+    raw: Any = server.raw()
+    store, other = await open_store("async", server), await open_store("async", server)
+    await other.save_many([session(id="s"), session(id="last")])
+    await store.load("s")
+    delete = store._core.operations.delete("s", None, None)
+    assert (await send(store, delete))[:2] == [b"OK", 3]
+    raw.zadd(key("deleted"), {f"t{n}": 3.5 for n in range(TOMBSTONES - 1)})
+    assert (await send(store, delete))[:2] == [b"OK", 3]
+    await other.delete("last")
+    assert await send(store, delete) == [b"FORGOTTEN", 4]
+    await other.save(session("new", id="s"))
+    assert await send(store, delete) == [b"FORGOTTEN", 5]
+    assert await contents(other, "s") == ["new"]
+
+
+@pytest.mark.parametrize("kind", ["append", "save"])
+async def test_repeated_after_deletion_and_creation(server: Server, open_store: Open, kind: str) -> None:
+    """A write to a session that was deleted, and perhaps made again, is recognised and not done to the new one."""
+    store, other = await open_store("async", server), await open_store("async", server)
+    await other.save(session(id="s"))
+    await store.load("s")
+    staged = session(*map(str, range(20)), id="s")
+    write = append_by_hand(store, "s", "old") if kind == "append" else save_by_hand(store, staged)
+    assert (await send(store, write))[:2] == [b"OK", 2]
+    await other.delete("s")
+    assert (await send(store, write))[:2] == [b"OK", 2]
+    assert not await other.exists("s")
+    await other.save(session("new", id="s"))
+    assert (await send(store, write))[:2] == [b"OK", 2]
+    assert await contents(other, "s") == ["new"]
+    left: Any = server.raw().keys(key("staging:*"))
+    assert len(left) == (0 if kind == "append" else 2)
+    ttl: Callable[[bytes], Any] = server.raw().ttl
+    assert all(0 < ttl(name) <= 60 for name in left)
+
+
+@pytest.mark.parametrize("write", ["append", "save"])
+async def test_late_first_sending(server: Server, open_store: Open, write: str) -> None:
+    """A first sending that arrives after its repetition succeeded, and after others wrote, does nothing."""
+    raw = server.raw()
+    store, other = await open_store("async", server), await open_store("async", server)
+    await other.save(session(id="s"))
+    await store.load("s")
+    asset = session(*map(str, range(20)), id="s")
+    operation = append_by_hand(store, "s", "once") if write == "append" else save_by_hand(store, asset)
+    first = operation.commands()
+    assert (await send(store, operation))[:2] == [b"OK", 2]
+    await other.append("s", turn("after"))
+    with redis.Redis(port=server.port, single_connection_client=True) as late:
+        replies: list[Any] = [late.execute_command(*command) for command in first]
+    assert replies[-1][:2] == [b"OK", 2]
+    expected = ["once"] if write == "append" else list(map(str, range(20)))
+    assert await contents(other, "s") == [*expected, "after"]
+    assert counter(raw) == 3
+
+
+@pytest.mark.parametrize("harm", ["ops", "hash"])
+async def test_repeated_after_the_memory_was_harmed(server: Server, open_store: Open, harm: str) -> None:
+    """A write is not applied a second time when the session's memory of operations was evicted or harmed meanwhile."""
+    raw = server.raw()
+    store, other = await open_store("async", server), await open_store("async", server)
+    await other.save(session(id="s"))
+    await store.load("s")
+    write = append_by_hand(store, "s", "once")
+    assert (await send(store, write))[:2] == [b"OK", 2]
+    if harm == "ops":
+        raw.hdel(key("session:s"), ".ops")
+        await other.delete("s")
+    else:
+        raw.delete(key("session:s"))
+    await other.save(session("new", id="s"))
+    assert (await send(store, write))[0] == b"FORGOTTEN"
+    assert await contents(other, "s") == ["new"]
+
+
+# Data that went back or vanished
+
+
+def wipe(server: Server) -> None:
+    server.raw().flushall()
+
+
+def restart_without_persistence(server: Server) -> None:
+    server.kill()
+    server.start()
+
+
+@colours
+@pytest.mark.parametrize("how", [wipe, restart_without_persistence])
+async def test_wiped(server: Server, open_store: Open, way: str, how: Callable[[Server], None]) -> None:
+    """After the data vanished every write says so, whoever made the namespace anew; a new store goes on."""
+    store = await open_store(way, server)
+    asset = session("first", id="s")
+    await store.save(asset)
+    how(server)
+    writes: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.save(asset),
+        lambda: store.save(session(id="t"), if_revision=0),
+        lambda: store.append("s", turn("second")),
+        lambda: store.delete("s"),
+        lambda: store.cursor(),
+    ]
+    for write in writes:
+        with pytest.raises(StoreResetError):
+            await write()
+    with pytest.raises(StoreResetError):
+        async with leased(store, "s"):
+            pass
+    assert server.raw().dbsize() == 0
+    new = await open_store(way, server)
+    for write in writes:
+        with pytest.raises(StoreResetError):
+            await write()
+    assert await new.list() == []
+    await new.save(asset)  # what was remembered of the old namespace is not taken for stored
+    assert await new.load("s") == asset
+
+
+@colours
+async def test_wiped_between_a_write_and_its_retry(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """A write whose reply was lost, and then the data, is not begun anew: that the data vanished is told."""
+    proxy, raw = proxies(server), server.raw()
+    store = await open_store(way, proxy, deadline=20.0)
+    await store.save(session(id="s"))
+    proxy.strike(SWALLOW)
+    appending = asyncio.ensure_future(store.append("s", turn("x")))
+    await until(reached(raw, 2))
+    raw.flushall()
+    proxy.cut()
+    with pytest.raises(StoreResetError):
+        await appending
+
+
+def backup(server: Server) -> Callable[[], None]:
+    """Keep the AOF as it is; the result puts it back."""
+    kept = server.folder / "kept"
+    shutil.copytree(server.folder / "appendonlydir", kept)
+
+    def restore() -> None:
+        server.kill()
+        shutil.rmtree(server.folder / "appendonlydir")
+        shutil.copytree(kept, server.folder / "appendonlydir")
+        server.start()
+
+    return restore
+
+
+@colours
+async def test_older_aof(start_server: StartServer, open_store: Open, way: str) -> None:
+    """A store that has seen later revisions than a restored backup writes nothing; a new store goes on from there."""
+    server = start_server(*DURABLE)
+    store = await open_store(way, server)
+    asset = session("first", id="s")
+    await store.save(asset)
+    restore = backup(server)
+    await store.append("s", turn("lost"))
+    await store.save(session(id="lost"))
+    cursor = await store.cursor()
+    await asyncio.to_thread(restore)
+    for write in (store.save(asset), store.append("s", turn("x")), store.delete("s"), store.changes(cursor)):
+        with pytest.raises(StoreResetError):
+            await write
+    assert counter(server.raw()) == 1
+    new = await open_store(way, server)
+    assert [meta.id for meta in await new.list()] == ["s"]
+    assert await contents(new, "s") == ["first"]
+    with pytest.raises(StoreResetError):
+        await new.changes(cursor)
+    with pytest.raises(ConflictError):
+        await new.save(asset, if_revision=2)
+    await new.append("s", turn("second"))
+    assert await contents(new, "s") == ["first", "second"]
+
+
+async def test_a_revision_of_another_past(start_server: StartServer, open_store: Open) -> None:
+    """An asset that was saved before the data went back is not patched onto another write of the same revision."""
+    server = start_server(*DURABLE)
+    asset = session("first", id="s")
+    old = await open_store("async", server)
+    await old.save(asset)
+    restore = backup(server)
+    asset.add_turn(turn("lost"))
+    assert await old.save(asset) == 2
+    await asyncio.to_thread(restore)
+    new = await open_store("async", server)
+    assert await new.append("s", turn("new")) == 2
+    asset.metadata["a"] = 1
+    try:
+        await new.save(asset)
+    except StorageError:
+        assert await contents(new, "s") == ["first", "new"]
+    else:
+        assert await contents(new, "s") == ["first", "lost"]
+
+
+async def test_evicted_turns(place: Place, store: Any) -> None:
+    """A session whose turns were evicted tells so by every call that needs them, and the others go on."""
+    await store.save_many([session("first", id="s"), session("first", id="other")])
+    place.raw.delete(place.key("turns:s"))
+    for call in (store.load("s"), store.turns("s"), store.append("s", turn("x"))):
+        with pytest.raises(orcs_redis.CorruptSessionError, match="turns"):
+            await call
+    assert {meta.id for meta in await store.list()} == {"s", "other"}
+    assert (await store.page(1)).cursor is not None
+    assert await contents(store, "other") == ["first"]
+    await store.save(session("whole", id="s"))
+    assert await contents(store, "s") == ["whole"]
+
+
+async def test_evicted_hash(place: Place, store: Any) -> None:
+    """A session whose hash was evicted says so, and lists still name it; it can be deleted and saved anew."""
+    await store.save_many([session("first", id="s"), session("first", id="other")])
+    place.raw.delete(place.key("session:s"))
+    for call in (store.load("s"), store.append("s", turn("x"))):
+        with pytest.raises(CorruptSessionError):
+            await call
+    assert not await store.exists("s")
+    assert {meta.id for meta in await store.list()} == {"s", "other"}
+    assert await contents(store, "other") == ["first"]
+    await store.delete("s")
+    assert [meta.id for meta in await store.list()] == ["other"]
+    await store.save(session("whole", id="s"))
+    assert await contents(store, "s") == ["whole"]
+    place.raw.delete(place.key("session:s"))
+    await store.save(session("again", id="s"))
+    assert await contents(store, "s") == ["again"]
+
+
+# Leases
+
+_WORKER = """
+    import asyncio, sys
+    from orcs_redis import ConversationTurn, RedisSessionStore
+    from orcs_redis.sync import open_store
+
+    url, way, ttl = sys.argv[1], sys.argv[2], float(sys.argv[3])
+
+    async def colour_async():
+        async with await RedisSessionStore.connect(url) as store, store.lease("s", ttl=ttl) as lease:
+            print(lease.token, flush=True)
+            try:
+                while True:
+                    await store.append("s", ConversationTurn.user("worker"), lease=lease)
+                    await asyncio.sleep(0.005)
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+            await asyncio.wait([lease.lost], timeout=20)
+            print("lost" if lease.lost.done() else "not lost", flush=True)
+
+    def colour_sync():
+        with open_store(url) as store, store.lease("s", ttl=ttl) as lease:
+            print(lease.token, flush=True)
+            try:
+                while not lease.lost.wait(0.005):
+                    store.append("s", ConversationTurn.user("worker"), lease=lease)
+                store.append("s", ConversationTurn.user("worker"), lease=lease)
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+            print("lost" if lease.lost.wait(20) else "not lost", flush=True)
+
+    colour_sync() if way == "sync" else asyncio.run(colour_async())
+"""
+
+
+class Worker:
+    """A process that takes the lease of "s", and appends under it until it can't."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def line(self) -> str:
+        assert self.process.stdout is not None
+        return (await asyncio.wait_for(self.process.stdout.readline(), 30)).decode().strip()
+
+
+@pytest.fixture
+async def start_worker() -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
+    """Start workers; those that are left are killed."""
+    workers: list[Worker] = []
+
+    async def start(server: Server, way: str, ttl: float) -> Worker:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        code = [sys.executable, "-c", textwrap.dedent(_WORKER), server.url, way, str(ttl)]
+        process = await asyncio.create_subprocess_exec(*code, stdout=asyncio.subprocess.PIPE, env=environment)
+        workers.append(Worker(process))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        if worker.process.returncode is None:
+            worker.process.kill()
+        assert worker.process.stdout is not None
+        await worker.process.stdout.read()
+        await worker.process.wait()
+
+
+@colours
+async def test_stopped_past_its_ttl(server: Server, open_store: Open, start_worker: Any, way: str) -> None:
+    """A worker that was stopped for longer than its ttl can't write when it goes on, and hears of its loss."""
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    worker = await start_worker(server, way, 0.6)
+    token = int(await worker.line())
+    await store.wait_for("s", revision=4, timeout=20)
+    worker.process.send_signal(signal.SIGSTOP)
+    async with store.lease("s", ttl=30, wait=20) as lease:
+        assert lease.token > token
+        before = await contents(store, "s")
+        worker.process.send_signal(signal.SIGCONT)
+        assert [await worker.line(), await worker.line()] == ["LeaseLostError", "lost"]
+        assert await worker.process.wait() == 0
+        assert await contents(store, "s") == before  # its release did not end the successor's lease either
+        await store.append("s", turn("successor"), lease=lease)
+    assert (await store.leases()) == []
+
+
+@colours
+async def test_killed_holder(server: Server, open_store: Open, start_worker: Any, way: str) -> None:
+    """The lease of a worker that was killed passes on when its ttl is over, not before it and not much later."""
+    store = await open_store(way, server)
+    await store.save(session(id="s"))
+    worker = await start_worker(server, way, 1.0)
+    token = int(await worker.line())
+    worker.process.kill()
+    began = time.monotonic()
+    with pytest.raises(LeaseHeldError):
+        async with leased(store, "s"):
+            pass
+    async with leased(store, "s", wait=20) as lease:
+        assert 0.3 < time.monotonic() - began < 4
+        assert lease.token > token
+
+
+@colours
+async def test_renewal_over_a_bad_connection(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """A holder whose connection is cut again and again, and loses replies, keeps its lease and its token."""
+    proxy = proxies(server)
+    near, far = await open_store("async", server), await open_store(way, proxy, deadline=1.0)
+    async with leased(far, "s", ttl=1.2) as lease:
+        end = time.monotonic() + 1.9
+        while time.monotonic() < end:
+            proxy.cut()
+            await asyncio.sleep(0.15)
+            proxy.strike(SWALLOW)
+            await asyncio.sleep(0.1)
+        assert not await lost(lease, 0)
+        assert [held.token for held in await near.leases()] == [lease.token]
+        await far.save(session(id="s"), lease=lease)
+
+
+@colours
+async def test_lost_reply_of_an_acquisition(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """Who took a lease and did not hear of it takes the same one again: it is not held by itself."""
+    proxy, raw = proxies(server), server.raw()
+    far = await open_store(way, proxy, deadline=2.0)
+    proxy.strike(SWALLOW)
+    async with leased(far, "s") as lease:
+        assert lease.token == 1
+        assert raw.get(key("fence")) == b"1"
+        proxy.strike(SWALLOW)
+    assert not raw.exists(key("lease:s"))
+
+
+@colours
+async def test_cut_off_holder(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """A holder that is cut off hears that the lease is lost, and its successor gets it when the ttl is over."""
+    proxy = proxies(server)
+    near, far = await open_store("async", server), await open_store(way, proxy, deadline=0.6)
+    await near.save(session(id="s"))
+    async with leased(far, "s", ttl=0.9) as lease:
+        proxy.strike(BLACKHOLE, new=True)
+        async with near.lease("s", wait=20) as successor:
+            assert successor.token > lease.token
+            assert await lost(lease, 5)
+            proxy.heal()
+            with pytest.raises(LeaseLostError):
+                await far.append("s", turn("x"), lease=lease)
+            assert [held.token for held in await near.leases()] == [successor.token]
+
+
+async def test_lost_is_told_in_time(server: Server, proxies: Any, open_store: Open) -> None:
+    """A holder that is cut off hears that the lease is lost before anybody else can have it."""
+    proxy = proxies(server)
+    near, far = await open_store("async", server), await open_store("async", proxy, deadline=0.5)
+    async with far.lease("s", ttl=1.5) as lease:
+        proxy.strike(BLACKHOLE, new=True)
+        async with near.lease("s", wait=20):
+            assert lease.lost.done() or await lost(lease, 0.2)
+
+
+async def test_lost_after_a_short_block(server: Server, open_store: Open) -> None:
+    """`lost` is done after the block, also after one that awaited nothing."""
+    store = await open_store("async", server)
+    async with store.lease("s") as lease:
+        pass
+    assert await lost(lease, 1)
+
+
+async def test_giving_up_to_await_lost(server: Server, open_store: Open) -> None:
+    """Awaiting `lost` for some time only does not make the lease look lost."""
+    store = await open_store("async", server)
+    async with store.lease("s") as lease:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(lease.lost, 0.05)
+        assert not lease.lost.done()
+
+
+# Contention, cancellation
+
+
+@colours
+async def test_contention(server: Server, open_store: Open, way: str) -> None:
+    """Sixteen workers with stores of their own increment one counter: none is lost, and none starves."""
+    workers, times = 16, 50
+    stores = [await open_store(way, server, deadline=60.0) for _ in range(workers)]
+    await stores[0].save(session(id="s", metadata={"n": 0}))
+
+    def increment(asset: SessionAsset) -> None:
+        asset.metadata["n"] += 1
+
+    async def work(store: Any) -> float:
+        for _ in range(times):
+            await store.update("s", increment)
+        return time.monotonic() - began
+
+    began = time.monotonic()
+    spent = await asyncio.gather(*map(work, stores))
+    mean = sum(spent) / workers
+    print(f"\n{way}: {workers} x {times} increments in {max(spent):.2f} s, slowest {max(spent) / mean:.2f} x the mean")
+    assert (await stores[0].load("s")).metadata["n"] == workers * times
+    assert counter(server.raw()) == 1 + workers * times
+    assert max(spent) < 3 * mean
+
+
+def client_ids(raw: Any) -> list[str]:
+    return [client["id"] for client in raw.client_list() if client["name"] == "orcs-redis"]
+
+
+def descriptors() -> set[str]:
+    """What the process has open, without the folder that is being looked at."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"{entry.name} {entry.readlink()}")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+async def test_ten_thousand_operations_a_third_cancelled(server: Server) -> None:
+    """Cancelled at random, operations leave no wrong reply, connection, task or file descriptor behind."""
+    raw = server.raw()
+    raw.ping()
+    chance = random.Random(11)
+    outside, tasks_outside = descriptors(), asyncio.all_tasks()
+    store = await RedisSessionStore.connect(server.url, deadline=30.0)
+    assets = [session(f"content {n}", id=f"s{n}", metadata={"n": 0}) for n in range(50)]
+    await store.save_many(assets)
+    before = client_ids(raw), descriptors(), asyncio.all_tasks()
+    assert len(before[0]) == 1
+    acknowledged: set[str] = set()
+
+    async def one(number: int) -> None:
+        which = chance.randrange(50)
+        id = f"s{which}"
+        match number % 5:
+            case 0:
+                found = await store.load(id)
+                assert (found.id, found.history.turns[0].content) == (id, f"content {which}")
+            case 1:
+                assert [found.content for found in await store.turns(id, 0, 0)] == [f"content {which}"]
+            case 2:
+                assert await store.exists(id if number % 2 else f"no {id}") is bool(number % 2)
+            case 3:
+                assert await store.append(id, turn(str(number))) > 50
+                acknowledged.add(f"{id} {number}")
+            case _:
+                own = session(str(number), id=f"own {which}")
+                await store.save(own)
+
+    cancelled = 0
+    for batch in range(20):
+        tasks = [asyncio.ensure_future(one(500 * batch + number)) for number in range(500)]
+        chosen = chance.sample(tasks, 500 // 3)
+        while chosen:
+            await asyncio.sleep(chance.choice([0, 0, 0.0005, 0.002]))
+            for task in chosen[-15:]:
+                task.cancel()
+            del chosen[-15:]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+        cancelled += sum(result is not None for result in results)
+    assert cancelled > 500
+    found: collections.Counter[str] = collections.Counter()
+    for which in range(50):
+        found.update(f"s{which} {content}" for content in (await contents(store, f"s{which}"))[1:])
+    assert set(found.values()) == {1}
+    assert acknowledged <= found.keys()
+    print(f"\n{cancelled} of 10,000 cancelled; {len(found) - len(acknowledged)} of the appends landed all the same")
+    assert (client_ids(raw), descriptors(), asyncio.all_tasks()) == before
+    await store.aclose()
+    await until(lambda: descriptors() == outside)
+    assert asyncio.all_tasks() == tasks_outside
+
+
+@colours
+async def test_closing_while_retrying(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """What is being sent again when the store is closed comes to its end."""
+    proxy, raw = proxies(server), server.raw()
+    store = await open_store(way, proxy, deadline=3.0)
+    await store.save(session(id="s"))
+    proxy.strike(SWALLOW)
+    appending = asyncio.ensure_future(store.append("s", turn("x")))
+    await until(reached(raw, 2))
+    closing = asyncio.ensure_future(store.aclose())
+    assert await appending == 2
+    await closing
+    near = await open_store("async", server)
+    assert await contents(near, "s") == ["x"]
