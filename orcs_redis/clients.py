@@ -283,7 +283,7 @@ class _ClientFeed:
 
     async def close(self) -> None:
         if self._busy is not None:
-            await asyncio.wait([self._busy])
+            await asyncio.wait([self._busy], timeout=self._heartbeat)
         with contextlib.suppress(OSError, exceptions.RedisError):
             await self._call("aclose" if inspect.iscoroutinefunction(self._pubsub.get_message) else "close")
 
@@ -299,7 +299,8 @@ class _ClientFeed:
             method = partial(asyncio.to_thread, method)
         # Neither a thread nor every pub/sub object can be cancelled: `close` waits for it.
         self._busy = asyncio.ensure_future(method(*arguments, **options))
-        return await asyncio.shield(self._busy)
+        async with asyncio.timeout(self._heartbeat):
+            return await asyncio.shield(self._busy)
 
 
 def _failure(error: Exception, *, sent: bool) -> Exception:

@@ -37,6 +37,7 @@ class Subscription:
         self._listeners: dict[str, list[Listener]] = {}
         self._feed: Feed | None = None
         self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
 
     def listen(self, channel: str, listener: Listener) -> None:
         """Call `listener` with each message of a channel, and with None when it has to look for itself."""
@@ -55,7 +56,7 @@ class Subscription:
         if not listeners and self._listeners.pop(channel, None) is not None and self._feed is not None:
             self._feed.unsubscribe(channel)
         if not self._listeners and self._task is not None:
-            self._task.cancel()
+            self._end(self._task)
             self._task = None
 
     async def close(self) -> None:
@@ -65,9 +66,14 @@ class Subscription:
         self._listeners.clear()
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            self._end(task)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def _deliver(self, channel: str, message: bytes | None) -> None:
         for listener in tuple(self._listeners.get(channel, ())):
@@ -105,8 +111,9 @@ class Background:
         self._thread.start()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function in the loop, without waiting for it."""
-        self._loop.call_soon_threadsafe(function, *arguments)
+        """Call a function in the loop, without waiting for it; once closed, there is nothing left to call it for."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def close(self, last: Callable[[], Awaitable[None]]) -> None:
         """Run `last`, and end the thread."""

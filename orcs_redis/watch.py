@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
@@ -224,7 +225,8 @@ class _Track:
         self.head = position  # up to here everything is pending or was delivered
         self.told = position  # the last message's revision
         self.gap = True  # whether there may be more than pending
-        self.pending: dict[str, _Entry] = {}  # in order of revisions
+        self.looks = 0  # how often it was told to look for itself
+        self.pending: OrderedDict[str, _Entry] = OrderedDict()  # in order of revisions
 
 
 class Watcher:
@@ -238,7 +240,7 @@ class Watcher:
         self._ids = None if ids is None else frozenset(map(check_id, ids))
         self._wake = wake
         self._lock = threading.Lock()
-        self._tracks: list[_Track] = []
+        self._tracks: deque[_Track] = deque()
         self._positions: list[int] = []
 
     def start(self, since: str | None) -> Plan[None]:
@@ -247,22 +249,26 @@ class Watcher:
         self._positions = self._changes.decode(cursor)
         partitions = self._namespace.keyspace.partitions
         wanted = partitions if self._ids is None else {self._namespace.keyspace.of(id) for id in self._ids}
-        self._tracks = [
+        self._tracks.extend(
             _Track(partition, number, self._positions[number])
             for number, partition in enumerate(partitions)
             if partition in wanted
-        ]
+        )
 
     def listeners(self) -> list[tuple[str, Listener]]:
         """Return the channels to listen to, and with what."""
         return [(track.partition.changes, self._listener(track)) for track in self._tracks]
 
     def pop(self) -> Change | None:
-        """Return the next change that is pending."""
+        """Return the next change that is pending; None if there is none, or something has to be read first."""
         with self._lock:
-            for track in self._tracks:
+            if any(track.gap and not track.pending for track in self._tracks):
+                return None
+            for _ in range(len(self._tracks)):  # in turn, so that a busy partition does not hide the others
+                track = self._tracks[0]
+                self._tracks.rotate(-1)
                 if track.pending:
-                    entry = track.pending.pop(next(iter(track.pending)))
+                    _, entry = track.pending.popitem(last=False)
                     self._positions[track.number] = entry.revision
                     return self._changes.change(entry, self._positions)
         return None
@@ -271,9 +277,10 @@ class Watcher:
         """Return when there may be changes pending: told of, or read where some may have been missed."""
         self._wake.clear()
         delay = 0.01
-        for track in self._tracks:
+        for track in tuple(self._tracks):
             if not track.gap or track.pending:
                 continue
+            looks = track.looks
             try:
                 revision, entries = yield _Since(self._namespace, track.partition, track.head, _BATCH)
             except (UnavailableError, OutcomeUnknownError):
@@ -283,7 +290,7 @@ class Watcher:
                 for entry in entries:
                     self._add(track, entry)
                 track.head = max(track.head, revision)
-                track.gap = len(entries) == _BATCH or track.told > track.head
+                track.gap = len(entries) == _BATCH or track.told > track.head or track.looks != looks
         if not any(track.pending or track.gap for track in self._tracks):
             yield Pause(_FOREVER, self._wake)
 
@@ -291,6 +298,7 @@ class Watcher:
         def listen(message: bytes | None) -> None:
             with self._lock:
                 if message is None:
+                    track.looks += 1
                     track.gap = True
                 elif message:  # an empty one is a probe
                     self._receive(track, message)

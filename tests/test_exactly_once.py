@@ -437,7 +437,7 @@ async def send(store: Any, write: Write) -> list[Any]:
 
 
 @pytest.mark.parametrize("writer", ["same", "other"])
-@pytest.mark.parametrize("others", [0, 1, REMEMBERED - 1, REMEMBERED + 8])
+@pytest.mark.parametrize("others", [0, 1, REMEMBERED // 2 - 1, REMEMBERED + 8])
 async def test_how_many_operations_are_remembered(server: Server, open_store: Open, writer: str, others: int) -> None:
     """Sent again after so many other writes of its session a write is recognised; later it is refused, not repeated."""
     raw = server.raw()
@@ -449,16 +449,16 @@ async def test_how_many_operations_are_remembered(server: Server, open_store: Op
     for number in range(others):
         await other.append("s", turn(str(number)))
     again = await send(store, write)
-    if others < REMEMBERED:
+    if others < REMEMBERED // 2:  # beyond REMEMBERED the older half is driven out
         assert again == [b"OK", 2, 0]
     elif writer == "same":
-        assert again == [b"FORGOTTEN", 2 + others]
+        assert again == [b"FORGOTTEN", 2 + others]  # a later one of the same writer was driven out as well
     else:
         assert again in ([b"OK", 2, 0], [b"FORGOTTEN", 2 + others])
     assert (await contents(store, "s")).count("once") == 1
     assert counter(raw) == 2 + others
     ops: Any = raw.hget(key("session:s"), ".ops")
-    assert len(ops) // 20 == min(2 + others, REMEMBERED)
+    assert min(2 + others, REMEMBERED // 2) <= len(ops) // 20 <= REMEMBERED
 
 
 async def test_forgotten_after_a_lost_reply(server: Server, open_store: Open) -> None:

