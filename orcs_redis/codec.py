@@ -135,6 +135,7 @@ class Codec(Generic[A]):
         self.max_fields = max_fields
         self._sections = _sections(asset_type)
         self._known = {section.key for section in self._sections}
+        self._names = {section.key.encode(): section.key for section in self._sections}
 
     def encode(self, asset: A, known: Stored | None) -> Encoded:
         """Encode an asset, checking only what differs from what is known to be stored.
@@ -206,19 +207,20 @@ class Codec(Generic[A]):
         values["history"] = ConversationHistory(
             turns=decode_turns(id, turns), **msgspec.structs.asdict(values["history"])
         )
-        values["extra"] = {
-            _given_name(name): _decoded(id, name, _decode_any, data)
-            for name, data in sorted(sections.items())  # a hash has no order
-            if name not in self._known
-        }
+        if unknown := sections.keys() - self._known:
+            # A hash has no order.
+            values["extra"] = {
+                _given_name(name): _decoded(id, name, _decode_any, sections[name]) for name in sorted(unknown)
+            }
         return self.asset_type(**values)
 
-    @staticmethod
-    def sections(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    def sections(self, fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
         """Return the sections among a session's hash fields: those that are not the store's own."""
         sections = {}
         for name, data in fields.items():
-            if not name.startswith(b".") or name.startswith(b".."):
+            if known := self._names.get(name):
+                sections[known] = data
+            elif not name.startswith(b".") or name.startswith(b".."):
                 try:
                     sections[name.decode()] = data
                 except UnicodeDecodeError:
