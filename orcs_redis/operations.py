@@ -124,12 +124,19 @@ class Namespace:
 
     def operation_id(self) -> bytes:
         """Return an id that no other write has, of this writer or any other."""
-        return self.origin + next(self._numbers).to_bytes(4)
+        with self._lock:
+            return self._next_id()
 
     def ticket(self, partition: Partition) -> tuple[bytes, int]:
         """Return an operation id and a revision seen before it: later ids never go with an earlier one."""
         with self._lock:
-            return self.operation_id(), self.seen[partition.number]
+            return self._next_id(), self.seen[partition.number]
+
+    def _next_id(self) -> bytes:
+        number = next(self._numbers)
+        if number >> 32:  # the counter must not fall: another writer begins
+            self.origin, self._numbers, number = os.urandom(8), itertools.count(2), 1
+        return self.origin + number.to_bytes(4)
 
     def saw(self, partition: Partition, revision: int) -> None:
         """Remember that the partition has reached a revision."""

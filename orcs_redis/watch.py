@@ -135,7 +135,11 @@ class Changes:
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = self._namespace = namespace
-        self.origin = namespace.origin.hex()
+
+    @property
+    def origin(self) -> str:
+        """What the changes that this store makes have as their origin."""
+        return self._namespace.origin.hex()
 
     def cursor(self) -> Plan[str]:
         """Return the cursor of now."""

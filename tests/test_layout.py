@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from orcs_redis import (
     SessionAsset,
     StoreResetError,
 )
+from orcs_redis.operations import Namespace
 
 from .conftest import Connect, Place
 
@@ -341,3 +343,14 @@ async def test_memory_of_writers(place: Place, connect: Connect) -> None:
     await stores[1].save(SessionAsset(id="s"))
     again = raw.hget(place.key("session:s"), ".writers")
     assert {again[n : n + 8].hex() for n in range(8, len(again), 20)} == origins
+
+
+def test_operation_ids_never_repeat() -> None:
+    """When a writer's counter of 32 bits has come to its end, another writer begins."""
+    namespace = Namespace("orcs", 1, b"x")
+    first = namespace.operation_id()
+    namespace._numbers = itertools.count(2**32 - 1)
+    last, renewed, next_one = (namespace.operation_id() for _ in range(3))
+    assert last == first[:8] + b"\xff" * 4
+    assert renewed[:8] == next_one[:8] != first[:8]
+    assert (renewed[8:], next_one[8:]) == (b"\0\0\0\1", b"\0\0\0\2")
