@@ -142,7 +142,9 @@ class AsyncClientLink:
         connection = self._connection
         await connection.connect()
         try:
-            quiet = not await connection.can_read()
+            # The name before redis-py 8; what it may destroy is what nobody asked for.
+            can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
+            quiet = not await can_read()
         except (OSError, exceptions.RedisError):
             quiet = False
         if not quiet:  # the server closed it
