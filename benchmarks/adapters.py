@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import redis.asyncio
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StorageError
-from orcs_redis.codec import VERSION
 from orcs_redis.keys import Partition
 from orcs_redis.operations import Write
+from orcs_redis.resp import Joinable, joined
 from orcs_redis.scripts import WRITE
 
 from .servers import Server
@@ -97,28 +97,31 @@ class RedisPy:
         """Call the script with a turn that is already encoded."""
         keys, arguments = self.append_arguments(id, data)
         reply: Any = await self.client.evalsha(self.sha, len(keys), *keys, *arguments)
-        if reply[0] == b"FORGOTTEN":  # the first write knows of no revision yet
-            self.seen = max(self.seen, reply[1])
+        if reply[0][0] == b"FORGOTTEN":  # the first write knows of no revision yet
+            self.seen = max(self.seen, reply[0][1])
             return await self.append_raw(id, data)
         self.acknowledge(reply)
-        return reply[1]
+        return reply[0][1]
 
     def acknowledge(self, reply: list[Any]) -> None:
         """Note the revision that the script answered."""
-        if reply[0] != b"OK":
-            raise RuntimeError(f"the script answered {reply[0]!r}")
-        self.seen = max(self.seen, reply[1])
+        (answer,) = reply
+        if answer[0] != b"OK":
+            raise RuntimeError(f"the script answered {answer[0]!r}")
+        self.seen = max(self.seen, answer[1])
 
     def append_arguments(self, id: str, data: bytes) -> tuple[list[str], list[Any]]:
         """Return the script's keys and arguments (scripts/write.lua) to add one turn."""
         try:
-            keys, middle = self._made[id]
+            keys, _ = self._made[id]
         except KeyError:
-            rest = (VERSION, "", "", "push", 0, 0, b"")
-            _, _, count, *parts = Write(self._namespace, "append", id, None, rest).commands()[0]
-            keys, middle = [str(key) for key in parts[: int(count)]], parts[int(count) + 2 : -1]
-            self._made[id] = keys, middle
-        return keys, [self._namespace.operation_id(), self.seen, *middle, data]
+            (call,) = Write(self._namespace, "append", id, None, (b"",)).commands()
+            _, _, count, *parts = joined([cast(Joinable, call)])
+            keys = [str(key) for key in parts[: int(count)]]
+            self._made[id] = keys, parts[int(count) :]
+        incarnation, version, number, _, *middle = self._made[id][1]
+        ticket = self._namespace.operation_id() + self.seen.to_bytes(8)
+        return keys, [incarnation, version, number, ticket, *middle[:-1], data]
 
     async def load(self, id: str) -> object:
         partition = self._namespace.keyspace.of(id)

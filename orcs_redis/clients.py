@@ -155,7 +155,7 @@ class AsyncClientLink:
     @staticmethod
     async def _reply(connection: Any) -> Reply:
         try:
-            return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
+            return _unwrapped(await connection.read_response(disable_decoding=True, disconnect_on_error=False))
         except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
             return _as_reply(error)
 
@@ -230,7 +230,7 @@ class BlockingClientLink:
     @staticmethod
     def _reply(connection: Any) -> Reply:
         try:
-            return connection.read_response(disable_decoding=True, disconnect_on_error=False)
+            return _unwrapped(connection.read_response(disable_decoding=True, disconnect_on_error=False))
         except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
             return _as_reply(error)
 
@@ -310,6 +310,12 @@ def _failure(error: Exception, *, sent: bool) -> Exception:
     if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError)):
         return translate(str(_as_reply(error)))
     return Lost(f"the client failed: {type(error).__name__}", sent=sent)
+
+
+def _unwrapped(reply: Reply) -> Reply:
+    if type(reply) is list:
+        return [_as_reply(item) if isinstance(item, Exception) else item for item in reply]
+    return reply
 
 
 def _as_reply(error: Exception) -> Reply:

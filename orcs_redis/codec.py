@@ -42,6 +42,9 @@ VERSION = encode(SESSION_VERSION)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_EDITS = 64  # turns changed in place; beyond that it is cheaper to send the history anew
 
+_ID = encode("id")
+_NO_TURNS = encode("turns") + encode([])
+
 _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_any = msgspec.msgpack.Decoder().decode
 _decode_meta = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, int, str | None, str | None]).decode
@@ -136,6 +139,8 @@ class Codec(Generic[A]):
         self._sections = _sections(asset_type)
         self._known = {section.key for section in self._sections}
         self._names = {section.key.encode(): section.key for section in self._sections}
+        self._heads = {section.key: encode(section.key) for section in self._sections}
+        self._decode = msgspec.msgpack.Decoder(asset_type).decode
 
     def encode(self, asset: A, known: Stored | None) -> Encoded:
         """Encode an asset, checking only what differs from what is known to be stored.
@@ -197,22 +202,28 @@ class Codec(Generic[A]):
 
         """
         check_version(decode_version(id, sections.get("version", b"")))
-        values: dict[str, Any] = {"id": id}
-        for name, key, _, decode, required in self._sections:
-            data = sections.get(key)
-            if data is not None:
-                values[name] = _decoded(id, name, decode, data)
-            elif required:
-                raise CorruptSessionError(id, name)
-        values["history"] = ConversationHistory(
-            turns=decode_turns(id, turns), **msgspec.structs.asdict(values["history"])
-        )
-        if unknown := sections.keys() - self._known:
+        unknown = sections.keys() - self._known
+        try:
+            # As one map: to decode each section by itself costs twice as much.
+            parts = [_ID, encode(id)]
+            for key, data in sections.items():
+                if key == "history":
+                    data = _with_turns(data)
+                if key not in unknown:
+                    parts += (self._heads[key], data)
+            asset = self._decode(b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts))
+        except Exception:
+            for name, key, _, decode, required in self._sections:
+                if required or key in sections:
+                    _decoded(id, name, decode, sections.get(key, b""))
+            raise CorruptSessionError(id, "asset") from None
+        asset.history.turns = decode_turns(id, turns)
+        if unknown:
             # A hash has no order.
-            values["extra"] = {
+            asset.extra = {
                 _given_name(name): _decoded(id, name, _decode_any, sections[name]) for name in sorted(unknown)
             }
-        return self.asset_type(**values)
+        return asset
 
     def sections(self, fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
         """Return the sections among a session's hash fields: those that are not the store's own."""
@@ -275,6 +286,13 @@ class Codec(Generic[A]):
         if type(history.turns) is not list:
             raise SerializationError("history.turns", f"expected list, got {type(history.turns).__name__}")
         return _HistoryRest(**{name: getattr(history, name) for name in _HistoryRest.__struct_fields__})
+
+
+def _with_turns(history: bytes) -> bytes:
+    """Add an empty list of turns to the section, a map of few fields."""
+    if not 0x80 <= history[0] < 0x8F:
+        raise ValueError("not a short map")
+    return bytes((history[0] + 1,)) + _NO_TURNS + history[1:]
 
 
 def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:

@@ -1,22 +1,24 @@
 """How to wait, in asyncio: one connection that all tasks of a loop share.
 
-What the tasks ask for in one turn of the loop goes out in one write, and the replies come back in order. A caller that
-is cancelled leaves its place in the queue, and its reply is dropped when it comes.
+What the tasks ask for in one turn of the loop goes out in one write, and the replies come back in order. Calls of the
+writing script that follow one another go out as one call. A caller that is cancelled leaves its place in the queue, and
+its reply is dropped when it comes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeAlias, cast
 
 import hiredis
 
 from .address import Address
-from .resp import Command, Lost, Reply, Trouble, check, pack
+from .resp import Command, Joinable, Lost, Reply, Trouble, check, divided, joinable_run, joined, pack
 
 __all__ = ["AsyncLink", "Deliver", "Feed", "Link", "attempt_patience", "dial"]
 
@@ -34,7 +36,7 @@ def attempt_patience(deadline: float) -> float:
 class AsyncLink(Protocol):
     """What the asyncio store needs of a way to a server."""
 
-    async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
+    def call(self, commands: Sequence[Command], expires: float) -> Awaitable[list[Reply]]:
         """Return the commands' replies, errors among them as values.
 
         Raises:
@@ -77,17 +79,46 @@ class Feed(Protocol):
 
 
 class _Call:
-    __slots__ = ("count", "expires", "future", "replies")
+    """What is asked for by one caller."""
 
-    def __init__(self, future: asyncio.Future[list[Reply]], count: int, expires: float) -> None:
+    __slots__ = ("count", "data", "expires", "future", "joinable", "replies")
+
+    def __init__(self, future: asyncio.Future[list[Reply]], commands: Sequence[Command], expires: float) -> None:
+        only = commands[0] if len(commands) == 1 else None
+        self.joinable = only if type(only) is Joinable else None
+        self.data = b"" if self.joinable else pack(commands)
         self.future = future
-        self.count = count
+        self.count = len(commands)
         self.expires = expires
         self.replies: list[Reply] = []
+
+    @property
+    def members(self) -> Sequence[_Call]:
+        return (self,)
+
+    def finish(self) -> None:
+        if not self.future.done():
+            self.future.set_result(self.replies)
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class _Joined:
+    """Calls that went out as one."""
+
+    __slots__ = ("members", "replies")
+    count = 1
+
+    def __init__(self, members: Sequence[_Call]) -> None:
+        self.members = members
+        self.replies: list[Reply] = []
+
+    def finish(self) -> None:
+        for call, reply in zip(self.members, divided(self.replies[0], len(self.members)), strict=True):
+            call.replies.append(reply)
+            call.finish()
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -99,7 +130,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._push = push
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[_Call | _Joined] = deque()
         self._queued: list[_Call] = []
         self._output: list[bytes] = []
         self._paused = False
@@ -114,21 +145,20 @@ class _Connection(asyncio.BufferedProtocol):
     # What callers use
 
     def submit(self, commands: Sequence[Command], expires: float) -> asyncio.Future[list[Reply]]:
-        data = pack(commands)  # if it raises, nothing is queued yet
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
         if self.closed.done() or (self._transport is not None and self._transport.is_closing()):
             future.set_exception(Lost("the connection was closed", sent=False))
             return future
-        self._queued.append(_Call(future, len(commands), expires))
-        self._send(data)
+        self._queued.append(_Call(future, commands, expires))
+        self._schedule()
         return future
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands that are answered by push messages alone."""
-        self._send(pack(commands))
+        self._output.append(pack(commands))
+        self._schedule()
 
-    def _send(self, data: bytes) -> None:
-        self._output.append(data)
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             # Nothing in flight: a caller that is alone need not wait for the loop's next turn.
@@ -163,8 +193,7 @@ class _Connection(asyncio.BufferedProtocol):
                 call.replies.append(reply)
                 if len(call.replies) == call.count:
                     waiting.popleft()
-                    if not call.future.done():
-                        call.future.set_result(call.replies)
+                    call.finish()
         except Exception:  # nonsense, or a reply that nobody asked for: what comes after can't be told apart
             self.abort()
 
@@ -177,8 +206,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         reason = f"the connection broke ({type(exc).__name__})" if exc else "the connection was closed"
-        for call in self._waiting:
-            call.fail(Lost(reason, sent=True))
+        for entry in self._waiting:
+            for call in entry.members:
+                call.fail(Lost(reason, sent=True))
         for call in self._queued:
             call.fail(Lost(reason, sent=False))
         self._waiting.clear()
@@ -193,15 +223,25 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         self._scheduled = self._paused
-        if self._paused or not self._output or self._transport is None:
+        if self._paused or self._transport is None or not (self._output or self._queued):
             return
         if not self._waiting:
             self._heard = self._loop.time()
-        self._waiting.extend(self._queued)
-        self._queued.clear()
-        data = self._output[0] if len(self._output) == 1 else b"".join(self._output)
-        self._output.clear()
-        self._transport.write(data)
+        output, queued = self._output, self._queued
+        self._output, self._queued = [], []
+        at = 0
+        while at < len(queued):
+            call = queued[at]
+            if call.joinable is None:
+                self._waiting.append(call)
+                output.append(call.data)
+                at += 1
+            else:
+                run = joinable_run(call.joinable for call in itertools.islice(queued, at, None))
+                self._waiting.append(call if len(run) == 1 else _Joined(queued[at : at + len(run)]))
+                output.append(pack((joined(run),)))
+                at += len(run)
+        self._transport.write(output[0] if len(output) == 1 else b"".join(output))
         if self._watch is None:
             self._watch = self._loop.call_later(self._patience / 10, self._look)
 
@@ -215,9 +255,10 @@ class _Connection(asyncio.BufferedProtocol):
         if unsent < self._unsent:
             self._heard = now
         self._unsent = unsent
-        for call in self._waiting:
-            if call.expires <= now:
-                call.fail(Lost("no answer in time", sent=True))
+        for entry in self._waiting:
+            for call in entry.members:
+                if call.expires <= now:
+                    call.fail(Lost("no answer in time", sent=True))
         for call in self._queued:
             if call.expires <= now:
                 call.fail(Lost("no answer in time", sent=True))  # it stays queued and will be sent
@@ -243,12 +284,12 @@ class Link:
         """Open a connection for what is published: see `Feed`."""
         return await dial(self._address, heartbeat, self._prepare, deliver)
 
-    async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
+    def call(self, commands: Sequence[Command], expires: float) -> Awaitable[list[Reply]]:
         """Return the commands' replies: see `AsyncLink`."""
         connection = self._connection
         if connection is None or connection.closed.done():
-            connection = await self._connected(expires)
-        return await connection.submit(commands, expires)
+            return self._connect_and_call(commands, expires)
+        return connection.submit(commands, expires)
 
     async def close(self) -> None:
         """Close the connection. A forked child leaves it alone: socket and selector are its parent's too."""
@@ -260,6 +301,10 @@ class Link:
         if self._connection is not None:
             self._connection.abort()
             await self._connection.closed
+
+    async def _connect_and_call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
+        connection = await self._connected(expires)
+        return await connection.submit(commands, expires)
 
     async def _connected(self, expires: float) -> _Connection:
         """Connect, once for all who wait for it."""

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from . import scripts
 from .address import check_server
 from .asset import SESSION_VERSION, ConversationTurn, SessionAsset
-from .codec import Codec, Stored, decode_meta, decode_turns, decode_version, remember
+from .codec import VERSION, Codec, Stored, decode_meta, decode_turns, decode_version, remember
 from .errors import (
     ConflictError,
     CorruptSessionError,
@@ -37,12 +37,15 @@ from .resp import (
     Argument,
     Command,
     Forgotten,
+    Head,
+    Joinable,
     NoScript,
     Reply,
     Torn,
     as_error,
     as_map,
     check,
+    has_errors,
     translate,
 )
 from .scripts import Script
@@ -119,6 +122,7 @@ class Namespace:
         self.incarnation = incarnation
         self.origin = os.urandom(8)
         self.seen = [0] * partitions  # the highest revision that this store has been told of
+        self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -142,6 +146,15 @@ class Namespace:
         """Remember that the partition has reached a revision."""
         if revision > self.seen[partition.number]:
             self.seen[partition.number] = revision
+
+
+def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
+    """Return what all calls of the writing script for a partition have in common: by digest, by text."""
+    keys = (
+        partition.state, partition.updated, partition.meta, partition.changes, partition.deleted, partition.deleted_ops,
+    )  # fmt: skip
+    script, arguments = scripts.WRITE, (incarnation, VERSION)
+    return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
 
 
 class Written:
@@ -195,25 +208,23 @@ class Write(Operation[Written]):
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
         partition, id = self._partition, self._id
-        keys = [
-            partition.state, partition.session(id), partition.turns(id), partition.updated, partition.meta,
-            partition.changes, partition.deleted, partition.deleted_ops,
-        ]  # fmt: skip
+        keys = [partition.session(id), partition.turns(id)]
         expected: Argument = "" if self._expected is None else self._expected
         if self._maker is not None:
             expected = b"%d:%b" % (self._expected or 0, self._maker)
         arguments = (
-            self._operation_id, self._seen, self._namespace.incarnation, self._kind, id, expected, self._token,
+            5 + len(self._rest), self._operation_id + self._seen.to_bytes(8), self._kind, id, expected, self._token,
             *self._rest,
         )  # fmt: skip
         if self._token:
             keys.append(partition.lease(id))
+        head = self._namespace.heads[partition.number][self._evaluate]
         if not self._staged:
-            return [self._script(scripts.WRITE, keys, arguments)]
+            return [Joinable(head, keys, arguments)]
         if self._staging:
             keys.append(self._staging)
             self._staging = ""
-            return [self._script(scripts.WRITE, keys, arguments)]
+            return [Joinable(head, keys, arguments)]
         # A key of its own for each sending: an earlier one may still be on its way.
         self._sendings += 1
         keys.append(partition.staging(f"{self._operation_id.hex()}:{self._sendings}"))
@@ -223,7 +234,7 @@ class Write(Operation[Written]):
             *staging,
             ("PEXPIRE", keys[-1], _STAGING_TTL_MS),
             ("EXEC",),
-            self._script(scripts.WRITE, keys, arguments),
+            Joinable(head, keys, arguments),
         ]
 
     def settles(self, error: StorageError) -> bool:
@@ -241,7 +252,8 @@ class Write(Operation[Written]):
             if len(replies) > 1:
                 self._staging = self._partition.staging(f"{self._operation_id.hex()}:{self._sendings}")
             raise
-        answer, *values = replies[-1]
+        self._check(replies[-1])
+        answer, *values = replies[-1][0]
         value: Any = values[0] if values else None
         match answer:
             case b"OK":
@@ -300,8 +312,9 @@ class Load(Operation[Versioned[A]]):
     def decode(self, replies: Sequence[Reply]) -> Versioned[A]:
         """Return the asset, which remembers what it was."""
         id = self._id
-        _check_types(id, replies[:3], ("session", "history.turns", "session"))
-        self._check(replies)
+        if has_errors(replies):
+            _check_types(id, replies[:3], ("session", "history.turns", "session"))
+            self._check(replies)
         fields, turns = as_map(replies[0]), replies[1]
         revision = fields.get(b".revision")
         if revision != replies[2]:

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from .asset import ConversationTurn, SessionAsset
-from .codec import VERSION, Codec, Encoded, Patch, Stored, recall, remember
+from .codec import Codec, Encoded, Patch, Stored, recall, remember
 from .errors import ConflictError, CorruptSessionError, LayoutError, SerializationError
 from .ids import check_id
 from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
@@ -131,8 +131,7 @@ class Operations(Generic[A]):
         data = [self._codec.turn(turn, where.format(n)) for n, turn in enumerate(turns)]
         if sum(map(len, data)) > self._codec.max_asset_bytes:
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
-        rest: builtins.list[Argument] = [VERSION, "", "", "push", 0, 0, *data]
-        return Write(self._namespace, "append", id, _revision(if_revision), rest, token=_token(id, lease))
+        return Write(self._namespace, "append", id, _revision(if_revision), data, token=_token(id, lease))
 
     def delete(self, id: str, if_revision: int | None, lease: Held | None) -> Write:
         """Remove a session."""
@@ -179,7 +178,7 @@ class Operations(Generic[A]):
     ) -> Write:
         sections = new.sections if patch is None else patch.sections
         removed = removed if patch is None else patch.removed
-        rest: builtins.list[Argument] = [VERSION, asset.updated_at_ms, new.tail]
+        rest: builtins.list[Argument] = [asset.updated_at_ms, new.tail]
         changes: builtins.list[Argument] = [len(sections)]
         for section in sections.items():
             changes += section

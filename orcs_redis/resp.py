@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import hiredis
 
@@ -27,6 +27,8 @@ __all__ = [
     "Argument",
     "Command",
     "Forgotten",
+    "Head",
+    "Joinable",
     "Lost",
     "NoScript",
     "Reply",
@@ -36,14 +38,51 @@ __all__ = [
     "as_error",
     "as_map",
     "check",
+    "divided",
+    "has_errors",
+    "joinable_run",
+    "joined",
     "pack",
     "translate",
 ]
 
 Argument: TypeAlias = str | bytes | int
-Command: TypeAlias = tuple[Argument, ...]
 # A reply is whatever RESP can hold: bytes, int, None, list, dict, or an error as a value.
 Reply: TypeAlias = Any
+
+
+_JOINED = 16  # calls in one, and
+_JOINED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
+
+
+class Head(NamedTuple):
+    """What the calls of a script that may be joined have in common."""
+
+    verb: str
+    script: bytes
+    keys: tuple[str, ...]
+    arguments: tuple[Argument, ...]
+
+
+class Joinable:
+    """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
+
+    The reply is an array with an item for each; whoever joins calls gives each caller an array of its own item.
+    """
+
+    __slots__ = ("arguments", "head", "keys")
+
+    def __init__(self, head: Head, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
+        self.head = head
+        self.keys = keys
+        self.arguments = arguments
+
+    def size(self) -> int:
+        """Return about how many bytes it has."""
+        return sum([len(argument) for argument in self.arguments if type(argument) is bytes])
+
+
+Command: TypeAlias = tuple[Argument, ...] | Joinable
 
 
 class Trouble(Exception):
@@ -137,12 +176,46 @@ class Retry:
         return delay
 
 
+def joinable_run(commands: Iterable[Command | None]) -> list[Joinable]:
+    """Return the first of the commands, as many as can go out as one."""
+    run: list[Joinable] = []
+    size = 0
+    for command in commands:
+        if type(command) is not Joinable or (run and command.head is not run[0].head):
+            break
+        size += command.size()
+        if run and (size > _JOINED_BYTES or len(run) == _JOINED):
+            break
+        run.append(command)
+    return run
+
+
+def divided(reply: Reply, number: int) -> list[Reply]:
+    """Return what each of the joined calls is to get of their reply; an error of the whole is everyone's."""
+    if type(reply) is list and len(reply) == number:
+        return [[item] for item in reply]
+    return [reply] * number
+
+
+def joined(calls: Sequence[Joinable]) -> tuple[Argument, ...]:
+    """Return calls of one head as one command."""
+    head = calls[0].head
+    keys: list[Argument] = [*head.keys]
+    arguments: list[Argument] = [*head.arguments]
+    for call in calls:
+        keys += call.keys
+        arguments += call.arguments
+    return (head.verb, head.script, len(keys), *keys, *arguments)
+
+
 def pack(commands: Sequence[Command]) -> bytes:
     """Return the commands as they go over the wire."""
-    return b"".join(map(_pack_command, commands))
+    return b"".join(
+        [_pack_command(joined((command,)) if type(command) is Joinable else command) for command in commands]
+    )
 
 
-_pack_command: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any mixture
+_pack_command: Callable[[object], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any mixture
 
 
 def as_error(reply: Reply) -> str | None:
@@ -155,6 +228,11 @@ def as_map(reply: Reply) -> Mapping[bytes, Reply]:
     if isinstance(reply, dict):
         return reply
     return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def has_errors(replies: Sequence[Reply]) -> bool:
+    """Return whether there is an error among the replies."""
+    return hiredis.ReplyError in map(type, replies)
 
 
 def check(replies: Sequence[Reply]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -68,7 +69,7 @@ from .meta import BlockingSessionStore as SessionStore
 from .meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
 from .operations import Operation
 from .plans import Pause, Plan, alone
-from .resp import Reply, Retry, Trouble
+from .resp import Command, Reply, Retry, Trouble, divided, joinable_run, joined
 from .subscription import Background, Listener, Subscription
 from .watch import Change, Watcher, waking
 
@@ -474,10 +475,23 @@ class RedisSessionStore(Generic[A]):
         answers: dict[int, Sequence[Reply] | Trouble | None] = dict.fromkeys(batch)
         flat = [command for commands in sent.values() for command in commands]
         if flat:
+            frames: builtins.list[Command] = []
+            widths: builtins.list[int] = []
+            at = 0
+            while at < len(flat):
+                run = joinable_run(itertools.islice(flat, at, None))
+                frames.append(joined(run) if len(run) > 1 else flat[at])
+                widths.append(len(run) or 1)
+                at += widths[-1]
             try:
-                replies = self._link.call(flat, expires)
+                answered = self._link.call(frames, expires)
             except Trouble as trouble:
                 return answers | dict.fromkeys(sent, trouble)
+            replies = [
+                reply
+                for frame, width in zip(answered, widths, strict=True)
+                for reply in (divided(frame, width) if width > 1 else [frame])
+            ]
             at = 0
             for n, commands in sent.items():
                 answers[n] = replies[at : at + len(commands)]
