@@ -1,0 +1,234 @@
+"""Several writes in one call of the writing script: each has the outcome that it would have had alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StoreFullError, scripts
+from orcs_redis.codec import Codec
+from orcs_redis.operations import Namespace, Write
+from orcs_redis.plans import Operations
+from orcs_redis.resp import Head, Joinable, divided, joinable_run, joined
+
+from .conftest import Place, Server
+from .test_layout import dump
+
+HEAD = Head("EVALSHA", b"digest", ("state",), ("incarnation",))
+
+
+class Writer:
+    """Makes writes by hand, and sends as many as it is told in one call."""
+
+    def __init__(self, place: Place) -> None:
+        self._raw: Any = place.raw
+        incarnation: Any = self._raw.hget(f"{place.namespace}:layout", "incarnation")
+        self.namespace = Namespace(place.namespace, 1, incarnation)
+        self._operations = Operations(self.namespace, Codec(SessionAsset, 2**27, 2**24, 1000))
+
+    def append(self, id: str, *contents: str, if_revision: int | None = None) -> Write:
+        return self._operations.append(id, [ConversationTurn.user(text) for text in contents], if_revision, None)
+
+    def save(self, id: str, *contents: str, if_revision: int | None = None) -> Write:
+        asset = SessionAsset(id=id)
+        for text in contents:
+            asset.add_turn(ConversationTurn.user(text))
+        write = next(self._operations.save(asset, if_revision, None))
+        assert isinstance(write, Write)
+        return write
+
+    def delete(self, id: str, if_revision: int | None = None) -> Write:
+        return self._operations.delete(id, if_revision, None)
+
+    def send(self, *writes: Write) -> list[Any]:
+        """Return an outcome for each: the script's answer, without times."""
+        calls = []
+        for write in writes:
+            (call,) = write.commands()
+            assert isinstance(call, Joinable)
+            calls.append(call)
+        _, _, *rest = joined(calls)
+        outcomes = self._raw.execute_command("EVAL", scripts.WRITE.source, *rest)
+        for outcome in outcomes:
+            if outcome[0] in (b"OK", b"FORGOTTEN"):
+                self.namespace.saw(self.namespace.keyspace.partitions[0], outcome[1])
+        return [outcome[:2] for outcome in outcomes]
+
+
+def contents(place: Place, id: str) -> list[str]:
+    raw: Any = place.raw
+    return [msgspec.msgpack.decode(data)[3] for data in raw.lrange(place.key(f"turns:{id}"), 0, -1)]
+
+
+@pytest.fixture
+async def writer(place: Place, store: Any) -> Writer:
+    await store.save_many([SessionAsset(id=id) for id in ("a", "b", "gone")])
+    return Writer(place)
+
+
+async def test_each_has_its_own_outcome(place: Place, store: Any, writer: Writer) -> None:
+    """What is refused stands beside what is done, and each write finds what those before it left."""
+    assert writer.send(
+        writer.append("a", "1"),
+        writer.append("absent", "x"),
+        writer.append("a", "2", if_revision=1),
+        writer.append("a", "2", if_revision=4),
+        writer.save("new", "first"),
+        writer.append("new", "second", "third"),
+        writer.save("new", if_revision=0),
+        writer.delete("gone"),
+        writer.append("gone", "x"),
+        writer.save("gone", "again"),
+        writer.delete("b", if_revision=9),
+        writer.append("b", "1"),
+    ) == [
+        [b"OK", 4],
+        [b"NOTFOUND"],
+        [b"CONFLICT", 4],
+        [b"OK", 5],
+        [b"OK", 6],
+        [b"OK", 7],
+        [b"CONFLICT", 7],
+        [b"OK", 8],
+        [b"NOTFOUND"],
+        [b"OK", 9],
+        [b"CONFLICT", 2],
+        [b"OK", 10],
+    ]
+    for id, expected, revision in (
+        ("a", ["1", "2"], 5),
+        ("new", ["first", "second", "third"], 7),
+        ("gone", ["again"], 9),
+        ("b", ["1"], 10),
+    ):
+        asset, found = await store.load_versioned(id)
+        assert ([turn.content for turn in asset.history.turns], found) == (expected, revision)
+    metas = {meta.id: (meta.revision, meta.turn_count, meta.updated_at) for meta in await store.list()}
+    assert {id: seen[:2] for id, seen in metas.items()} == {"a": (5, 2), "new": (7, 3), "gone": (9, 1), "b": (10, 1)}
+    assert [metas[id][2] for id in metas] == [(await store.load(id)).updated_at for id in metas]
+    changes = [(change.id, change.revision) for change in await store.changes()]
+    assert changes == [("a", 5), ("new", 7), ("gone", 9), ("b", 10)]
+
+
+async def test_as_if_one_after_the_other(place: Place, store: Any, writer: Writer) -> None:
+    """Many appends to one session are written as one, and nobody can tell: turns, revisions, messages, memory."""
+    raw: Any = place.raw
+    subscription = raw.pubsub()
+    subscription.subscribe(place.key("changes"))
+    assert subscription.get_message(timeout=5)["type"] == "subscribe"
+    writes = [writer.append("a" if n % 3 else "b", str(n)) for n in range(150)]
+    assert writer.send(*writes) == [[b"OK", 4 + n] for n in range(150)]
+    assert contents(place, "a") == [str(n) for n in range(150) if n % 3]
+    assert contents(place, "b") == [str(n) for n in range(150) if not n % 3]
+    told = [msgspec.msgpack.decode(subscription.get_message(timeout=5)["data"]) for _ in writes]
+    assert [(message[0], message[4]) for message in told] == [(4 + n, "a" if n % 3 else "b") for n in range(150)]
+    subscription.close()
+    before = dump(place)
+    assert writer.send(*reversed(writes[-30:])) == [[b"OK", 153 - n] for n in range(30)]
+    assert writer.send(writes[1])[0][0] == b"FORGOTTEN"
+    assert dump(place) == before
+    assert await store.append("a", ConversationTurn.user("after")) == 154
+
+
+async def test_sent_twice_in_one_call(place: Place, writer: Writer) -> None:
+    """A write that is in a call twice, or comes again in another call, is applied once."""
+    append, save, delete = writer.append("a", "once"), writer.save("s", "once"), writer.delete("gone")
+    first = [[b"OK", 4], [b"OK", 5], [b"OK", 6]]
+    assert writer.send(append, append, save, save, delete, delete) == [answer for answer in first for _ in range(2)]
+    assert writer.send(delete, writer.append("a", "more"), append, save) == [first[2], [b"OK", 7], *first[:2]]
+    assert (contents(place, "a"), contents(place, "s")) == (["once", "more"], ["once"])
+
+
+async def test_one_is_corrupt(place: Place, writer: Writer) -> None:
+    """A session that is harmed is told of, and keeps nobody from theirs."""
+    raw: Any = place.raw
+    raw.hset(place.key("session:b"), ".turns", 7)
+    raw.delete(place.key("session:gone"))
+    raw.rpush(place.key("session:gone"), "x")
+    assert writer.send(
+        writer.append("a", "1"), writer.append("b", "x"), writer.append("gone", "x"), writer.append("a", "2")
+    ) == [[b"OK", 4], [b"CORRUPT", b"history.turns"], [b"CORRUPT", b"session"], [b"OK", 5]]
+    assert contents(place, "a") == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["state", "updated", "meta", "changes", "deleted", "deleted:ops"])
+async def test_foreign_index(place: Place, writer: Writer, name: str) -> None:
+    """A key of the partition that has another type: nothing of the call is done, the index that came first neither."""
+    raw: Any = place.raw
+    raw.delete(place.key(name))
+    raw.set(place.key(name), "foreign")
+    before = dump(place)
+    writes = [writer.append("a", "1"), writer.save("new", "1"), writer.append("a", "2"), writer.delete("gone")]
+    if name.startswith("deleted"):
+        writes = writes[1:2] + writes[3:]  # the others don't need it
+    for _ in range(2):
+        assert writer.send(*writes) == [[b"LAYOUT", name.encode()]] * len(writes)
+        assert dump(place) == before
+
+
+async def test_full_server(start_server: Callable[..., Server]) -> None:
+    """What a full server refuses is each write's own error, and a deletion among them is done."""
+    server = start_server("--maxmemory-policy", "noeviction")
+    raw: Any = server.raw()
+    store = await RedisSessionStore.connect(server.url)
+    await store.save_many([SessionAsset(id=id) for id in "abc"])
+    raw.config_set("maxmemory", 1)
+    turn = ConversationTurn.user("x")
+    outcomes = await asyncio.gather(
+        store.ping(), store.append("a", turn), store.append("b", turn), store.delete("c"), store.append("a", turn),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert [type(outcome) for outcome in outcomes[1:3]] == [StoreFullError, StoreFullError]
+    assert (outcomes[3], await store.exists("c")) == (None, False)
+    raw.config_set("maxmemory", 0)
+    done = [outcomes[4]] if isinstance(outcomes[4], int) else []  # what comes after a change is let through
+    assert len(await store.turns("a")) == len(done)
+    assert await store.append("a", turn) == 5 + len(done)
+    await store.aclose()
+
+
+async def test_cancelled_among_others(start_server: Callable[..., Server]) -> None:
+    """Of callers whose writes went out as one, those that are cancelled take nothing from the rest."""
+    server = start_server()
+    raw: Any = server.raw()
+    store = await RedisSessionStore.connect(server.url)
+    await store.save_many([SessionAsset(id=str(n)) for n in range(60)])
+    calls = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+    tasks = [asyncio.create_task(store.append(str(n), ConversationTurn.user(str(n)))) for n in range(60)]
+    await asyncio.sleep(0)
+    for n in range(0, 60, 3):
+        tasks[n].cancel()
+    revisions = await asyncio.gather(*tasks, return_exceptions=True)
+    assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] - calls < 10
+    for n, revision in enumerate(revisions):
+        asset, found = await store.load_versioned(str(n))
+        if n % 3:
+            assert (revision, [turn.content for turn in asset.history.turns]) == (found, [str(n)])
+        else:
+            assert isinstance(revision, asyncio.CancelledError)
+            assert len(asset.history.turns) <= 1
+    await store.aclose()
+
+
+def test_how_many_go_together() -> None:
+    """Calls that follow one another go out as one: of one head, 16 at most, and not too many bytes."""
+    small, other = Joinable(HEAD, ["k"], [b"x"]), Joinable(HEAD._replace(script=b"text"), ["k"], [b"x"])
+    large = Joinable(HEAD, ["k"], [b"x" * 40_000])
+    assert joinable_run([small] * 40) == [small] * 16
+    assert joinable_run([small, small, other, small]) == [small, small]
+    assert joinable_run([small, ("PING",), small]) == [small]
+    assert joinable_run([("PING",), small]) == []
+    assert joinable_run([large, large]) == [large]
+    assert joined([small, Joinable(HEAD, ["k", "l"], [b"y", 2])]) == (
+        "EVALSHA", b"digest", 4, "state", "k", "k", "l", "incarnation", b"x", b"y", 2,
+    )  # fmt: skip
+
+
+def test_what_each_is_told() -> None:
+    """Each caller gets an array of its own item; an error of the whole is everyone's."""
+    assert divided([1, 2], 2) == [[1], [2]]
+    assert divided("error", 2) == ["error", "error"]
