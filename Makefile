@@ -32,8 +32,9 @@ SECONDS ?= 60
 chaos: $(STAMP)
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Against the peers, into benchmarks/results: make bench, make bench FULL=1. The store's own: python -m benchmarks store
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.peers --out benchmarks/results $(if $(FULL),--full) $(ARGS)
 
 clean:
 	rm -rf $(VENV)

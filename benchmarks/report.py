@@ -71,14 +71,19 @@ def document(benchmark: str, quick: bool, runs: list[Run]) -> Document:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return Document(benchmark, versions=versions, quick=quick, runs=runs, **environment())
+
+
+def environment() -> dict[str, Any]:
+    """Return when and where: `date` and `machine`."""
     machine = {
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
     }
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Document(benchmark, date, machine, versions, quick, runs)
+    return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine}
 
 
 def _cpu() -> str:

@@ -1,0 +1,44 @@
+"""An environment for each store, made once: the peers' dependencies exclude each other."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+from .catalogue import Entry
+
+ROOT = Path(__file__).parents[2]
+
+
+class SetUpError(Exception):
+    """A store could not be installed."""
+
+
+def python_of(entry: Entry, folder: Path) -> Path:
+    """Return the interpreter of the environment that has the entry's requirements.
+
+    Raises:
+        SetUpError: pip failed, with its last line.
+
+    """
+    name = hashlib.sha256(repr((sys.version_info[:2], entry.requirements)).encode()).hexdigest()[:12]
+    home = folder / name
+    python, stamp = home / "bin/python", home / ".ready"
+    if stamp.exists():
+        return python
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+    wanted = [f"--editable={ROOT}" if requirement == "." else requirement for requirement in entry.requirements]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SetUpError((done.stderr.strip().splitlines() or ["pip failed"])[-1][:200])
+    stamp.touch()
+    return python
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Return what is installed there."""
+    listing = subprocess.run([str(python), "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True)
+    return dict(line.split("==", 1) for line in listing.stdout.splitlines() if "==" in line)

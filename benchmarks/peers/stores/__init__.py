@@ -1,0 +1,1 @@
+"""One small adapter for each store. A module defines `Adapter`; it is imported only in its store's environment."""
