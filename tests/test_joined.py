@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -232,3 +235,120 @@ def test_what_each_is_told() -> None:
     """Each caller gets an array of its own item; an error of the whole is everyone's."""
     assert divided([1, 2], 2) == [[1], [2]]
     assert divided("error", 2) == ["error", "error"]
+
+
+SMALL = re.sub(  # so that memories and tombstones overflow after a few writes
+    rb"(?m)^local (REMEMBERED|WRITERS|TOMBSTONES) = \d+", rb"local \1 = 4", scripts.WRITE.source
+)
+IDS = ("a", "b", "c")
+
+
+class Twin:
+    """A namespace in which the same operations, with the same ids, are sent in other calls."""
+
+    def __init__(self, raw: Any, name: str) -> None:
+        self._raw = raw
+        self._namespace = Namespace(name, 1, b"same")
+        self._partition = self._namespace.keyspace.partitions[0]
+        raw.hset(self._partition.state, mapping={"incarnation": "same", "revision": 0, "compacted": 0})
+
+    def call(self, kind: str, id: str, ticket: bytes, expected: str, token: str, rest: list[Any]) -> Joinable:
+        keys = [self._partition.session(id), self._partition.turns(id)]
+        if token:
+            keys.append(self._partition.lease(id))
+        if kind == "save" and rest[2] == "staged":
+            keys.append(self._partition.staging(ticket.hex()))
+            self._raw.rpush(keys[-1], *(f"staged {n}" for n in range(int(rest[-1]))))
+        return Joinable(self._namespace.heads[0][0], keys, [5 + len(rest), ticket, kind, id, expected, token, *rest])
+
+    def send(self, calls: list[Joinable]) -> list[Any]:
+        _, _, *rest = joined(calls)
+        outcomes = self._raw.execute_command("EVAL", SMALL, *rest)
+        # What is forgotten is told with a revision that is surely there: not one that is yet to be written.
+        return [outcome[:1] if outcome[0] == b"FORGOTTEN" else outcome[:2] for outcome in outcomes]
+
+    def harm(self, id: str, how: str) -> None:
+        match how:
+            case "evicted":
+                self._raw.delete(self._partition.session(id))
+            case "turns":
+                self._raw.delete(self._partition.turns(id))
+            case "ops":
+                self._raw.hset(self._partition.session(id), ".ops", "x")
+
+    def content(self) -> dict[bytes, Any]:
+        """Everything there is, without times and names of keys that go."""
+        found: dict[bytes, Any] = {}
+        prefix = self._partition.prefix
+        for key in self._raw.scan_iter(match=f"{prefix}*", count=1000):
+            name = key.removeprefix(prefix.encode())
+            match self._raw.type(key):
+                case b"list":
+                    found[name] = self._raw.lrange(key, 0, -1)
+                case b"zset":
+                    found[name] = dict(self._raw.zrange(key, 0, -1, withscores=True))
+                case b"hash":
+                    found[name] = self._raw.hgetall(key)
+        found[b"updated"] = set(found.get(b"updated", ()))
+        for id, packed in found.get(b"meta", {}).items():
+            found[b"meta"][id] = packed[:11] + packed[19:]
+        for id, packed in found.get(b"deleted:ops", {}).items():
+            found[b"deleted:ops"][id] = packed[8:]
+        for name, fields in found.items():
+            if name.startswith(b"session:"):
+                fields.pop(b"updated_at_ms", None)
+        return found
+
+
+def random_operation(rng: random.Random, number: int, revision: int, writers: list[bytes]) -> tuple[Any, ...]:
+    """Return the parts of a call of any kind, by any writer, more or less up to date."""
+    kind = rng.choices(["append", "save", "delete"], [6, 3, 1])[0]
+    seen = max(0, revision - rng.choice([0, 0, 0, 1, 5, 30]))
+    ticket = rng.choice(writers) + number.to_bytes(4) + seen.to_bytes(8)
+    expected = rng.choice(["", "", "", "0", str(revision), str(max(0, revision - 1))])
+    token = rng.choice(["", "", "", "", "7", "8"])
+    turns = [f"turn {number}.{n}" for n in range(rng.randrange(1, 4))]
+    rest: list[Any] = turns if kind == "append" else []
+    if kind == "save":
+        mode = rng.choice(["replace", "push", "staged", "edit"])
+        needed = {"staged": [len(turns)], "edit": [0, -1 if rng.random() < 0.3 else 0, 1, 0, "edited", *turns]}
+        if mode == "edit":
+            needed["edit"][1] = 0  # the first turn is kept, and set
+        sections = ["version", b"\x01", "metadata", f"at {number}"]
+        rest = [1000 + number, b"\x01\xc0\xc0", mode, 2, *sections, 1, "gone", *needed.get(mode, turns)]
+    return kind, rng.choice(IDS), ticket, expected, token, rest
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_joined_or_one_by_one(shared_server: Server | None, seed: int) -> None:
+    """Whatever the operations and however they are joined, answers and data are those of single calls.
+
+    Among them are conflicts, leases, writers that are behind, repetitions, harmed sessions and full memories.
+    """
+    assert shared_server is not None
+    rng, raw = random.Random(seed), shared_server.raw()
+    name = f"joined-{secrets.token_hex(4)}"
+    single, together = Twin(raw, f"{name}-1"), Twin(raw, f"{name}-2")
+    for twin in (single, together):
+        raw.hset(twin._partition.lease("a"), "token", "7")
+    writers, revision, sent = [rng.randbytes(8) for _ in range(7)], 0, list[tuple[Any, ...]]()
+    for number in range(1, 60, 6):
+        batch = [random_operation(rng, number + n, revision, writers) for n in range(6)]
+        if sent and rng.random() < 0.6:
+            again = [part for part in rng.choices(sent, k=2) if part[0] != "save" or part[5][2] != "staged"]
+            batch = rng.sample(batch + again, k=len(batch + again))
+        sent += batch
+        alone = [answer for parts in batch for answer in single.send([single.call(*parts)])]
+        calls, answers = [together.call(*parts) for parts in batch], list[Any]()
+        while calls:
+            cut = rng.randrange(1, len(calls) + 1)
+            answers += together.send(calls[:cut])
+            calls = calls[cut:]
+        assert answers == alone
+        assert together.content() == single.content()
+        revision = int(raw.hget(single._partition.state, "revision") or 0)  # type: ignore[arg-type]
+        if rng.random() < 0.15:
+            harm = rng.choice(["evicted", "turns", "ops"])
+            for twin in (single, together):
+                twin.harm("b", harm)
+    raw.delete(*raw.scan_iter(match=f"*{name}*", count=1000))

@@ -221,7 +221,7 @@ local function read(id, kind, key)
         if failed(change) then return nil, refused(change, 'LAYOUT', 'changes') end
         if change then -- no tombstone, and yet it was there: its hash was evicted, and its memory with it
           if kind == 'append' then return nil, {'CORRUPT', 'session'} end
-          foreign, forgotten = deleting, written
+          foreign, forgotten = deleting, tonumber(change) -- all that it had were up to there
         end
       end
     end
