@@ -6,28 +6,36 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from rich.console import Console
 
-from .report import Run, document, show
+from . import limits, store
+from .bench import Bench
+from .report import Figure, Run, document, show
 from .servers import open_server
-from .store import FIGURES, measure
+
+FIGURES = store.FIGURES | limits.FIGURES
+
+
+async def figures(measure: Callable[[Bench], Awaitable[list[Figure]]], bench: Bench) -> list[Figure]:
+    return await measure(bench)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
-    store = commands.add_parser("store", help="the store's own figures and their targets")
-    store.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    store.add_argument("--quick", action="store_true", help="fewer repeats, 100,000 sessions at most")
-    store.add_argument(
+    figures_ = commands.add_parser("store", help="the store's own figures and their targets")
+    figures_.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    figures_.add_argument("--quick", action="store_true", help="fewer repeats, 100,000 sessions at most")
+    figures_.add_argument(
         "--server",
         action="append",
         metavar="redis|embedded|URL",
         help="where; may be given twice. Default: a redis-server of its own, and an embedded server",
     )
-    store.add_argument(
+    figures_.add_argument(
         "--figure", action="append", type=int, choices=list(FIGURES), default=[], help="only this; may be given twice"
     )
     arguments = parser.parse_args()
@@ -45,7 +53,7 @@ def main() -> None:
                 def say(text: str, name: str = server.name) -> None:
                     progress.print(f"[dim]{time.monotonic() - begin:6.1f} s  {name}  {text}[/]")
 
-                run.figures += asyncio.run(measure(server, number, arguments.quick, say))
+                run.figures += asyncio.run(figures(FIGURES[number], Bench(server, arguments.quick, say)))
         if run is not None:
             runs.append(run)
     result = document(arguments.benchmark, arguments.quick, runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -49,6 +50,10 @@ class Server:
         """Return the seconds of CPU the server has used."""
         info = self.info("cpu")
         return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+    def port(self) -> int | None:
+        """Return the TCP port, if it has one."""
+        return int(self.info("server")["tcp_port"]) or None
 
     def calls(self, *commands: str) -> tuple[int, int]:
         """Return how often commands were called, and their µs of CPU in all."""
@@ -120,7 +125,11 @@ def _redis_server() -> Iterator[Server]:
         raise SystemExit("no redis-server on the PATH")
     with tempfile.TemporaryDirectory(prefix="orcs-bench-") as folder:
         path = f"{folder}/s"
-        command = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = ["--port", str(port), "--bind", "127.0.0.1", "--unixsocket", path]
+        command = [binary, *own, "--save", "", "--dir", folder]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             for _ in range(200):

@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,77 +17,14 @@ import redis
 
 from orcs_redis import SessionAsset
 from orcs_redis import sync as blocking
-from orcs_redis.encoding import encode
 from orcs_redis.keys import Keyspace
 
 from .adapters import Orcs, RedisPy
-from .data import Source, real_sessions
+from .bench import HISTORY, REMEMBERED, TASKS, Bench
+from .data import real_sessions
 from .report import Figure, Target
 from .servers import Server
-from .workloads import Call, contest, latencies, ratio_by_round, ratio_of_medians, rotated
-
-TASKS = 50
-HISTORY = 50  # turns
-REMEMBERED = 32  # operation ids that a session keeps: from so many writes on, its hash no longer grows
-
-Say = Callable[[str], None]
-
-
-class Bench:
-    """One server, how thorough to be, and where to say how far it is."""
-
-    def __init__(self, server: Server, quick: bool, say: Say) -> None:
-        self.server = server
-        self.quick = quick
-        self.say = say
-        self.source = Source()
-        turns = self.source.turns(1000)
-        self._turns = itertools.cycle(turns)
-        self.encoded = itertools.cycle([encode(turn) for turn in turns])
-
-    def often(self, thorough: int, quick: int) -> int:
-        """Return how often to repeat something."""
-        return quick if self.quick else thorough
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[Orcs, RedisPy]]:
-        """Open both adapters on one new namespace."""
-        namespace = self.server.namespace()
-        ours = Orcs()
-        await ours.open(self.server, namespace)
-        theirs = RedisPy(ours.store)
-        await theirs.open(self.server, namespace)
-        try:
-            yield ours, theirs
-        finally:
-            await theirs.close()
-            await ours.close()
-
-    async def filled(self, ours: Orcs, prefix: str, sessions: int = TASKS, turns: int = HISTORY) -> list[str]:
-        """Store sessions, each with so many writes that its hash has reached its full size; return their ids."""
-        assets = [self.source.session(f"{prefix}-{n}", turns) for n in range(sessions)]
-        await ours.fill(assets)
-        for _ in range(REMEMBERED if turns < 1000 else 0):
-            for asset in assets:
-                asset.touch()
-            await ours.fill(assets)
-        if turns >= 1000:
-            for asset, _ in itertools.product(assets, range(REMEMBERED)):
-                await ours.append(asset.id, next(self._turns))
-        return [asset.id for asset in assets]
-
-    def appending(self, adapter: Orcs | RedisPy) -> Call:
-        """Return an operation that appends one of many turns."""
-
-        def append(id: str) -> Awaitable[object]:
-            return adapter.append(id, next(self._turns))
-
-        return append
-
-    def appending_to(self, adapter: Orcs | RedisPy, ids: list[str]) -> Callable[[], Awaitable[object]]:
-        """Return the same on one session after the other."""
-        order = itertools.cycle(ids)
-        return lambda: adapter.append(next(order), next(self._turns))
+from .workloads import contest, latencies, ratio_by_round, ratio_of_medians, rotated
 
 
 async def throughput(bench: Bench) -> list[Figure]:
@@ -556,8 +493,3 @@ FIGURES: dict[int, Callable[[Bench], Awaitable[list[Figure]]]] = {
     6: memory,
     7: alone,
 }
-
-
-async def measure(server: Server, number: int, quick: bool, say: Say) -> list[Figure]:
-    """Measure what goes by one number."""
-    return await FIGURES[number](Bench(server, quick, say))

@@ -19,7 +19,8 @@ Call = Callable[[str], Awaitable[object]]
 class Sample(msgspec.Struct):
     """One round of many tasks."""
 
-    rate: float  # operations a second
+    done: int  # operations
+    rate: float  # of them a second
     client_us: float  # CPU of this process per operation
     server_us: float  # CPU of the server per operation
 
@@ -38,7 +39,7 @@ async def throughput(server: Server, call: Call, ids: Sequence[str], seconds: fl
     server_cpu, cpu, begin = server.cpu(), time.process_time(), time.perf_counter()
     await asyncio.gather(*map(work, ids))
     took, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    return Sample(done / took, cpu / done * 1e6, (server.cpu() - server_cpu) / done * 1e6)
+    return Sample(done, done / took, cpu / done * 1e6, (server.cpu() - server_cpu) / done * 1e6)
 
 
 async def contest(

@@ -23,7 +23,7 @@ import msgspec
 
 from .errors import CorruptSessionError, SerializationError
 
-__all__ = ["dump_json", "encode", "f32_text", "free_values_sound", "pack", "pack_free", "parse_json", "unpack"]
+__all__ = ["dump_json", "encode", "f32_text", "free_values_sound", "pack", "parse_json"]
 
 MAX_DEPTH: Final = 127
 """Nested containers that serde_json reads, the document's root counted."""
@@ -59,19 +59,9 @@ def pack(value: object, hint: Any, where: str) -> bytes:
     raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
 
 
-def pack_free(value: object, where: str) -> bytes:
-    """Encode a free-form value, as `pack` does."""
-    return pack(value, Any, where)
-
-
 def free_values_sound(hint: type[msgspec.Struct]) -> Callable[[Any], bool]:
     """Return a quick test of the free-form values in a Struct: whether they would come back equal."""
     return _tools(hint)[1] or (lambda value: True)
-
-
-def unpack(data: bytes, hint: Any, id: str, where: str) -> Any:
-    """Decode what `pack` made, or raise CorruptSessionError(id, field)."""
-    return _decoded(_tools(hint)[0], data, id, where)
 
 
 def parse_json(data: bytes | str | msgspec.Raw, hint: Any, id: str = "", where: str = "") -> Any:
