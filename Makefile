@@ -3,7 +3,8 @@
 #   make demo                                    on a server of its own
 #   make demo URL=redis://localhost:6379/0       on yours
 #   make demo ARGS="--seconds 30 --workers 8"
-#   make test   make lint   make bench           (ARGS goes to pytest and to the benchmarks)
+#   make test   make lint                        (ARGS goes to pytest)
+#   make bench   make bench FULL=1               against other stores; needs redis-server on the PATH
 #   make chaos SECONDS=600
 
 PYTHON ?= python3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from ..servers import open_server
 from . import plots, tables
 from .catalogue import STORES
 from .environments import ROOT, SetUpError, python_of, versions
+from .interface import turn
 from .results import Result
 
 SHORT: dict[str, list[dict[str, Any]]] = {
@@ -27,6 +29,7 @@ SHORT: dict[str, list[dict[str, Any]]] = {
     "newest": [{"size": 1000, "repeats": 20, "seconds": 4}],
     "tasks": [{"seconds": 0.6}],
     "fleet": [{"seconds": 1.0}],
+    "notify": [{"repeats": 100}],
     "memory": [{"sessions": 200}],
 }
 FULL: dict[str, list[dict[str, Any]]] = {
@@ -35,8 +38,10 @@ FULL: dict[str, list[dict[str, Any]]] = {
     "newest": [{"size": size, "repeats": 20, "seconds": 15} for size in (1000, 10_000, 100_000)],
     "tasks": [{"seconds": 2.0}],
     "fleet": [{"seconds": 4.0}],
+    "notify": [{"repeats": 1000}],
     "memory": [{"sessions": 1000}],
 }
+LIMIT = "redis-benchmark"
 TIME_LIMIT = 900  # seconds for one store in one round
 
 
@@ -107,7 +112,27 @@ def measure(options: argparse.Namespace, console: Console) -> Result:
                 for workload, numbers in one_round(name, pythons[name], plan).items():
                     result.samples.setdefault(workload, {}).setdefault(name, []).append(numbers)
                 progress.advance(task)
+            if "tasks" in plan:
+                result.samples["tasks"].setdefault(LIMIT, []).append(redis_benchmark())
+    if LIMIT in result.samples.get("tasks", {}):
+        result.versions[LIMIT] = {}
     return result
+
+
+def redis_benchmark() -> dict[str, Any]:
+    """Return what the server's own tool makes of the same commands, over 50 connections."""
+    tool = shutil.which("redis-benchmark")
+    if tool is None:
+        return {"error": "no redis-benchmark on the PATH"}
+    value = json.dumps(turn(1))
+    rates = {}
+    with open_server("redis") as server:
+        server.client.rpush("turns", *[value] * 50)
+        for name, command in (("append", ["RPUSH", "other", value]), ("load", ["LRANGE", "turns", "0", "-1"])):
+            own = ["-s", server.plain.removeprefix("unix://"), "-c", "50", "-n", "50000", "--csv"]
+            done = subprocess.run([tool, *own, *command], capture_output=True, text=True, check=True)
+            rates[f"{name}_per_s"] = float(done.stdout.splitlines()[-1].rsplit('","', 7)[1])
+    return rates
 
 
 def one_round(name: str, python: Path, plan: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 Turn = dict[str, Any]
@@ -62,6 +62,14 @@ class Store:
     async def newest(self, count: int) -> list[str]:
         """Return the ids of the sessions changed last, newest first."""
         raise NotImplementedError
+
+    async def watch(self, seen: Callable[[], None]) -> None:
+        """Call `seen` for each change that a peer made, as it comes; without end."""
+        raise NotImplementedError
+
+    async def announce(self, id: str, turn: Turn) -> None:
+        """Make a change that a watching peer is told of."""
+        await self.append(id, turn)
 
     def turn_id(self, turn: Any) -> str:
         """Return the id of a turn that `load` returned."""

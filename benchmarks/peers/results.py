@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+NOT_MEASURED = "not measured"
+
 
 class Result(msgspec.Struct, kw_only=True):
     """The whole result; `samples` by workload and store, one mapping of numbers for each round."""
@@ -36,7 +38,7 @@ class Result(msgspec.Struct, kw_only=True):
         reasons = [str(numbers.get(name) or numbers.get("error") or "") for numbers in rounds]
         if not rounds:
             reasons = [str(numbers.get("error", "")) for numbers in self.samples.get("all", {}).get(store, [])]
-        return Cell(None, None, None, next(filter(None, reasons), "not measured"))
+        return Cell(None, None, None, next(filter(None, reasons), NOT_MEASURED))
 
 
 class Cell(NamedTuple):

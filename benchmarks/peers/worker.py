@@ -6,13 +6,16 @@ Only the standard library and the store itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import logging
 import os
+import queue
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -26,7 +29,7 @@ WORKERS = 4
 
 
 class Job(TypedDict, total=False):
-    """What to do: `plan` names the workloads with their arguments; a fleet's process has `fleet` instead."""
+    """What to do: `plan` names the workloads with their arguments; a further process has `fleet` or `listen`."""
 
     module: str
     path: str  # of the server's socket
@@ -34,6 +37,7 @@ class Job(TypedDict, total=False):
     folder: str
     plan: dict[str, list[dict[str, Any]]]
     fleet: dict[str, Any]
+    listen: bool
 
 
 def info(path: str) -> Callable[[str], dict[str, str]]:
@@ -66,6 +70,8 @@ async def run(job: Job, adapter: Store, import_s: float) -> dict[str, Any]:
     await adapter.open(job["url"], job["folder"])
     open_s = time.perf_counter() - begin
     try:
+        if job.get("listen"):
+            await adapter.watch(lambda: print(time.perf_counter(), flush=True))  # one clock for all processes
         if "fleet" in job:
             begin = time.perf_counter()
             await adapter.load(f"fleet-{job['fleet']['worker']}-0")
@@ -95,6 +101,8 @@ async def workload(
     """Do one workload."""
     if name == "memory":
         return await workloads.memory(adapter, server, used=lambda: used(job["folder"]), **arguments)
+    if name == "notify":
+        return await workloads.notify(adapter, listen=lambda: listener(job), **arguments)
     if name != "fleet":
         call = getattr(workloads, name)
         numbers: workloads.Numbers = await call(adapter, server, **arguments)
@@ -115,6 +123,25 @@ async def workload(
         for process in processes:
             process.kill()
     return await workloads.judge(adapter, outcomes)
+
+
+def listener(job: Job) -> tuple[Callable[[], None], Callable[[float], float | None]]:
+    """Start a process that watches: see `workloads.notify`."""
+    process = start(job | {"listen": True})
+    arrivals: queue.Queue[float] = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            arrivals.put(float(line))
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def arrival(seconds: float) -> float | None:
+        with contextlib.suppress(queue.Empty):
+            return arrivals.get(timeout=seconds)
+        return None
+
+    return process.kill, arrival
 
 
 def start(job: Job) -> subprocess.Popen[str]:

@@ -236,6 +236,38 @@ async def judge(store: Store, outcomes: Sequence[Numbers]) -> Numbers:
     }
 
 
+async def notify(
+    store: Store, repeats: int, listen: Callable[[], tuple[Callable[[], None], Callable[[float], float | None]]]
+) -> Numbers:
+    """From the call of a write to its arrival at a peer in another process.
+
+    `listen` starts that process, and returns what ends it and what waits for its next arrival (None: in vain).
+    """
+    if type(store).watch is Store.watch:
+        return {"p50_us": "it tells nobody of changes"}
+    await store.create("notify", [turn(0)])
+    end, arrival = listen()
+    try:
+        for number in range(100):  # until it listens
+            await store.announce("notify", turn(number))
+            if await asyncio.to_thread(arrival, 0.1) is not None:
+                break
+        while await asyncio.to_thread(arrival, 0.3) is not None:
+            pass
+        times = []
+        for number in range(repeats):
+            begin = time.perf_counter()
+            await store.announce("notify", turn(number))
+            came = await asyncio.to_thread(arrival, 5.0)
+            if came is None:
+                raise RuntimeError("a change was not told")
+            times.append(came - begin)
+            await asyncio.sleep(0.002)
+    finally:
+        end()
+    return {"p50_us": statistics.median(times) * 1e6}
+
+
 async def memory(store: Store, server: Server, sessions: int, used: Callable[[], int]) -> Numbers:
     """Bytes of a session of 50 turns, against its compact JSON. `used` tells what a store without a server uses."""
     size = 0

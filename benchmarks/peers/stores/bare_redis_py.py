@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,6 +35,15 @@ class Adapter(Store):
 
     async def tail(self, id: str, count: int) -> Sequence[Any]:
         return list(map(msgspec.msgpack.decode, await self.client.lrange(f"turns:{id}", -count, -1)))
+
+    async def watch(self, seen: Callable[[], None]) -> None:
+        async with self.client.pubsub(ignore_subscribe_messages=True) as subscription:
+            await subscription.subscribe("changes")
+            async for _ in subscription.listen():
+                seen()
+
+    async def announce(self, id: str, turn: Turn) -> None:
+        await self.client.publish("changes", b"x" * 60)
 
     def turn_id(self, turn: Any) -> str:
         return str(turn["id"])

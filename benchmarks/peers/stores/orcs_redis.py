@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
@@ -37,6 +37,10 @@ class Adapter(Store):
 
     async def newest(self, count: int) -> list[str]:
         return [meta.id for meta in await self.store.list(limit=count)]
+
+    async def watch(self, seen: Callable[[], None]) -> None:
+        async for _ in self.store.watch():
+            seen()
 
     def turn_id(self, turn: Any) -> str:
         return str(turn.id)
