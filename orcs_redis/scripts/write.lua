@@ -99,7 +99,6 @@ local function record(records, wanted, first)
   return at
 end
 
-
 -- The operations, and what is the same for all.
 
 local starts, ids, replies = {}, {}, {}
@@ -212,6 +211,7 @@ local function read(id, kind, key)
     else
       local tombstone = pcall('HGET', KEYS[6], id)
       if failed(tombstone) then return nil, refused(tombstone, 'LAYOUT', 'deleted:ops') end
+      if tombstone and #tombstone < 12 then return nil, {'LAYOUT', 'deleted:ops'} end
       if tombstone then
         local length = unsigned32(tombstone, 9)
         ops, writers = sub(tombstone, 13, 12 + length), sub(tombstone, 13 + length)
