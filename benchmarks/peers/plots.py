@@ -56,7 +56,7 @@ def _lines(result: Result, axes: Axes, workload: str, factor: float) -> bool:
             )
     axes.set(xscale="log", yscale="log")
     axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return bool(sizes)
+    return len(sizes) > 1  # one size makes no line
 
 
 def _append(result: Result, axes: Axes) -> bool:
@@ -86,7 +86,8 @@ def _bars(result: Result, axes: Axes, columns: dict[str, tuple[str, str]]) -> bo
             text.set_color("#808890")  # legible on both
     axes.set_yticks([place + height * (len(columns) - 1) / 2 for place in range(len(stores))], stores)
     if len(columns) > 1:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="center right")
+    axes.margins(x=0.12)
     return bool(stores)
 
 
