@@ -238,12 +238,23 @@ class _Connection(asyncio.BufferedProtocol):
                 at += 1
             else:
                 run = joinable_run(call.joinable for call in itertools.islice(queued, at, None))
-                self._waiting.append(call if len(run) == 1 else _Joined(queued[at : at + len(run)]))
-                output.append(pack((joined(run),)))
+                output += self._joined(queued[at : at + len(run)], run)
                 at += len(run)
         self._transport.write(output[0] if len(output) == 1 else b"".join(output))
         if self._watch is None:
             self._watch = self._loop.call_later(self._patience / 10, self._look)
+
+    def _joined(self, calls: Sequence[_Call], run: Sequence[Joinable]) -> list[bytes]:
+        """Return what to write for calls that go out as one."""
+        try:
+            data = pack((joined(run),))
+        except Exception as exc:  # whoever brought what can't be packed: the others go out
+            if len(calls) == 1:
+                calls[0].fail(exc)
+                return []
+            return [part for call, one in zip(calls, run, strict=True) for part in self._joined((call,), (one,))]
+        self._waiting.append(calls[0] if len(calls) == 1 else _Joined(calls))
+        return [data]
 
     def _look(self) -> None:
         """End the calls whose time is over, and the connection if it has been silent for too long."""

@@ -315,7 +315,7 @@ def _index(index: int) -> int:
 
 
 def _revision(if_revision: int | None) -> int | None:
-    if if_revision is not None and (type(if_revision) is not int or if_revision < 0):
+    if if_revision is not None and (type(if_revision) is not int or not 0 <= if_revision < 2**63):
         raise ValueError("if_revision is a revision, or 0 for an absent session")
     return if_revision
 
