@@ -222,7 +222,7 @@ class Operations(Generic[A]):
             found.sort(key=_position, reverse=True)
             return found
         if limit is not None:
-            _limit(limit, least=0)
+            limit = _limit(limit, least=0)
         return (yield from self._run(limit, project_path, span, None))
 
     def page(

@@ -153,6 +153,7 @@ class Changes:
         """Return changes after a cursor; after None, every session there is."""
         if not isinstance(limit, int) or limit < 1:
             raise ValueError("limit is 1 or more")
+        limit = min(limit, 2**53)
         positions = self.decode(since)
         found: list[Change] = []
         for number, partition in enumerate(self._namespace.keyspace.partitions):

@@ -368,4 +368,5 @@ async def test_what_cannot_be_packed(start_server: Callable[..., Server]) -> Non
     with pytest.raises(ValueError, match="if_revision"):
         await store.append("a", turn, if_revision=10**5000)
     assert [await store.append(id, turn) for id in "ab"] == [5, 6]
+    assert len(await store.list(limit=10**5000)) == len(await store.changes(limit=10**5000)) == 2
     await store.aclose()
