@@ -9,7 +9,7 @@ import redis.asyncio
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StorageError
 from orcs_redis.keys import Partition
-from orcs_redis.operations import Write
+from orcs_redis.operations import APPEND, Write
 from orcs_redis.resp import Joinable, joined
 from orcs_redis.scripts import WRITE
 
@@ -115,13 +115,13 @@ class RedisPy:
         try:
             keys, _ = self._made[id]
         except KeyError:
-            (call,) = Write(self._namespace, "append", id, None, (b"",)).commands()
+            (call,) = Write(self._namespace, APPEND, id, None, (b"",)).commands()
             _, _, count, *parts = joined([cast(Joinable, call)])
             keys = [str(key) for key in parts[: int(count)]]
             self._made[id] = keys, parts[int(count) :]
-        incarnation, version, number, _, *middle = self._made[id][1]
+        incarnation, version, head, _ = self._made[id][1]
         ticket = self._namespace.operation_id() + self.seen.to_bytes(8)
-        return keys, [incarnation, version, number, ticket, *middle[:-1], data]
+        return keys, [incarnation, version, head[:5] + ticket + head[25:], data]
 
     async def load(self, id: str) -> object:
         partition = self._namespace.keyspace.of(id)

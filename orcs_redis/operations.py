@@ -51,6 +51,9 @@ from .resp import (
 from .scripts import Script
 
 __all__ = [
+    "APPEND",
+    "DELETE",
+    "SAVE",
     "AllMeta",
     "Create",
     "Exists",
@@ -67,6 +70,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger("orcs_redis")
+
+APPEND, SAVE, DELETE = b"a", b"s", b"d"  # kinds of writes
 
 Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated_at_ms and id
 
@@ -172,15 +177,15 @@ class Write(Operation[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_expected", "_id", "_kind", "_maker", "_namespace", "_operation_id", "_partition", "_rest", "_seen",
-        "_sendings", "_staged", "_staging", "_token",
+        "_arguments", "_expected", "_id", "_keys", "_namespace", "_operation_id", "_partition", "_seen", "_sendings",
+        "_staged", "_staging", "_what",
     )  # fmt: skip
     writes = True
 
     def __init__(
         self,
         namespace: Namespace,
-        kind: str,
+        kind: bytes,
         id: str,
         expected: int | None,
         rest: Sequence[Argument] = (),
@@ -190,13 +195,20 @@ class Write(Operation[Written]):
     ) -> None:
         super().__init__()
         self._namespace = namespace
-        self._kind = kind
         self._id = id
-        self._partition = namespace.keyspace.of(id)
+        self._partition = partition = namespace.keyspace.of(id)
+        self._keys = [partition.session(id), partition.turns(id)]
         self._expected = expected
-        self._maker = maker
-        self._token: Argument = "" if token is None else token
-        self._rest = rest
+        self._what = kind
+        conditions: list[Argument] = []
+        if expected is not None:
+            self._what += b"r"
+            conditions.append(expected if maker is None else b"%d:%b" % (expected, maker))
+        if token is not None:
+            self._what += b"l"
+            conditions.append(token)
+            self._keys.append(partition.lease(id))
+        self._arguments = [*conditions, *rest]
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
@@ -207,35 +219,30 @@ class Write(Operation[Written]):
 
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
-        partition, id = self._partition, self._id
-        keys = [partition.session(id), partition.turns(id)]
-        expected: Argument = "" if self._expected is None else self._expected
-        if self._maker is not None:
-            expected = b"%d:%b" % (self._expected or 0, self._maker)
-        arguments = (
-            5 + len(self._rest), self._operation_id + self._seen.to_bytes(8), self._kind, id, expected, self._token,
-            *self._rest,
-        )  # fmt: skip
-        if self._token:
-            keys.append(partition.lease(id))
-        head = self._namespace.heads[partition.number][self._evaluate]
         if not self._staged:
-            return [Joinable(head, keys, arguments)]
+            return [self._call(self._keys)]
         if self._staging:
-            keys.append(self._staging)
-            self._staging = ""
-            return [Joinable(head, keys, arguments)]
+            key, self._staging = self._staging, ""
+            return [self._call([*self._keys, key])]
         # A key of its own for each sending: an earlier one may still be on its way.
         self._sendings += 1
-        keys.append(partition.staging(f"{self._operation_id.hex()}:{self._sendings}"))
-        staging: list[Command] = [("RPUSH", keys[-1], *chunk) for chunk in _chunks(self._staged)]
+        key = self._partition.staging(f"{self._operation_id.hex()}:{self._sendings}")
+        staging: list[Command] = [("RPUSH", key, *chunk) for chunk in _chunks(self._staged)]
         return [
             ("MULTI",),  # else a connection that breaks in between leaves a key for ever
             *staging,
-            ("PEXPIRE", keys[-1], _STAGING_TTL_MS),
+            ("PEXPIRE", key, _STAGING_TTL_MS),
             ("EXEC",),
-            Joinable(head, keys, arguments),
+            self._call([*self._keys, key]),
         ]
+
+    def _call(self, keys: Sequence[str]) -> Joinable:
+        head = self._namespace.heads[self._partition.number][self._evaluate]
+        what = (
+            len(self._arguments).to_bytes(4) + len(keys).to_bytes() + self._operation_id + self._seen.to_bytes(8)
+            + self._what
+        )  # fmt: skip
+        return Joinable(head, keys, [what, *self._arguments])
 
     def settles(self, error: StorageError) -> bool:
         """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""

@@ -22,6 +22,9 @@ from .ids import check_id
 from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
 from .meta import Page, SessionMeta, Versioned
 from .operations import (
+    APPEND,
+    DELETE,
+    SAVE,
     AllMeta,
     Create,
     Exists,
@@ -131,12 +134,12 @@ class Operations(Generic[A]):
         data = [self._codec.turn(turn, where.format(n)) for n, turn in enumerate(turns)]
         if sum(map(len, data)) > self._codec.max_asset_bytes:
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
-        return Write(self._namespace, "append", id, _revision(if_revision), data, token=_token(id, lease))
+        return Write(self._namespace, APPEND, id, _revision(if_revision), data, token=_token(id, lease))
 
     def delete(self, id: str, if_revision: int | None, lease: Held | None) -> Write:
         """Remove a session."""
         expected, token = _revision(if_revision), _token(check_id(id), lease)
-        return Write(self._namespace, "delete", id, expected, token=token)
+        return Write(self._namespace, DELETE, id, expected, token=token)
 
     def save(self, asset: A, if_revision: int | None, lease: Held | None) -> Plan[int]:
         """Store an asset: what has changed if it is what it was loaded from, else the whole."""
@@ -196,7 +199,7 @@ class Operations(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        return Write(self._namespace, "save", asset.id, expected, rest, staged, token, maker)
+        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, maker)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)

@@ -259,7 +259,10 @@ class Twin:
         if kind == "save" and rest[2] == "staged":
             keys.append(self._partition.staging(ticket.hex()))
             self._raw.rpush(keys[-1], *(f"staged {n}" for n in range(int(rest[-1]))))
-        return Joinable(self._namespace.heads[0][0], keys, [5 + len(rest), ticket, kind, id, expected, token, *rest])
+        what = kind[0] + ("r" if expected else "") + ("l" if token else "")
+        arguments = [argument for argument in (expected, token) if argument] + rest
+        head = len(arguments).to_bytes(4) + len(keys).to_bytes() + ticket + what.encode()
+        return Joinable(self._namespace.heads[0][0], keys, [head, *arguments])
 
     def send(self, calls: list[Joinable]) -> list[Any]:
         _, _, *rest = joined(calls)
