@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import redis.asyncio
@@ -76,7 +78,8 @@ class RedisPy:
         operations = store._core.operations
         self._namespace = operations._namespace
         self.codec = operations._codec
-        self._made: dict[str, tuple[list[str], list[Any]]] = {}  # what is the same in every append to a session
+        # What is the same in every append to a session; each session has a writer of its own, with one write at a time.
+        self._made: dict[str, tuple[list[str], list[Any], bytes, Iterator[int]]] = {}
         self.sha = WRITE.sha.decode()
         self.seen = 0
 
@@ -113,15 +116,17 @@ class RedisPy:
     def append_arguments(self, id: str, data: bytes) -> tuple[list[str], list[Any]]:
         """Return the script's keys and arguments (scripts/write.lua) to add one turn."""
         try:
-            keys, _ = self._made[id]
+            keys, made, writer, numbers = self._made[id]
         except KeyError:
             (call,) = Write(self._namespace, APPEND, id, None, (b"",)).commands()
             _, _, count, *parts = joined([cast(Joinable, call)])
             keys = [str(key) for key in parts[: int(count)]]
-            self._made[id] = keys, parts[int(count) :]
-        incarnation, version, head, _ = self._made[id][1]
-        ticket = self._namespace.operation_id() + self.seen.to_bytes(8)
-        return keys, [incarnation, version, head[:5] + ticket + head[25:], data]
+            made, writer, numbers = parts[int(count) :], os.urandom(8), itertools.count(1)
+            self._made[id] = keys, made, writer, numbers
+        incarnation, version, head, _ = made
+        counter = next(numbers).to_bytes(4)
+        head = head[:5] + writer + counter + self.seen.to_bytes(8) + counter + head[29:]
+        return keys, [incarnation, version, head, data]
 
     async def load(self, id: str) -> object:
         partition = self._namespace.keyspace.of(id)

@@ -15,7 +15,6 @@ from .workloads import Call
 
 TASKS = 50
 HISTORY = 50  # turns
-REMEMBERED = 32  # operation ids that a session keeps: from so many writes on, its hash no longer grows
 
 Say = Callable[[str], None]
 
@@ -51,16 +50,9 @@ class Bench:
             await ours.close()
 
     async def filled(self, ours: Orcs, prefix: str, sessions: int = TASKS, turns: int = HISTORY) -> list[str]:
-        """Store sessions, each with so many writes that its hash has reached its full size; return their ids."""
+        """Store sessions; return their ids."""
         assets = [self.source.session(f"{prefix}-{n}", turns) for n in range(sessions)]
         await ours.fill(assets)
-        for _ in range(REMEMBERED if turns < 1000 else 0):
-            for asset in assets:
-                asset.touch()
-            await ours.fill(assets)
-        if turns >= 1000:
-            for asset, _ in itertools.product(assets, range(REMEMBERED)):
-                await ours.append(asset.id, next(self._turns))
         return [asset.id for asset in assets]
 
     def appending(self, adapter: Orcs | RedisPy) -> Call:

@@ -16,9 +16,9 @@ import sys
 import time
 from typing import Any
 
-from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, open_store
+from orcs_redis import SessionAsset, open_store
 
-from .servers import Server, open_server
+from .servers import open_server
 
 
 async def work(url: str, namespace: str, rounds: int) -> None:
@@ -63,42 +63,6 @@ async def contention(url: str, namespace: str, workers: int, rounds: int) -> dic
     }
 
 
-async def memory(server: Server, url: str, namespace: str) -> dict[str, Any]:
-    """Fill a session's memory from 40 stores, then append to it and to a fresh one in turn."""
-    turn = ConversationTurn.user("x" * 400)
-    async with open_store(url, namespace=namespace) as store:
-        await store.save_many([SessionAsset(id="full"), SessionAsset(id="empty")])
-        for _ in range(40):
-            other = await RedisSessionStore.connect(url, namespace=namespace)
-            await other.append("full", turn, turn)
-            await other.append("full", turn)
-            await other.aclose()
-        for _ in range(64):
-            await store.append("full", turn)
-        key = f"{{{namespace}/0}}:session:full"
-        size = sum(server.client.hstrlen(key, field) for field in (".ops", ".writers"))
-        costs: dict[str, list[float]] = {"full": [], "empty": []}
-        for n in range(60):
-            for id in costs:
-                if id == "empty":
-                    id_now = f"empty-{n}"
-                    await store.save(SessionAsset(id=id_now))
-                else:
-                    id_now = id
-                calls, usec = server.calls("evalsha")
-                for _ in range(20):
-                    await store.append(id_now, turn)
-                more_calls, more_usec = server.calls("evalsha")
-                costs[id].append((more_usec - usec) / (more_calls - calls))
-    full, empty = (statistics.median(costs[id]) for id in ("full", "empty"))
-    return {
-        "bytes_when_full": size,
-        "append_server_us_memory_empty": round(empty, 1),
-        "append_server_us_memory_full": round(full, 1),
-        "ratio": round(full / empty, 2),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contention", description=__doc__)
     parser.add_argument("--json", action="store_true")
@@ -114,7 +78,6 @@ def main() -> None:
         result = {
             "server": server.version,
             "contention": asyncio.run(contention(server.url, server.namespace(), arguments.workers, arguments.rounds)),
-            "operation_memory": asyncio.run(memory(server, server.url, server.namespace())),
         }
     if arguments.json:
         print(json.dumps(result, indent=2))

@@ -20,7 +20,7 @@ from orcs_redis.codec import decode_meta
 from orcs_redis.link import Link
 from orcs_redis.resp import Command, Joinable, joined, pack
 
-from .bench import HISTORY, REMEMBERED, TASKS, Bench
+from .bench import HISTORY, TASKS, Bench
 from .report import Figure, Target
 from .workloads import Call, Sample, contest, latencies, ratio_by_round, ratio_of_medians, rotated, throughput
 
@@ -242,12 +242,11 @@ async def server_together(bench: Bench) -> list[Figure]:
     server, count = bench.server, itertools.count(100_000)
     async with bench.open() as (ours, _), bench.open() as (others, plain), _link(bench) as link:
         ids, other_ids = await bench.filled(ours, "c"), await bench.filled(others, "c")
-        ops = b"o" * (20 * REMEMBERED)
 
         async def bare(id: str) -> object:
             n, partition = next(count), plain.partition(id)
             session: Command = (
-                "HSET", partition.session(id), ".revision", n, ".ops", ops, ".turns", n,
+                "HSET", partition.session(id), ".revision", n, ".op", b"o" * 12, ".turns", n,
                 "updated_at_ms", b"\xcf12345678",
             )  # fmt: skip
             return await _call(
@@ -258,7 +257,7 @@ async def server_together(bench: Bench) -> list[Figure]:
                 ("HSET", partition.meta, id, b"m" * 75),
                 ("ZADD", partition.updated, 1_750_000_000_000 + n, id),
                 ("ZADD", partition.changes, n, id),
-                ("HINCRBY", partition.state, "revision", 1),
+                ("HSET", partition.state, "revision", n, b"w123456789", b"w" * 20),
                 ("PUBLISH", partition.changes, b"p" * 40),
                 ("EXEC",),
             )

@@ -20,7 +20,7 @@ from orcs_redis import sync as blocking
 from orcs_redis.keys import Keyspace
 
 from .adapters import Orcs, RedisPy
-from .bench import HISTORY, REMEMBERED, TASKS, Bench
+from .bench import HISTORY, TASKS, Bench
 from .data import real_sessions
 from .report import Figure, Target
 from .servers import Server
@@ -281,11 +281,10 @@ async def server_cost(bench: Bench) -> list[Figure]:
     script: list[float] = []
     bare: list[float] = []
     inner: list[float] = []
-    commands = ("rpush", "hset", "zadd", "hincrby", "publish")
+    commands = ("rpush", "hset", "zadd", "publish")
     async with bench.open() as (ours, _), bench.open() as (others, plain):
         ids = await bench.filled(ours, "c")
         other_ids = await bench.filled(others, "c")
-        ops = b"o" * (8 + 20 * REMEMBERED)
         count = 0
         for n in range(bench.often(20, 6)):
             for who in rotated(["script", "bare"], n):
@@ -301,7 +300,7 @@ async def server_cost(bench: Bench) -> list[Figure]:
                         pipe.rpush(partition.turns(id), next(bench.encoded))
                         fields: dict[Any, Any] = {
                             ".revision": 100_000 + count,
-                            ".ops": ops,
+                            ".op": b"o" * 12,
                             ".turns": 1000 + count,
                             "updated_at_ms": b"\xcf12345678",
                         }
@@ -309,7 +308,7 @@ async def server_cost(bench: Bench) -> list[Figure]:
                         pipe.hset(partition.meta, id, b"m" * 75)
                         pipe.zadd(partition.updated, {id: 1_750_000_000_000 + count})
                         pipe.zadd(partition.changes, {id: 100_000 + count})
-                        pipe.hincrby(partition.state, "revision", 1)
+                        pipe.hset(partition.state, mapping={"revision": 100_000 + count, b"w123456789": b"w" * 20})
                         pipe.publish(partition.changes, b"p" * 40)
                         pipe.execute()
                 after, after_inner = server.calls("evalsha", "exec", "multi"), server.calls(*commands)

@@ -162,6 +162,7 @@ class Core(Generic[A]):
 
     def leave(self, operation: Operation[Any], error: BaseException | None, now: float) -> None:
         """Note how it ended, at `now` in seconds since 1970."""
+        operation.end()
         with self._lock:
             self._pending -= operation.writes
             self.active -= 1

@@ -358,7 +358,7 @@ def _clean_up(store: BlockingStore[SessionAsset], namespace: str, ids: Sequence[
         store.delete_many(ids)
         keys = Keyspace(namespace, 1)
         part = keys.partitions[0]
-        rest = (part.state, part.updated, part.meta, part.changes, part.deleted, part.deleted_ops)
+        rest = (part.state, part.updated, part.meta, part.changes, part.deleted, part.deleted_meta)
         commands = [("UNLINK", *rest), ("UNLINK", keys.layout(namespace))]
         store._link.call(commands, time.monotonic() + 5.0)
     except (StorageError, Trouble):

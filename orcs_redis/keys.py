@@ -28,7 +28,7 @@ class Partition:
     """One partition's keys; they share a hash tag, so that one script may use them together."""
 
     __slots__ = (
-        "changes", "deleted", "deleted_ops", "fence", "leases", "meta", "number", "prefix", "state", "updated",
+        "changes", "deleted", "deleted_meta", "fence", "leases", "meta", "number", "prefix", "state", "updated",
     )  # fmt: skip
 
     def __init__(self, namespace: str, number: int) -> None:
@@ -39,7 +39,7 @@ class Partition:
         self.meta = prefix + "meta"
         self.changes = prefix + "changes"
         self.deleted = prefix + "deleted"
-        self.deleted_ops = prefix + "deleted:ops"
+        self.deleted_meta = prefix + "deleted:meta"
         self.fence = prefix + "fence"
         self.leases = prefix + "leases"
 

@@ -178,7 +178,7 @@ class Leases:
 
     def acquire(self, id: str, ttl: float) -> Operation[int]:
         """Take the lease; LeaseHeldError if another has it. Repeated, it is the same claim."""
-        claim = self._namespace.operation_id()
+        claim = os.urandom(12)
         return _Request(self._namespace, id, "acquire", claim, _milliseconds(ttl), self._holder)
 
     def acquire_when_free(self, claim: Operation[int], wait: float, wake: Any) -> Plan[int]:

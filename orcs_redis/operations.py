@@ -5,14 +5,13 @@ Nothing here waits: the drivers (store.py, sync.py) do.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from . import scripts
 from .address import check_server
@@ -64,6 +63,7 @@ __all__ = [
     "Ping",
     "Probe",
     "ReadLayout",
+    "Ticket",
     "Turns",
     "Write",
     "Written",
@@ -82,6 +82,8 @@ _POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
 _TORN_READS = 100
+_RUN = 1 << 16  # counters that share a window of the writing script's memory, and
+_WINDOW = 4096  # how many of them it may come to hold
 
 
 class Operation(Generic[T]):
@@ -106,6 +108,9 @@ class Operation(Generic[T]):
         """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
         return True
 
+    def end(self) -> None:
+        """Note that it is finished, however it ended, and will not be sent again."""
+
     def _script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Command:
         if self._evaluate:
             return ("EVAL", script.source, len(keys), *keys, *arguments)
@@ -119,6 +124,28 @@ class Operation(Generic[T]):
             raise
 
 
+class Ticket:
+    """What a write is known by, from its first sending until it is finished."""
+
+    __slots__ = ("operation_id", "seen", "window")
+
+    def __init__(self, operation_id: bytes, seen: int, window: _Window) -> None:
+        self.operation_id = operation_id
+        self.seen = seen  # a revision of the partition, known before: whatever it makes is later
+        self.window = window
+
+
+class _Window:
+    """The writes to a partition whose counters have the upper half in common, as scripts/write.lua remembers them."""
+
+    __slots__ = ("begun", "run", "unfinished")
+
+    def __init__(self, run: int) -> None:
+        self.run = run
+        self.begun = 0
+        self.unfinished: dict[int, int] = {}  # by counter, lowest first: how many were begun before it
+
+
 class Namespace:
     """What a store knows of its namespace once it is open: its keys, who writes, and the revisions seen."""
 
@@ -128,24 +155,36 @@ class Namespace:
         self.origin = os.urandom(8)
         self.seen = [0] * partitions  # the highest revision that this store has been told of
         self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
-        self._numbers = itertools.count(1)
+        self._counter = 0
+        self._windows = [_Window(0) for _ in range(partitions)]
         self._lock = threading.Lock()
 
-    def operation_id(self) -> bytes:
-        """Return an id that no other write has, of this writer or any other."""
+    def begin(self, partition: Partition) -> Ticket:
+        """Return an operation id that no other write has, of this writer or any other, and what goes with it."""
         with self._lock:
-            return self._next_id()
+            self._counter += 1
+            window = self._windows[partition.number]
+            # What one write that hangs keeps the server from forgetting must not grow without end.
+            if window.unfinished and window.begun - next(iter(window.unfinished.values())) >= _WINDOW:
+                self._counter = (self._counter | _RUN - 1) + 1
+            if self._counter >> 32:  # the counter must not fall: another writer begins
+                self.origin, self._counter = os.urandom(8), 1
+                self._windows = [_Window(-1) for _ in self._windows]
+            if window.run != self._counter // _RUN:
+                window = self._windows[partition.number] = _Window(self._counter // _RUN)
+            window.unfinished[self._counter] = window.begun
+            window.begun += 1
+            return Ticket(self.origin + self._counter.to_bytes(4), self.seen[partition.number], window)
 
-    def ticket(self, partition: Partition) -> tuple[bytes, int]:
-        """Return an operation id and a revision seen before it: later ids never go with an earlier one."""
+    def floor(self, ticket: Ticket) -> bytes:
+        """Return the lowest counter of the window's writes that are not finished."""
         with self._lock:
-            return self._next_id(), self.seen[partition.number]
+            return next(iter(ticket.window.unfinished)).to_bytes(4)
 
-    def _next_id(self) -> bytes:
-        number = next(self._numbers)
-        if number >> 32:  # the counter must not fall: another writer begins
-            self.origin, self._numbers, number = os.urandom(8), itertools.count(2), 1
-        return self.origin + number.to_bytes(4)
+    def end(self, ticket: Ticket) -> None:
+        """Note that a write is finished, and will never be sent again."""
+        with self._lock:
+            ticket.window.unfinished.pop(int.from_bytes(ticket.operation_id[8:]), None)
 
     def saw(self, partition: Partition, revision: int) -> None:
         """Remember that the partition has reached a revision."""
@@ -156,7 +195,8 @@ class Namespace:
 def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
     """Return what all calls of the writing script for a partition have in common: by digest, by text."""
     keys = (
-        partition.state, partition.updated, partition.meta, partition.changes, partition.deleted, partition.deleted_ops,
+        partition.state, partition.updated, partition.meta, partition.changes, partition.deleted,
+        partition.deleted_meta,
     )  # fmt: skip
     script, arguments = scripts.WRITE, (incarnation, VERSION)
     return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
@@ -177,8 +217,8 @@ class Write(Operation[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_arguments", "_expected", "_id", "_keys", "_namespace", "_operation_id", "_partition", "_seen", "_sendings",
-        "_staged", "_staging", "_what",
+        "_arguments", "_expected", "_id", "_keys", "_namespace", "_partition", "_sendings", "_staged", "_staging",
+        "_ticket", "_what",
     )  # fmt: skip
     writes = True
 
@@ -212,37 +252,45 @@ class Write(Operation[Written]):
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
-        self._renew()
-
-    def _renew(self) -> None:
-        self._operation_id, self._seen = self._namespace.ticket(self._partition)
+        self._ticket: Ticket | None = None
 
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
+        if self._ticket is None:
+            self._ticket = self._namespace.begin(self._partition)
         if not self._staged:
-            return [self._call(self._keys)]
+            return [self._call(self._ticket, self._keys)]
         if self._staging:
             key, self._staging = self._staging, ""
-            return [self._call([*self._keys, key])]
+            return [self._call(self._ticket, [*self._keys, key])]
         # A key of its own for each sending: an earlier one may still be on its way.
         self._sendings += 1
-        key = self._partition.staging(f"{self._operation_id.hex()}:{self._sendings}")
+        key = self._staging_key(self._ticket)
         staging: list[Command] = [("RPUSH", key, *chunk) for chunk in _chunks(self._staged)]
         return [
             ("MULTI",),  # else a connection that breaks in between leaves a key for ever
             *staging,
             ("PEXPIRE", key, _STAGING_TTL_MS),
             ("EXEC",),
-            self._call([*self._keys, key]),
+            self._call(self._ticket, [*self._keys, key]),
         ]
 
-    def _call(self, keys: Sequence[str]) -> Joinable:
-        head = self._namespace.heads[self._partition.number][self._evaluate]
+    def _staging_key(self, ticket: Ticket) -> str:
+        return self._partition.staging(f"{ticket.operation_id.hex()}:{self._sendings}")
+
+    def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
         what = (
-            len(self._arguments).to_bytes(4) + len(keys).to_bytes() + self._operation_id + self._seen.to_bytes(8)
-            + self._what
+            len(self._arguments).to_bytes(4) + len(keys).to_bytes() + ticket.operation_id + ticket.seen.to_bytes(8)
+            + self._namespace.floor(ticket) + self._what
         )  # fmt: skip
+        head = self._namespace.heads[self._partition.number][self._evaluate]
         return Joinable(head, keys, [what, *self._arguments])
+
+    def end(self) -> None:
+        """Let the server forget it."""
+        if self._ticket is not None:
+            self._namespace.end(self._ticket)
+            self._ticket = None
 
     def settles(self, error: StorageError) -> bool:
         """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""
@@ -252,12 +300,12 @@ class Write(Operation[Written]):
 
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
-        id = self._id
+        id, ticket = self._id, cast(Ticket, self._ticket)
         try:
             self._check(replies[-1:])
         except NoScript:
             if len(replies) > 1:
-                self._staging = self._partition.staging(f"{self._operation_id.hex()}:{self._sendings}")
+                self._staging = self._staging_key(ticket)
             raise
         self._check(replies[-1])
         answer, *values = replies[-1][0]
@@ -265,7 +313,7 @@ class Write(Operation[Written]):
         match answer:
             case b"OK":
                 self._namespace.saw(self._partition, value)
-                return Written(value, values[1], self._operation_id)
+                return Written(value, values[1], ticket.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
             case b"NOTFOUND":
@@ -282,12 +330,12 @@ class Write(Operation[Written]):
             case b"FORGOTTEN":
                 # No earlier sending can have been applied, or Retry ends it: so it may start afresh.
                 self._namespace.saw(self._partition, value)
-                self._renew()
+                self.end()
                 raise Forgotten("operations were forgotten")
             case b"RESET" if value < 0:
                 raise StoreResetError("the namespace was wiped")
             case b"RESET":
-                raise StoreResetError(f"the data went back in time: to revision {value} from {self._seen} or later")
+                raise StoreResetError(f"the data went back in time: to revision {value} from {ticket.seen} or later")
             case b"LAYOUT":
                 raise LayoutError(f"{self._partition.prefix}{value.decode()} is not of this store's layout")
         raise StorageError("the writing script gave an unknown answer")
@@ -341,7 +389,7 @@ class Load(Operation[Versioned[A]]):
             raise CorruptSessionError(id, "history.turns")
         number = int(revision)
         self._namespace.saw(self._partition, number)
-        maker = fields.get(b".ops", b"")[-20:-8]
+        maker = fields.get(b".op", b"")
         remember(asset, Stored(self._namespace.incarnation, id, number, maker, sections, turns))
         return Versioned(asset, number)
 

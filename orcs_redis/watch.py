@@ -79,7 +79,7 @@ class _Since(Operation["tuple[int, list[_Entry]]"]):
 
     def commands(self) -> Sequence[Command]:
         partition = self._partition
-        keys = (partition.state, partition.changes, partition.meta, partition.deleted_ops)
+        keys = (partition.state, partition.changes, partition.meta, partition.deleted_meta)
         since = "" if self._since is None else self._since
         return [self._script(scripts.CHANGES, keys, (self._namespace.incarnation, since, self._limit))]
 

@@ -118,7 +118,7 @@ async def test_each_has_its_own_outcome(place: Place, store: Any, writer: Writer
 
 
 async def test_as_if_one_after_the_other(place: Place, store: Any, writer: Writer) -> None:
-    """Many appends to one session are written as one, and nobody can tell: turns, revisions, messages, memory."""
+    """Many appends to one session in one call, and nobody can tell: turns, revisions, messages, memory."""
     raw: Any = place.raw
     subscription = raw.pubsub()
     subscription.subscribe(place.key("changes"))
@@ -131,8 +131,7 @@ async def test_as_if_one_after_the_other(place: Place, store: Any, writer: Write
     assert [(message[0], message[4]) for message in told] == [(4 + n, "a" if n % 3 else "b") for n in range(150)]
     subscription.close()
     before = dump(place)
-    assert writer.send(*reversed(writes[-30:])) == [[b"OK", 153 - n] for n in range(30)]
-    assert writer.send(writes[1])[0][0] == b"FORGOTTEN"
+    assert writer.send(*reversed(writes)) == [[b"OK", 153 - n] for n in range(150)]
     assert dump(place) == before
     assert await store.append("a", ConversationTurn.user("after")) == 154
 
@@ -158,7 +157,7 @@ async def test_one_is_corrupt(place: Place, writer: Writer) -> None:
     assert contents(place, "a") == ["1", "2"]
 
 
-@pytest.mark.parametrize("name", ["state", "updated", "meta", "changes", "deleted", "deleted:ops"])
+@pytest.mark.parametrize("name", ["state", "updated", "meta", "changes", "deleted", "deleted:meta"])
 async def test_foreign_index(place: Place, writer: Writer, name: str) -> None:
     """A key of the partition that has another type: nothing of the call is done, the index that came first neither."""
     raw: Any = place.raw
@@ -237,8 +236,10 @@ def test_what_each_is_told() -> None:
     assert divided("error", 2) == ["error", "error"]
 
 
-SMALL = re.sub(  # so that memories and tombstones overflow after a few writes
-    rb"(?m)^local (REMEMBERED|WRITERS|TOMBSTONES) = \d+", rb"local \1 = 4", scripts.WRITE.source
+# So that tombstones, or windows, overflow after a few writes.
+FEW_TOMBSTONES, FEW_WRITERS = (
+    re.sub(b"(?m)^local %b = \\d+" % name, b"local %b = 4" % name, scripts.WRITE.source)
+    for name in (b"TOMBSTONES", b"WRITERS")
 )
 IDS = ("a", "b", "c")
 
@@ -250,7 +251,7 @@ class Twin:
         self._raw = raw
         self._namespace = Namespace(name, 1, b"same")
         self._partition = self._namespace.keyspace.partitions[0]
-        raw.hset(self._partition.state, mapping={"incarnation": "same", "revision": 0, "compacted": 0})
+        raw.hset(self._partition.state, mapping={"incarnation": "same", "revision": 0, "compacted": 0, "forgotten": 0})
 
     def call(self, kind: str, id: str, ticket: bytes, expected: str, token: str, rest: list[Any]) -> Joinable:
         keys = [self._partition.session(id), self._partition.turns(id)]
@@ -264,9 +265,9 @@ class Twin:
         head = len(arguments).to_bytes(4) + len(keys).to_bytes() + ticket + what.encode()
         return Joinable(self._namespace.heads[0][0], keys, [head, *arguments])
 
-    def send(self, calls: list[Joinable]) -> list[Any]:
+    def send(self, calls: list[Joinable], script: bytes = FEW_TOMBSTONES) -> list[Any]:
         _, _, *rest = joined(calls)
-        outcomes = self._raw.execute_command("EVAL", SMALL, *rest)
+        outcomes = self._raw.execute_command("EVAL", script, *rest)
         # What is forgotten is told with a revision that is surely there: not one that is yet to be written.
         return [outcome[:1] if outcome[0] == b"FORGOTTEN" else outcome[:2] for outcome in outcomes]
 
@@ -276,8 +277,8 @@ class Twin:
                 self._raw.delete(self._partition.session(id))
             case "turns":
                 self._raw.delete(self._partition.turns(id))
-            case "ops":
-                self._raw.hset(self._partition.session(id), ".ops", "x")
+            case "revision":
+                self._raw.hset(self._partition.session(id), ".revision", "x")
 
     def content(self) -> dict[bytes, Any]:
         """Everything there is, without times and names of keys that go."""
@@ -295,8 +296,8 @@ class Twin:
         found[b"updated"] = set(found.get(b"updated", ()))
         for id, packed in found.get(b"meta", {}).items():
             found[b"meta"][id] = packed[:11] + packed[19:]
-        for id, packed in found.get(b"deleted:ops", {}).items():
-            found[b"deleted:ops"][id] = packed[8:]
+        for id, packed in found.get(b"deleted:meta", {}).items():
+            found[b"deleted:meta"][id] = packed[8:]
         for name, fields in found.items():
             if name.startswith(b"session:"):
                 fields.pop(b"updated_at_ms", None)
@@ -307,7 +308,8 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
     """Return the parts of a call of any kind, by any writer, more or less up to date."""
     kind = rng.choices(["append", "save", "delete"], [6, 3, 1])[0]
     seen = max(0, revision - rng.choice([0, 0, 0, 1, 5, 30]))
-    ticket = rng.choice(writers) + number.to_bytes(4) + seen.to_bytes(8)
+    floor = max(0, number - rng.choice([0, 3, 10]))
+    ticket = rng.choice(writers) + number.to_bytes(4) + seen.to_bytes(8) + floor.to_bytes(4)
     expected = rng.choice(["", "", "", "0", str(revision), str(max(0, revision - 1))])
     token = rng.choice(["", "", "", "", "7", "8"])
     turns = [f"turn {number}.{n}" for n in range(rng.randrange(1, 4))]
@@ -349,10 +351,38 @@ def test_joined_or_one_by_one(shared_server: Server | None, seed: int) -> None:
         assert together.content() == single.content()
         revision = int(raw.hget(single._partition.state, "revision") or 0)
         if rng.random() < 0.15:
-            harm = rng.choice(["evicted", "turns", "ops"])
+            harm = rng.choice(["evicted", "turns", "revision"])
             for twin in (single, together):
                 twin.harm("b", harm)
     raw.delete(*raw.scan_iter(match=f"*{name}*", count=1000))
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_windows_that_are_dropped(shared_server: Server | None, together: int) -> None:
+    """Of too many windows those go that were used least lately; their writers' operations are forgotten, no others."""
+    assert shared_server is not None
+    raw: Any = shared_server.raw()
+    twin = Twin(raw, f"joined-{secrets.token_hex(4)}")
+    state = twin._partition.state
+
+    def write(writer: int, seen: int) -> Joinable:
+        ticket = bytes([writer]) * 8 + (1).to_bytes(4) + seen.to_bytes(8) + (1).to_bytes(4)
+        return twin.call("save", "a", ticket, "", "", [1000, b"\x01\xc0\xc0", "replace", 1, "version", b"\x01", 0])
+
+    calls = [write(writer, 0) for writer in range(9)]
+    first = [answer for n in range(0, 3, together) for answer in twin.send(calls[n : n + together], FEW_WRITERS)]
+    assert first == [[b"OK", 1], [b"OK", 2], [b"OK", 3]]
+    # A new writer that has heard of nothing yet can't tell itself from one that was forgotten.
+    calls[3:] = [write(writer, 3) for writer in range(3, 9)]
+    answers = [answer for n in range(3, 6, together) for answer in twin.send(calls[n : n + together], FEW_WRITERS)]
+    assert answers == [[b"OK", 4], [b"OK", 5], [b"OK", 6]]
+    windows = {name for name in raw.hkeys(state) if name.startswith(b"w")}
+    assert windows == {b"w" + bytes([writer]) * 8 + b"\0\0" for writer in (2, 3, 4, 5)}
+    assert raw.hget(state, "forgotten") == b"2"
+    assert twin.send([calls[0]], FEW_WRITERS) == twin.send([calls[1]], FEW_WRITERS) == [[b"FORGOTTEN"]]
+    assert twin.send(calls[2:6], FEW_WRITERS) == [[b"OK", 3], [b"OK", 4], [b"OK", 5], [b"OK", 6]]
+    assert twin.send([write(0, 6)], FEW_WRITERS) == [[b"OK", 7]]
+    raw.delete(*raw.scan_iter(match=f"{twin._partition.prefix}*", count=1000))
 
 
 async def test_what_cannot_be_packed(start_server: Callable[..., Server]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import msgspec
@@ -73,7 +72,7 @@ async def test_a_deleted_session_leaves_a_tombstone(place: Place, store: Any) ->
     assert raw.zscore(place.key("deleted"), "s") == 2.0
     await store.save(SessionAsset(id="s"))
     assert raw.zscore(place.key("changes"), "s") == 3.0
-    assert raw.exists(place.key("deleted"), place.key("deleted:ops")) == 0
+    assert raw.exists(place.key("deleted"), place.key("deleted:meta")) == 0
 
 
 async def test_messages(place: Place, store: Any) -> None:
@@ -273,7 +272,7 @@ async def test_garbage_in_a_turn(place: Place, store: Any, data: bytes) -> None:
     assert len(await store.turns("s", 2)) == 1
 
 
-@pytest.mark.parametrize("key", ["state", "meta", "updated", "changes", "deleted", "deleted:ops"])
+@pytest.mark.parametrize("key", ["state", "meta", "updated", "changes", "deleted", "deleted:meta"])
 async def test_a_foreign_partition_key(place: Place, store: Any, key: str) -> None:
     """A partition's own key of a foreign type is an error, and nothing is written."""
     asset = SessionAsset(id="s", updated_at_ms=1)
@@ -291,7 +290,7 @@ async def test_a_foreign_partition_key(place: Place, store: Any, key: str) -> No
     assert dump(place) == before
 
 
-@pytest.mark.parametrize("field", [".revision", ".turns", ".ops"])
+@pytest.mark.parametrize("field", [".revision", ".turns"])
 async def test_harmed_bookkeeping(place: Place, store: Any, field: str) -> None:
     """What the store keeps beside the sections may be harmed too: an error of ours, and a way out."""
     await store.save(SessionAsset(id="s"))
@@ -299,9 +298,8 @@ async def test_harmed_bookkeeping(place: Place, store: Any, field: str) -> None:
     before = dump(place)
     with pytest.raises(CorruptSessionError):
         await store.append("s", ConversationTurn.user("x"))
-    if field != ".ops":
-        with pytest.raises(CorruptSessionError):
-            await store.load("s")
+    with pytest.raises(CorruptSessionError):
+        await store.load("s")
     if field == ".turns":
         with pytest.raises(CorruptSessionError):
             await store.turns("s")
@@ -325,32 +323,34 @@ async def test_many_unknown_fields(connect: Connect) -> None:
         await store.save(asset)
 
 
-async def test_memory_of_writers(place: Place, connect: Connect) -> None:
-    """What later writes have driven out of a session's memory is remembered by its writer, of 32 writers."""
-    raw: Any = place.raw
-    stores = [await connect() for _ in range(3)]
-    await stores[0].save(SessionAsset(id="s"))
-    for store in stores:
-        for _ in range(70):
-            await store.append("s", ConversationTurn.user("x"))
-    ops, writers = raw.hmget(place.key("session:s"), ".ops", ".writers")
-    assert 32 * 20 <= len(ops) <= 64 * 20
-    assert (len(writers) - 8) // 20 == 3
-    assert writers[:8] == bytes(8)
-    origins = {writers[n : n + 8].hex() for n in range(8, len(writers), 20)}
-    assert origins == {store.origin for store in stores}
-    await stores[0].delete("s")
-    await stores[1].save(SessionAsset(id="s"))
-    again = raw.hget(place.key("session:s"), ".writers")
-    assert {again[n : n + 8].hex() for n in range(8, len(again), 20)} == origins
-
-
 def test_operation_ids_never_repeat() -> None:
     """When a writer's counter of 32 bits has come to its end, another writer begins."""
     namespace = Namespace("orcs", 1, b"x")
-    first = namespace.operation_id()
-    namespace._numbers = itertools.count(2**32 - 1)
-    last, renewed, next_one = (namespace.operation_id() for _ in range(3))
+    (partition,) = namespace.keyspace.partitions
+    first = namespace.begin(partition).operation_id
+    namespace._counter = 2**32 - 2
+    last, renewed, next_one = (namespace.begin(partition).operation_id for _ in range(3))
     assert last == first[:8] + b"\xff" * 4
     assert renewed[:8] == next_one[:8] != first[:8]
     assert (renewed[8:], next_one[8:]) == (b"\0\0\0\1", b"\0\0\0\2")
+
+
+def test_windows() -> None:
+    """The floor is the lowest counter that is not finished; what one write holds back is bounded by a new window."""
+    namespace = Namespace("orcs", 2, b"x")
+    one, two = namespace.keyspace.partitions
+    hanging, beside = namespace.begin(one), namespace.begin(two)
+    for _ in range(4095):
+        ticket = namespace.begin(one)
+        assert namespace.floor(ticket) == namespace.floor(hanging) == b"\0\0\0\1"
+        namespace.end(ticket)
+        namespace.end(ticket)
+    assert ticket.operation_id[8:10] == hanging.operation_id[8:10] == b"\0\0"
+    ticket = namespace.begin(one)
+    assert ticket.operation_id[8:] == namespace.floor(ticket) == b"\0\1\0\0"
+    assert namespace.floor(hanging) == b"\0\0\0\1"
+    assert namespace.floor(beside) == b"\0\0\0\2"
+    namespace.end(ticket)
+    ticket, later = namespace.begin(one), namespace.begin(one)
+    namespace.end(ticket)
+    assert namespace.floor(later) == later.operation_id[8:] == b"\0\1\0\2"

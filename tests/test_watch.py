@@ -218,7 +218,7 @@ async def test_tombstones_are_bounded(place: Place, connect: Connect) -> None:
         await store.save_many([SessionAsset(id=id) for id in ids[at : at + 1000]])
         await store.delete_many(ids[at : at + 1000])
     raw: Any = place.raw
-    assert raw.zcard(place.key("deleted")) == raw.hlen(place.key("deleted:ops")) == 10_000
+    assert raw.zcard(place.key("deleted")) == raw.hlen(place.key("deleted:meta")) == 10_000
     assert raw.zcard(place.key("changes")) == 10_000
     oldest = raw.zrange(place.key("deleted"), 0, 0, withscores=True)[0][1]
     assert 0 < int(raw.hget(place.key("state"), "compacted")) < oldest

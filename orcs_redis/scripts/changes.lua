@@ -3,7 +3,7 @@
 -- KEYS  1 {p}:state        HASH  incarnation, revision, compacted
 --       2 {p}:changes      ZSET  id by the revision of its last change
 --       3 {p}:meta         HASH  id to packed metadata
---       4 {p}:deleted:ops  HASH  id to u64 time of deletion, u32 length of .ops, .ops and more
+--       4 {p}:deleted:meta HASH  id to u64 time of deletion, origin (8 bytes)
 --
 -- ARGV  1 incarnation of the namespace
 --       2 the revision after which; "" asks for the present one alone
@@ -33,10 +33,7 @@ for i = 1, #found, 2 do
     at, origin = string.sub(meta, 12, 19), string.sub(meta, 27, 34)
   else
     local tombstone = redis.call('HGET', KEYS[4], found[i]) or ''
-    kind, at = 1, string.sub(tombstone, 1, 8)
-    local a, b, c, d = string.byte(tombstone, 9, 12)
-    local last = d and 12 + ((a * 256 + b) * 256 + c) * 256 + d or 0 -- where .ops ends: the deletion is its last
-    origin = string.sub(tombstone, last - 19, last - 12)
+    kind, at, origin = 1, string.sub(tombstone, 1, 8), string.sub(tombstone, 9, 16)
   end
   local n = #reply
   reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4], reply[n + 5] = found[i], found[i + 1], kind, at, origin

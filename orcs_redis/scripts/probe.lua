@@ -8,6 +8,7 @@
 
 local tries = {
   {'HSET', KEYS[1], 'a', 1}, {'HMGET', KEYS[1], 'a'}, {'HGET', KEYS[1], 'a'}, {'HDEL', KEYS[1], 'b'},
+  {'HLEN', KEYS[1]}, {'HRANDFIELD', KEYS[1], 1}, {'ZSCORE', KEYS[3], 'a'},
   {'RPUSH', KEYS[2], 1}, {'LLEN', KEYS[2]}, {'LSET', KEYS[2], 0, 2}, {'LTRIM', KEYS[2], 0, -1},
   {'ZADD', KEYS[3], 1, 'a'}, {'ZCARD', KEYS[3]}, {'ZRANGE', KEYS[3], 0, 0, 'WITHSCORES'}, {'ZREM', KEYS[3], 'b'},
   {'PEXPIRE', KEYS[2], 1000}, {'RENAME', KEYS[2], KEYS[4]}, {'PERSIST', KEYS[4]}, {'EXISTS', KEYS[4]}, {'TIME'},

@@ -1,14 +1,14 @@
 -- The only writer of sessions: checks everything, then changes everything, then tells the peers. One call performs one
 -- operation or several of a partition, in their order; each has its own outcome, and what they share is written once.
 --
--- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted
+-- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten; windows (below)
 --       2 {p}:updated      ZSET  id by updated_at_ms
 --       3 {p}:meta         HASH  id to packed metadata (below)
 --       4 {p}:changes      ZSET  id by the revision of its last change; also the channel
 --       5 {p}:deleted      ZSET  id by the revision of its deletion: the tombstones
---       6 {p}:deleted:ops  HASH  id to u64 time of deletion in ms, u32 length of .ops, .ops, .writers
+--       6 {p}:deleted:meta HASH  id to u64 time of deletion in ms, origin (8 bytes)
 --     then for each operation
---       . {p}:session:<id> HASH  one msgpack field per section; .revision, .turns (their number), .ops, .writers
+--       . {p}:session:<id> HASH  one msgpack field per section; .revision, .turns (their number), .op
 --       . {p}:turns:<id>   LIST  one msgpack value per turn
 --       . {p}:lease:<id>   HASH  (with a lease only) token and more: see lease.lua
 --       . {p}:staging:<op> LIST  (mode "staged" only) the turns that are to replace the history
@@ -21,7 +21,8 @@
 --          5 u8: how many keys are
 --          6 operation id: the writer's id (8) and its counter (4), which grows from one operation to the next
 --         18 seen, u64: a revision of this partition that the writer knew before it first sent this operation
---         26 "a" append, "s" save, "d" delete; after it "r", "l" or "rl" for those of the next two that follow
+--         26 floor, u32: the lowest counter of the writer's operations that are not finished
+--         30 "a" append, "s" save, "d" delete; after it "r", "l" or "rl" for those of the next two that follow
 --       . the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the operation
 --         id that made it: after a restore a revision may be given anew
 --       . fencing token of the lease under which to write
@@ -42,7 +43,7 @@
 --   "CORRUPT", part                  what is stored can't be what this script wrote
 --   "VERSION", msgpack               the stored session has another schema version
 --   "STAGING"                        the staged turns are not all there: their own commands failed
---   "FORGOTTEN", revision            operations after `seen` were forgotten, and this one may have been among them
+--   "FORGOTTEN", revision            this one may have been applied after `seen`, and forgotten
 --   "RESET", revision                another incarnation (revision -1), or revisions went back
 --   "LAYOUT", part                   a partition's key has a foreign type
 -- For every item but "OK" nothing was written.
@@ -50,13 +51,14 @@
 -- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
 -- root_path], of which the first four have fixed widths (34 bytes with the array's head) and the rest is the tail. The
 -- origin is the id of the last writer, the first 8 bytes of its operation ids.
--- .ops: the last operations, 20 bytes each: operation id, u64 revision; of more than 64 the older half is driven out.
--- .writers: u64 revision up to which operations may be forgotten; then for each of the writers that were last driven out
--- of .ops the operation with the highest counter that was, 20 bytes each. A writer's later ones were not driven out.
+-- .op: the id of the operation that made the revision.
+-- Window, a field "w" and the writer's id of the state: u32 floor, u32 the highest counter so far; then 12 bytes for each
+-- of the writer's operations that were applied, in their order: u32 counter, u64 revision. Those at the front that are
+-- below the floor go, but for the last. What is not in the window of a writer that has one was not applied, if it is not
+-- below the floor. A window that is dropped leaves its last revision in `forgotten`.
 -- Message: msgpack array [revision u64, updated_at_ms u64, kind (0 saved, 1 deleted), origin bin 8, id].
 
-local REMEMBERED = 64      -- operations per session, and
-local WRITERS = 32         -- writers beyond them
+local WRITERS = 10000      -- windows per partition; beyond them one of those goes that were not used for long
 local TOMBSTONES = 10000   -- per partition
 
 local call, pcall, sub, find, format = redis.call, redis.pcall, string.sub, string.find, string.format
@@ -92,35 +94,44 @@ local function refused(reply, code, part)
   return reply
 end
 
--- Where `wanted` begins a record of 20 bytes, the first of which is at `first`.
-local function record(records, wanted, first)
-  local at = find(records, wanted, first, true)
-  while at and (at - first) % 20 ~= 0 do at = find(records, wanted, at + 1, true) end
-  return at
-end
-
 -- The operations, and what is the same for all.
 
-local heads, keys, ids, replies = {}, {}, {}, {} -- where their arguments and keys begin
+local heads, keys, ids, windows, replies = {}, {}, {}, {}, {} -- where their arguments and keys begin
+local fields = {'incarnation', 'revision', 'compacted', 'forgotten'}
 local argument, key, name = 3, 7, #KEYS[3] + 5 -- an id is as far into {p}:session:<id>
 while ARGV[argument] do
-  local n = #heads + 1
+  local head, n = ARGV[argument], #ids + 1
   heads[n], keys[n], ids[n] = argument, key, sub(KEYS[key], name)
-  argument = argument + 1 + number('>I4', ARGV[argument])
-  key = key + string.byte(ARGV[heads[n]], 5)
+  argument, key = argument + 1 + number('>I4', head), key + string.byte(head, 5)
+  local writer = 'w' .. sub(head, 6, 15)
+  if not windows[writer] then windows[writer], fields[#fields + 1] = true, writer end
 end
 heads[#heads + 1] = argument
+if #ids > 1000 then return redis.error_reply('ERR too many operations in one call') end
 
 local function everyone(reply)
   for n = 1, #ids do replies[n] = reply end
   return replies
 end
 
-local state = pcall('HMGET', KEYS[1], 'incarnation', 'revision', 'compacted')
+local state = pcall('HMGET', KEYS[1], unpack(fields))
 if failed(state) then return everyone(refused(state, 'LAYOUT', 'state')) end
 if state[1] ~= ARGV[1] then return everyone({'RESET', -1}) end
-local written, compacted = natural(state[2]), natural(state[3])
-if not written or not compacted then return everyone({'LAYOUT', 'state'}) end
+local written, compacted, forgotten = natural(state[2]), natural(state[3]), natural(state[4])
+if not written or not compacted or not forgotten then return everyone({'LAYOUT', 'state'}) end
+for i = 5, #fields do
+  local packed = state[i]
+  if not packed then
+    windows[fields[i]] = {known = false, floor = 0, highest = 0, packed = '........', added = {}, revisions = {}}
+  elseif #packed >= 20 and #packed % 12 == 8 then
+    windows[fields[i]] = {
+      known = true, floor = number('>I4', packed), highest = number('>I4', packed, 5), packed = packed, added = {},
+      revisions = {},
+    }
+  else
+    return everyone({'LAYOUT', 'state'})
+  end
+end
 local metas, known = pcall('HMGET', KEYS[3], unpack(ids)), {} -- packed metadata; by id what was written since
 
 local now, now64, now_text
@@ -134,120 +145,118 @@ local function message(revision64, updated64, kind, origin, id)
   return '\149\207' .. revision64 .. '\207' .. updated64 .. kind .. '\196\8' .. origin .. '\217' .. string.char(#id) .. id
 end
 
+-- The writers' memory of their operations.
+
+-- The answer to an operation that was applied before, or may have been.
+local function repeated(window, head, counter, seen)
+  if not window.known then return forgotten > seen and {'FORGOTTEN', written} end
+  if counter > window.highest then return nil end
+  if counter < window.floor then return {'FORGOTTEN', written} end
+  local revision = window.revisions[counter]
+  if not revision then
+    local bytes = sub(head, 14, 17)
+    local at = find(window.packed, bytes, 9, true)
+    while at and (at - 9) % 12 ~= 0 do at = find(window.packed, bytes, at + 1, true) end
+    revision = at and number('>I8', window.packed, at + 4)
+  end
+  return revision and {'OK', revision, 0}
+end
+
+local function remember(window, head, counter, revision64)
+  window.known, window.revisions[counter] = true, written
+  window.added[#window.added + 1] = sub(head, 14, 17) .. revision64
+  window.highest = math.max(window.highest, counter)
+  window.floor = math.max(window.floor, (number('>I4', head, 26)))
+end
+
+local function packed_window(window)
+  local packed = window.packed .. table.concat(window.added)
+  local from = 9
+  while from + 12 < #packed and number('>I4', packed, from) < window.floor do from = from + 12 end
+  return pack('>I4', window.floor) .. pack('>I4', window.highest) .. sub(packed, from)
+end
+
+local function drop_windows()
+  while call('HLEN', KEYS[1]) > 4 + WRITERS do
+    local some, oldest, last = call('HRANDFIELD', KEYS[1], 20, 'WITHVALUES'), nil, nil
+    for i = 1, #some, 2 do
+      local revision = #some[i] == 11 and sub(some[i], 1, 1) == 'w' and number('>I8', some[i + 1], #some[i + 1] - 7)
+      if revision and (not last or revision < last) then oldest, last = some[i], revision end
+    end
+    forgotten = math.max(forgotten, last)
+    call('HDEL', KEYS[1], oldest)
+    call('HSET', KEYS[1], 'forgotten', format('%d', forgotten))
+  end
+end
+
 -- What the operations since the last `flush` share. Only the first of a call goes into the indices at once, see `put`.
 local indexed, times, changes, packed, messages = false, {}, {}, {}, {}
 
 local function flush()
-  if #packed == 0 then return end
+  if #messages == 0 then return end
   if #times > 0 then
     call('ZADD', KEYS[2], unpack(times))
     call('ZADD', KEYS[4], unpack(changes))
   end
-  call('HSET', KEYS[3], unpack(packed))
-  call('HSET', KEYS[1], 'revision', format('%d', written))
+  if #packed > 0 then call('HSET', KEYS[3], unpack(packed)) end
+  local values = {'revision', format('%d', written)}
+  for writer, window in pairs(windows) do
+    if #window.added > 0 then
+      window.packed, window.added = packed_window(window), {}
+      values[#values + 1], values[#values + 2] = writer, window.packed
+    end
+  end
+  if call('HSET', KEYS[1], unpack(values)) > 0 then drop_windows() end
   for _, text in ipairs(messages) do call('PUBLISH', KEYS[4], text) end
   times, changes, packed, messages = {}, {}, {}, {}
 end
 
--- The session as it is stored, and what it remembers; or nil and the answer.
+-- The session as it is stored; or nil and the answer.
 local function read(id, kind, session)
-  local deleting = kind == 'd'
-  local stored = pcall('HMGET', session, '.revision', '.ops', 'version', '.turns', '.writers')
+  local stored = pcall('HMGET', session, '.revision', 'version', '.turns')
   local foreign = failed(stored)
   if foreign then
     local answer = refused(stored, 'CORRUPT', 'session')
-    if not deleting or answer.err then return nil, answer end
+    if kind ~= 'd' or answer.err then return nil, answer end
     stored = {}
   end
-  local current, ops, writers, forgotten = natural(stored[1]), stored[2], stored[5], 0
-  local exists = current and true or false
-  if not exists and not foreign then
+  local current = natural(stored[1])
+  if not current and not foreign then
     if call('EXISTS', session) == 1 then
-      if not deleting then return nil, {'CORRUPT', '.revision'} end
+      if kind ~= 'd' then return nil, {'CORRUPT', '.revision'} end
       foreign = true
     else
       local tombstone = pcall('HGET', KEYS[6], id)
-      if failed(tombstone) then return nil, refused(tombstone, 'LAYOUT', 'deleted:ops') end
-      if tombstone and #tombstone < 12 then return nil, {'LAYOUT', 'deleted:ops'} end
-      if tombstone then
-        local length = number('>I4', tombstone, 9)
-        ops, writers = sub(tombstone, 13, 12 + length), sub(tombstone, 13 + length)
-      else
-        ops, forgotten = '', compacted
-        local change = pcall('ZSCORE', KEYS[4], id)
-        if failed(change) then return nil, refused(change, 'LAYOUT', 'changes') end
-        if change then -- no tombstone, and yet it was there: its hash was evicted, and its memory with it
-          if kind == 'a' then return nil, {'CORRUPT', 'session'} end
-          foreign, forgotten = deleting, tonumber(change) -- all that it had were up to there
-        end
+      if failed(tombstone) then return nil, refused(tombstone, 'LAYOUT', 'deleted:meta') end
+      local change = not tombstone and pcall('ZSCORE', KEYS[4], id)
+      if failed(change) then return nil, refused(change, 'LAYOUT', 'changes') end
+      if change then -- no tombstone, and yet it was there: its hash was evicted
+        if kind == 'a' then return nil, {'CORRUPT', 'session'} end
+        foreign = kind == 'd'
       end
     end
   end
-  if not ops or #ops % 20 ~= 0 or (exists and ops == '') or (writers and writers ~= '' and #writers % 20 ~= 8) then
-    if not deleting then return nil, {'CORRUPT', '.ops'} end
-    ops, writers, forgotten = '', nil, written
-  end
-  if writers == '' then writers = nil end
-  if writers then forgotten = number('>I8', writers) end
   return {
-    exists = exists, foreign = foreign, current = current or 0, version = stored[3], turns = tonumber(stored[4]) or -1,
-    ops = ops, writers = writers, forgotten = forgotten,
+    exists = current and true or false, foreign = foreign, current = current or 0, version = stored[2],
+    turns = tonumber(stored[3]) or -1,
   }
 end
 
--- The answer to an operation that was applied before, or may have been.
-local function repeated(s, op, seen)
-  local at = record(s.ops, op, 1)
-  if at then return {'OK', (number('>I8', s.ops, at + 12)), 0} end
-  at = s.writers and record(s.writers, sub(op, 1, 8), 9)
-  if at then
-    local mine, highest = number('>I4', op, 9), number('>I4', s.writers, at + 8)
-    if mine == highest then return {'OK', (number('>I8', s.writers, at + 12)), 0} end
-    if mine < highest then return {'FORGOTTEN', written} end
-  end
-  if s.forgotten > seen then return {'FORGOTTEN', written} end
-  return nil
-end
-
--- Remember an operation. Whether some were driven out: half of them at once, which is cheaper than one each time.
-local function memorize(s, op, revision64)
-  local ops, writers = s.ops .. op .. revision64, s.writers
-  local crowded = #ops > 20 * REMEMBERED
-  if not writers and (crowded or s.forgotten > 0) then writers = pack('>I8', s.forgotten) end
-  if crowded then
-    local half = 20 * REMEMBERED / 2
-    for i = 1, half, 20 do
-      local driven = sub(ops, i, i + 19)
-      local at = record(writers, sub(driven, 1, 8), 9)
-      if not at then
-        writers = writers .. driven
-        if #writers > 8 + 20 * WRITERS then writers = sub(writers, 21, 28) .. sub(writers, 29) end
-      elseif number('>I4', driven, 9) > number('>I4', writers, at + 8) then
-        writers = sub(writers, 1, at - 1) .. sub(writers, at + 20) .. driven
-      end
-    end
-    ops = sub(ops, half + 1)
-  end
-  s.ops, s.writers = ops, writers
-  return crowded
-end
-
-local function delete(s, op, id, session, turns)
-  for i, part in ipairs({'updated', 'meta', 'changes', 'deleted', 'deleted:ops'}) do
+local function delete(op, id, session, turns)
+  for i, part in ipairs({'updated', 'meta', 'changes', 'deleted', 'deleted:meta'}) do
     local look = (i == 2 or i == 5) and {'HGET', KEYS[1 + i], id} or {'ZCARD', KEYS[1 + i]}
     local reply = pcall(unpack(look))
     if failed(reply) then return refused(reply, 'LAYOUT', part) end
   end
   if not now then clock() end
   written = written + 1
-  local revision, revision64 = format('%d', written), pack('>I8', written)
-  memorize(s, op, revision64)
+  local revision, revision64, origin = format('%d', written), pack('>I8', written), sub(op, 1, 8)
   call('UNLINK', session, turns)
   call('ZREM', KEYS[2], id)
   call('HDEL', KEYS[3], id)
   call('ZADD', KEYS[4], revision, id)
   call('ZADD', KEYS[5], revision, id)
-  call('HSET', KEYS[6], id, now64 .. pack('>I4', #s.ops) .. s.ops .. (s.writers or ''))
+  call('HSET', KEYS[6], id, now64 .. origin)
   if call('ZCARD', KEYS[5]) > TOMBSTONES then
     local oldest = call('ZRANGE', KEYS[5], 0, 0, 'WITHSCORES')
     call('ZREM', KEYS[5], oldest[1])
@@ -256,10 +265,9 @@ local function delete(s, op, id, session, turns)
     call('HSET', KEYS[1], 'compacted', oldest[2])
     compacted = tonumber(oldest[2])
   end
-  call('HSET', KEYS[1], 'revision', revision)
-  call('PUBLISH', KEYS[4], message(revision64, now64, '\1', sub(op, 1, 8), id))
   known[id] = false
-  return {'OK', written, now}
+  messages[#messages + 1] = message(revision64, now64, '\1', origin, id)
+  return {'OK', written, now}, revision64
 end
 
 -- A save or an append. Its own arguments are from `from` to `stop`.
@@ -331,7 +339,6 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
 
   written = written + 1
   local revision64, origin = pack('>I8', written), sub(op, 1, 8)
-  local tell = memorize(s, op, revision64) or not s.exists and s.writers
   if mode == 'replace' then
     call('UNLINK', turns)
     length = 0
@@ -349,16 +356,11 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
   for i = from, stop, 4000 do length = call('RPUSH', turns, unpack(ARGV, i, math.min(i + 3999, stop))) end
 
   -- Revisions and the like as text: Redis takes long over a number that a script passes.
-  if appending and not tell then
-    call('HSET', session, '.revision', revision, '.ops', s.ops, '.turns', format('%d', length), 'updated_at_ms',
-      '\207' .. updated64)
+  length = format('%d', length)
+  if appending then
+    call('HSET', session, '.revision', revision, '.op', op, '.turns', length, 'updated_at_ms', '\207' .. updated64)
   else
-    local fields = {'.revision', revision, '.ops', s.ops, '.turns', format('%d', length)}
-    if tell then fields[7], fields[8] = '.writers', s.writers end
-    if appending then fields[#fields + 1], fields[#fields + 2] = 'updated_at_ms', '\207' .. updated64 end
-    call('HSET', session, unpack(fields))
-  end
-  if not appending then
+    call('HSET', session, '.revision', revision, '.op', op, '.turns', length)
     for i = sections, removed - 2, 4000 do
       call('HSET', session, unpack(ARGV, i, math.min(i + 3999, removed - 2)))
     end
@@ -375,43 +377,44 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
   local n = #packed
   packed[n + 1], packed[n + 2], known[id] = id, meta, meta
   messages[#messages + 1] = message(revision64, updated64, '\0', origin, id)
-  return {'OK', written, updated}
+  return {'OK', written, updated}, revision64
 end
 
 for n, id in ipairs(ids) do
   local start, where = heads[n], keys[n]
   local head, from, stop = ARGV[start], start + 1, heads[n + 1] - 1
-  local op, seen, kind = sub(head, 6, 17), number('>I8', head, 18), sub(head, 26, 26)
+  local op, counter, seen, kind = sub(head, 6, 17), number('>I4', head, 14), number('>I8', head, 18), sub(head, 30, 30)
   local session, turns, expected, maker, lease, token = KEYS[where], KEYS[where + 1], nil, nil, nil, nil
-  if #head > 26 then
-    if find(head, 'r', 27, true) then
+  if #head > 30 then
+    if find(head, 'r', 31, true) then
       expected, from = ARGV[from], from + 1
       if sub(expected, -13, -13) == ':' then expected, maker = sub(expected, 1, -14), sub(expected, -12) end
     end
-    if find(head, 'l', 27, true) then
+    if find(head, 'l', 31, true) then
       token, lease, from = ARGV[from], KEYS[where + 2], from + 1
     end
   end
 
-  local s, answer
+  local window, s, answer, revision64 = windows['w' .. sub(head, 6, 15)], nil, nil, nil
   if kind == 'd' then flush() end
-  if written < seen then answer = {'RESET', written} else s, answer = read(id, kind, session) end
-  answer = answer or repeated(s, op, seen)
+  answer = written < seen and {'RESET', written} or repeated(window, head, counter, seen)
+  if not answer then s, answer = read(id, kind, session) end
   if not answer then
     if token and call('HGET', lease, 'token') ~= token then
       answer = {'LEASELOST'}
-    elseif expected and tonumber(expected) ~= s.current or maker and sub(s.ops, -20, -9) ~= maker then
+    elseif expected and tonumber(expected) ~= s.current or maker and call('HGET', session, '.op') ~= maker then
       answer = {'CONFLICT', s.current}
     elseif not s.exists and not s.foreign and kind ~= 's' then
       answer = {'NOTFOUND'}
     elseif kind == 'd' then
-      answer = delete(s, op, id, session, turns)
+      answer, revision64 = delete(op, id, session, turns)
     else
       local meta = known[id]
       if meta == nil then meta = metas[n] end
       local staging = KEYS[where + string.byte(head, 5) - 1]
-      answer = put(s, op, id, kind == 'a', session, turns, staging, from, stop, meta)
+      answer, revision64 = put(s, op, id, kind == 'a', session, turns, staging, from, stop, meta)
     end
+    if revision64 then remember(window, head, counter, revision64) end
   end
   replies[n] = answer
 end

@@ -668,7 +668,6 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
                     "ids": [turn[0] for turn in turns],
                     "metadata": msgspec.msgpack.decode(fields[b"metadata"]),
                     "updated_at_ms": msgspec.msgpack.decode(fields[b"updated_at_ms"]),
-                    "ops": _operations(fields[b".ops"]),
                 }
                 own -= {key, f"{prefix}turns:{id}"}
         # Staged turns of a save that never came run out by themselves, and so do leases.
@@ -676,12 +675,12 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
         strays = {key for key in own if not key.startswith(passing) or read.pttl(key) == -1}
         strays -= {
             prefix + name
-            for name in ("state", "updated", "meta", "changes", "deleted", "deleted:ops", "fence", "leases")
+            for name in ("state", "updated", "meta", "changes", "deleted", "deleted:meta", "fence", "leases")
         }
-        deleted = {id.decode(): data for id, data in read.hgetall(f"{prefix}deleted:ops").items()}
+        state = read.hgetall(f"{prefix}state")
         dump.append(
             {
-                "revision": int(read.hget(f"{prefix}state", "revision")),
+                "revision": int(state[b"revision"]),
                 "sessions": sessions,
                 "meta": {
                     id.decode(): msgspec.msgpack.decode(data)[:3] for id, data in read.hgetall(f"{prefix}meta").items()
@@ -689,16 +688,13 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
                 "updated": scores("updated"),
                 "changes": scores("changes"),
                 "deleted": scores("deleted"),
-                "deleted_ops": {id: _operations(_of_tombstone(data)) for id, data in deleted.items()},
+                "deleted_meta": sorted(id.decode() for id in read.hkeys(f"{prefix}deleted:meta")),
+                "windows": [_revisions(data) for name, data in state.items() if name.startswith(b"w")],
                 "strays": sorted(strays),
             }
         )
     return dump
 
 
-def _operations(data: bytes) -> list[tuple[str, int]]:
-    return [(data[at : at + 12].hex(), int.from_bytes(data[at + 12 : at + 20])) for at in range(0, len(data), 20)]
-
-
-def _of_tombstone(data: bytes) -> bytes:
-    return data[12 : 12 + int.from_bytes(data[8:12])]
+def _revisions(window: bytes) -> list[int]:
+    return [int.from_bytes(window[at + 4 : at + 12]) for at in range(8, len(window), 12)]

@@ -571,7 +571,7 @@ class _Partition:
                 self._say("dump", f"{name} and the sessions differ in {sorted(difference)}")
         if difference := set(dump["changes"]) ^ (set(sessions) | set(dump["deleted"])):
             self._say("dump", f"changes and the sessions and tombstones differ in {sorted(difference)}")
-        if set(dump["deleted"]) & set(sessions) or set(dump["deleted"]) != set(dump["deleted_ops"]):
+        if set(dump["deleted"]) & set(sessions) or set(dump["deleted"]) != set(dump["deleted_meta"]):
             self._say("dump", "the tombstones disagree with each other or with the sessions")
         if len(set(dump["changes"].values())) < len(dump["changes"]):
             self._say("dump", "two sessions have their last change at the same revision")
@@ -584,11 +584,11 @@ class _Partition:
             for name, values in facts.items():
                 if len(values) > 1:
                     self._say("dump", f"{id!r}: {name} is {sorted(values)} in the hash, the list and the index")
-            self._check_end(id, data["revision"], data["ops"], last)
+            self._check_end(id, data["revision"], last)
         for id, revision in dump["deleted"].items():
             if dump["changes"].get(id) != revision:
                 self._say("dump", f"{id!r} was deleted at {revision}, and changed at {dump['changes'].get(id)}")
-            self._check_end(id, revision, dump["deleted_ops"].get(id, []), last)
+            self._check_end(id, revision, last)
             newest = self._session[id].up_to(_NEVER) if id in self._session else None
             if newest is not None and newest.revision == revision and newest.kind != "delete":
                 self._say("absent", f"{id!r} is gone after {newest}")
@@ -596,7 +596,13 @@ class _Partition:
             if id not in sessions and id not in dump["deleted"] and (newest := self._session[id].up_to(_NEVER)):
                 self._say("absent", f"{id!r} has left no trace, after {newest}")
 
-    def _check_end(self, id: str, revision: int, ops: Sequence[tuple[str, int]], last: int) -> None:
+        remembered = [revision for window in dump["windows"] for revision in window]
+        if len(set(remembered)) < len(remembered) or any(window != sorted(window) for window in dump["windows"]):
+            self._say("dump", "the writers' windows have a revision twice, or not in order")
+        if max(remembered, default=0) > last:
+            self._say("revisions", f"a window is at {max(remembered)}, its partition at {last}")
+
+    def _check_end(self, id: str, revision: int, last: int) -> None:
         if id not in self._session:
             self._say("foreign", f"session {id!r}")
             return
@@ -605,17 +611,6 @@ class _Partition:
             self._say("lost", f"{id!r} is at revision {revision} in the end, after {newest}")
         if revision > last:
             self._say("revisions", f"{id!r} is at {revision}, its partition at {last}")
-        revisions = [number for _, number in ops]
-        if revisions != sorted(set(revisions)) or revisions[-1:] != [revision] or len(dict(ops)) < len(ops):
-            self._say("dump", f"{id!r} at {revision} remembers the operations of {revisions}")
-        remembered = set(revisions)
-        for op in self._session[id].between(revisions[0] - 1 if revisions else revision, revision + 1):
-            if op.revision not in remembered:
-                self._say("lost", f"{op} is not among the operations that {id!r} remembers")
-        for number in revisions:
-            at = self._known.up_to(number)
-            if at is not None and at.revision == number and at.session != id:
-                self._say("revisions", f"{id!r} says that revision {number} is its own, it is of {at}")
 
     def _check_gaps(self, dump: Mapping[str, Any]) -> None:
         """The revisions that nobody was told must be those of the writes whose outcome is unknown."""

@@ -62,11 +62,10 @@ def dump(ids: list[str], ops: list[int], last: int | None = None, **metadata: An
                 "s": {
                     "revision": revision, "turns": len(ids), "ids": ids, "updated_at_ms": 7,
                     "metadata": {"born": "c", "counter": 0, "mark": "c"} | metadata,
-                    "ops": [(f"op{number}", number) for number in ops],
                 }
             },
             "meta": {"s": [revision, 7, len(ids)]}, "updated": {"s": 7}, "changes": {"s": revision},
-            "deleted": {}, "deleted_ops": {}, "strays": [],
+            "deleted": {}, "deleted_meta": [], "strays": [], "windows": [ops],
         }
     ]  # fmt: skip
 
@@ -320,13 +319,13 @@ def _tombstone(end: dict[str, Any]) -> None:
     end["deleted"]["s"] = 3
 
 
-def _operation_twice(end: dict[str, Any]) -> None:
-    end["sessions"]["s"]["ops"][3] = ("op5", 4)
+def _revision_twice(end: dict[str, Any]) -> None:
+    end["windows"] = [[1, 2, 3, 4], [4, 5]]
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [_no_meta, _old_score, _wrong_time, _wrong_count, _wrong_field, _stray, _tombstone, _operation_twice],
+    [_no_meta, _old_score, _wrong_time, _wrong_count, _wrong_field, _stray, _tombstone, _revision_twice],
 )
 def test_dump(spoil: Callable[[dict[str, Any]], None]) -> None:
     """Hashes, lists, index and metadata that disagree are found."""

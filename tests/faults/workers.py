@@ -99,7 +99,7 @@ def make_naive() -> None:
     commands = Write.commands
 
     def renewed(self: Write) -> Sequence[Command]:
-        self._renew()
+        self.end()
         return commands(self)
 
     Write.commands = renewed  # type: ignore[method-assign]
