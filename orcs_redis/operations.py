@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import struct
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from . import scripts
 from .address import check_server
@@ -82,8 +83,9 @@ _POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
 _TORN_READS = 100
-_RUN = 1 << 16  # counters that share a window of the writing script's memory, and
+_RUN = 1 << 16  # counters that share a window of the writing script's memory: the lower half of their bits, and
 _WINDOW = 4096  # how many of them it may come to hold
+_pack_head = struct.Struct(">IB8sIQI").pack  # of a write, in scripts/write.lua
 
 
 class Operation(Generic[T]):
@@ -124,15 +126,19 @@ class Operation(Generic[T]):
             raise
 
 
-class Ticket:
+class Ticket(NamedTuple):
     """What a write is known by, from its first sending until it is finished."""
 
-    __slots__ = ("operation_id", "seen", "window")
+    window: _Window
+    writer: bytes
+    counter: int  # of the writer's
+    seen: int  # a revision of the partition, known before: whatever it makes is later
+    floor: int  # the lowest counter of the window's writes that were not finished when it began
 
-    def __init__(self, operation_id: bytes, seen: int, window: _Window) -> None:
-        self.operation_id = operation_id
-        self.seen = seen  # a revision of the partition, known before: whatever it makes is later
-        self.window = window
+    @property
+    def operation_id(self) -> bytes:
+        """What no other write has, of this writer or any other."""
+        return self.writer + self.counter.to_bytes(4)
 
 
 class _Window:
@@ -160,31 +166,28 @@ class Namespace:
         self._lock = threading.Lock()
 
     def begin(self, partition: Partition) -> Ticket:
-        """Return an operation id that no other write has, of this writer or any other, and what goes with it."""
+        """Return a new write's ticket."""
+        number = partition.number
         with self._lock:
-            self._counter += 1
-            window = self._windows[partition.number]
+            counter = self._counter + 1
+            window = self._windows[number]
             # What one write that hangs keeps the server from forgetting must not grow without end.
             if window.unfinished and window.begun - next(iter(window.unfinished.values())) >= _WINDOW:
-                self._counter = (self._counter | _RUN - 1) + 1
-            if self._counter >> 32:  # the counter must not fall: another writer begins
-                self.origin, self._counter = os.urandom(8), 1
+                counter = (counter | _RUN - 1) + 1
+            if counter >> 32:  # it must not fall: another writer begins
+                self.origin, counter = os.urandom(8), 1
                 self._windows = [_Window(-1) for _ in self._windows]
-            if window.run != self._counter // _RUN:
-                window = self._windows[partition.number] = _Window(self._counter // _RUN)
-            window.unfinished[self._counter] = window.begun
+            if window.run != counter >> 16:
+                window = self._windows[number] = _Window(counter >> 16)
+            self._counter = counter
+            window.unfinished[counter] = window.begun
             window.begun += 1
-            return Ticket(self.origin + self._counter.to_bytes(4), self.seen[partition.number], window)
-
-    def floor(self, ticket: Ticket) -> bytes:
-        """Return the lowest counter of the window's writes that are not finished."""
-        with self._lock:
-            return next(iter(ticket.window.unfinished)).to_bytes(4)
+            return Ticket(window, self.origin, counter, self.seen[number], next(iter(window.unfinished)))
 
     def end(self, ticket: Ticket) -> None:
         """Note that a write is finished, and will never be sent again."""
         with self._lock:
-            ticket.window.unfinished.pop(int.from_bytes(ticket.operation_id[8:]), None)
+            ticket.window.unfinished.pop(ticket.counter, None)
 
     def saw(self, partition: Partition, revision: int) -> None:
         """Remember that the partition has reached a revision."""
@@ -202,15 +205,12 @@ def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
     return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
 
 
-class Written:
+class Written(NamedTuple):
     """What a write came to."""
 
-    __slots__ = ("operation_id", "revision", "updated_at_ms")
-
-    def __init__(self, revision: int, updated_at_ms: int, operation_id: bytes) -> None:
-        self.revision = revision
-        self.updated_at_ms = updated_at_ms
-        self.operation_id = operation_id
+    revision: int
+    updated_at_ms: int
+    ticket: Ticket
 
 
 class Write(Operation[Written]):
@@ -240,15 +240,14 @@ class Write(Operation[Written]):
         self._keys = [partition.session(id), partition.turns(id)]
         self._expected = expected
         self._what = kind
-        conditions: list[Argument] = []
-        if expected is not None:
-            self._what += b"r"
-            conditions.append(expected if maker is None else b"%d:%b" % (expected, maker))
+        self._arguments = [*rest]
         if token is not None:
-            self._what += b"l"
-            conditions.append(token)
             self._keys.append(partition.lease(id))
-        self._arguments = [*conditions, *rest]
+            self._arguments.insert(0, token)
+        if expected is not None:
+            self._arguments.insert(0, expected if maker is None else b"%d:%b" % (expected, maker))
+        if expected is not None or token is not None:
+            self._what += (b"" if expected is None else b"r") + (b"" if token is None else b"l")
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
@@ -279,10 +278,8 @@ class Write(Operation[Written]):
         return self._partition.staging(f"{ticket.operation_id.hex()}:{self._sendings}")
 
     def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
-        what = (
-            len(self._arguments).to_bytes(4) + len(keys).to_bytes() + ticket.operation_id + ticket.seen.to_bytes(8)
-            + self._namespace.floor(ticket) + self._what
-        )  # fmt: skip
+        _, writer, counter, seen, floor = ticket
+        what = _pack_head(len(self._arguments), len(keys), writer, counter, seen, floor) + self._what
         head = self._namespace.heads[self._partition.number][self._evaluate]
         return Joinable(head, keys, [what, *self._arguments])
 
@@ -301,19 +298,22 @@ class Write(Operation[Written]):
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
         id, ticket = self._id, cast(Ticket, self._ticket)
-        try:
-            self._check(replies[-1:])
-        except NoScript:
-            if len(replies) > 1:
-                self._staging = self._staging_key(ticket)
-            raise
-        self._check(replies[-1])
-        answer, *values = replies[-1][0]
+        reply = replies[-1]
+        if type(reply) is not list:
+            try:
+                self._check((reply,))
+            except NoScript:
+                if len(replies) > 1:
+                    self._staging = self._staging_key(ticket)
+                raise
+        if type(reply[0]) is not list:
+            self._check(reply)
+        answer, *values = reply[0]
         value: Any = values[0] if values else None
         match answer:
             case b"OK":
                 self._namespace.saw(self._partition, value)
-                return Written(value, values[1], ticket.operation_id)
+                return Written(value, values[1], ticket)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
             case b"NOTFOUND":

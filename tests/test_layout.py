@@ -342,15 +342,15 @@ def test_windows() -> None:
     hanging, beside = namespace.begin(one), namespace.begin(two)
     for _ in range(4095):
         ticket = namespace.begin(one)
-        assert namespace.floor(ticket) == namespace.floor(hanging) == b"\0\0\0\1"
+        assert ticket.floor == hanging.counter == 1
         namespace.end(ticket)
         namespace.end(ticket)
-    assert ticket.operation_id[8:10] == hanging.operation_id[8:10] == b"\0\0"
+    assert ticket.window is hanging.window is not beside.window
+    assert (beside.counter, beside.floor) == (2, 2)
     ticket = namespace.begin(one)
-    assert ticket.operation_id[8:] == namespace.floor(ticket) == b"\0\1\0\0"
-    assert namespace.floor(hanging) == b"\0\0\0\1"
-    assert namespace.floor(beside) == b"\0\0\0\2"
+    assert ticket.counter == ticket.floor == 0x10000
+    assert ticket.window is not hanging.window
     namespace.end(ticket)
     ticket, later = namespace.begin(one), namespace.begin(one)
     namespace.end(ticket)
-    assert namespace.floor(later) == later.operation_id[8:] == b"\0\1\0\2"
+    assert (later.counter, later.floor, namespace.begin(one).floor) == (0x10002, 0x10001, 0x10002)

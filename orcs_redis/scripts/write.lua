@@ -1,7 +1,7 @@
 -- The only writer of sessions: checks everything, then changes everything, then tells the peers. One call performs one
 -- operation or several of a partition, in their order; each has its own outcome, and what they share is written once.
 --
--- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten; windows (below)
+-- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten, windows (below)
 --       2 {p}:updated      ZSET  id by updated_at_ms
 --       3 {p}:meta         HASH  id to packed metadata (below)
 --       4 {p}:changes      ZSET  id by the revision of its last change; also the channel
@@ -52,10 +52,10 @@
 -- root_path], of which the first four have fixed widths (34 bytes with the array's head) and the rest is the tail. The
 -- origin is the id of the last writer, the first 8 bytes of its operation ids.
 -- .op: the id of the operation that made the revision.
--- Window, a field "w" and the writer's id of the state: u32 floor, u32 the highest counter so far; then 12 bytes for each
--- of the writer's operations that were applied, in their order: u32 counter, u64 revision. Those at the front that are
--- below the floor go, but for the last. What is not in the window of a writer that has one was not applied, if it is not
--- below the floor. A window that is dropped leaves its last revision in `forgotten`.
+-- Window, a field of the state: "w", the writer's id, and the upper half of the counters (2 bytes) that it is for. It
+-- holds u32 floor, u32 the highest counter so far; then 12 bytes for each of the writer's operations that were applied,
+-- in order: u32 counter, u64 revision. Those at the front that are below the floor go, but for the last. What is not in
+-- a window, nor below its floor, was not applied. One that is dropped leaves its last revision in `forgotten`.
 -- Message: msgpack array [revision u64, updated_at_ms u64, kind (0 saved, 1 deleted), origin bin 8, id].
 
 local WRITERS = 10000      -- windows per partition; beyond them one of those goes that were not used for long
@@ -142,16 +142,15 @@ local function clock()
 end
 
 local function message(revision64, updated64, kind, origin, id)
-  return '\149\207' .. revision64 .. '\207' .. updated64 .. kind .. '\196\8' .. origin .. '\217' .. string.char(#id) .. id
+  return '\149\207' .. revision64 .. '\207' .. updated64 .. kind .. '\196\8' .. origin .. '\217'
+    .. string.char(#id) .. id
 end
-
--- The writers' memory of their operations.
 
 -- The answer to an operation that was applied before, or may have been.
 local function repeated(window, head, counter, seen)
   if not window.known then return forgotten > seen and {'FORGOTTEN', written} end
+  if counter < window.floor then return {'FORGOTTEN', written} end -- a late sending: whoever sent it has gone on
   if counter > window.highest then return nil end
-  if counter < window.floor then return {'FORGOTTEN', written} end
   local revision = window.revisions[counter]
   if not revision then
     local bytes = sub(head, 14, 17)
@@ -176,6 +175,7 @@ local function packed_window(window)
   return pack('>I4', window.floor) .. pack('>I4', window.highest) .. sub(packed, from)
 end
 
+-- Like Redis evicts: of some at random the one that was used least lately.
 local function drop_windows()
   while call('HLEN', KEYS[1]) > 4 + WRITERS do
     local some, oldest, last = call('HRANDFIELD', KEYS[1], 20, 'WITHVALUES'), nil, nil
@@ -183,6 +183,7 @@ local function drop_windows()
       local revision = #some[i] == 11 and sub(some[i], 1, 1) == 'w' and number('>I8', some[i + 1], #some[i + 1] - 7)
       if revision and (not last or revision < last) then oldest, last = some[i], revision end
     end
+    if not last then return end
     forgotten = math.max(forgotten, last)
     call('HDEL', KEYS[1], oldest)
     call('HSET', KEYS[1], 'forgotten', format('%d', forgotten))
@@ -213,7 +214,7 @@ end
 
 -- The session as it is stored; or nil and the answer.
 local function read(id, kind, session)
-  local stored = pcall('HMGET', session, '.revision', 'version', '.turns')
+  local stored = pcall('HMGET', session, '.revision', 'version', '.turns', '.op')
   local foreign = failed(stored)
   if foreign then
     local answer = refused(stored, 'CORRUPT', 'session')
@@ -238,7 +239,7 @@ local function read(id, kind, session)
   end
   return {
     exists = current and true or false, foreign = foreign, current = current or 0, version = stored[2],
-    turns = tonumber(stored[3]) or -1,
+    turns = tonumber(stored[3]) or -1, op = stored[4],
   }
 end
 
@@ -360,8 +361,9 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
   if appending then
     call('HSET', session, '.revision', revision, '.op', op, '.turns', length, 'updated_at_ms', '\207' .. updated64)
   else
-    call('HSET', session, '.revision', revision, '.op', op, '.turns', length)
-    for i = sections, removed - 2, 4000 do
+    local last = math.min(sections + 3999, removed - 2)
+    call('HSET', session, '.revision', revision, '.op', op, '.turns', length, unpack(ARGV, sections, last))
+    for i = last + 1, removed - 2, 4000 do
       call('HSET', session, unpack(ARGV, i, math.min(i + 3999, removed - 2)))
     end
     for i = removed, removed + removals - 1, 4000 do
@@ -402,7 +404,7 @@ for n, id in ipairs(ids) do
   if not answer then
     if token and call('HGET', lease, 'token') ~= token then
       answer = {'LEASELOST'}
-    elseif expected and tonumber(expected) ~= s.current or maker and call('HGET', session, '.op') ~= maker then
+    elseif expected and tonumber(expected) ~= s.current or maker and s.op ~= maker then
       answer = {'CONFLICT', s.current}
     elseif not s.exists and not s.foreign and kind ~= 's' then
       answer = {'NOTFOUND'}
