@@ -205,7 +205,9 @@ class Operations(Generic[A]):
         before = self._known(asset)
         if before is None or before.revision < written.revision:
             home = self._namespace.incarnation
-            remember(asset, Stored(home, asset.id, written.revision, written.ticket.operation_id, new.sections, new.turns))
+            remember(
+                asset, Stored(home, asset.id, written.revision, written.ticket.operation_id, new.sections, new.turns)
+            )
         return written.revision
 
     def list(
