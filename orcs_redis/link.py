@@ -16,9 +16,10 @@ from dataclasses import replace
 from typing import Protocol, TypeAlias, cast
 
 import hiredis
+import msgspec
 
 from .address import Address
-from .resp import Command, Joinable, Lost, Reply, Trouble, check, divided, joinable_run, joined, pack
+from .resp import JOINED, Command, Joinable, Lost, Reply, Trouble, check, divided, joinable_run, joined, pack
 
 __all__ = ["AsyncLink", "Deliver", "Feed", "Link", "attempt_patience", "dial"]
 
@@ -78,19 +79,15 @@ class Feed(Protocol):
         ...
 
 
-class _Call:
-    """What is asked for by one caller."""
+class _Call(msgspec.Struct, eq=False):
+    """What is asked for by one caller: a call that may be joined to others, or what goes over the wire."""
 
-    __slots__ = ("count", "data", "expires", "future", "joinable", "replies")
-
-    def __init__(self, future: asyncio.Future[list[Reply]], commands: Sequence[Command], expires: float) -> None:
-        only = commands[0] if len(commands) == 1 else None
-        self.joinable = only if type(only) is Joinable else None
-        self.data = b"" if self.joinable else pack(commands)
-        self.future = future
-        self.count = len(commands)
-        self.expires = expires
-        self.replies: list[Reply] = []
+    future: asyncio.Future[list[Reply]]
+    joinable: Joinable | None
+    data: bytes
+    count: int  # of replies
+    expires: float
+    replies: list[Reply]
 
     @property
     def members(self) -> Sequence[_Call]:
@@ -149,8 +146,16 @@ class _Connection(asyncio.BufferedProtocol):
         if self.closed.done() or (self._transport is not None and self._transport.is_closing()):
             future.set_exception(Lost("the connection was closed", sent=False))
             return future
-        self._queued.append(_Call(future, commands, expires))
-        self._schedule()
+        only = commands[0]
+        if type(only) is Joinable and len(commands) == 1:
+            call = _Call(future, only, b"", 1, expires, [])
+        else:
+            call = _Call(future, None, pack(commands), len(commands), expires, [])
+        self._queued.append(call)
+        if len(self._queued) < JOINED:
+            self._schedule()
+        else:  # enough for a call: the server need not wait for those that the loop has yet to let ask
+            self._flush()
         return future
 
     def send(self, commands: Sequence[Command]) -> None:

@@ -12,7 +12,9 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+import msgspec
 
 from . import scripts
 from .address import check_server
@@ -126,7 +128,7 @@ class Operation(Generic[T]):
             raise
 
 
-class Ticket(NamedTuple):
+class Ticket(msgspec.Struct, frozen=True):
     """What a write is known by, from its first sending until it is finished."""
 
     window: _Window
@@ -205,7 +207,7 @@ def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
     return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
 
 
-class Written(NamedTuple):
+class Written(msgspec.Struct, frozen=True):
     """What a write came to."""
 
     revision: int
@@ -278,8 +280,10 @@ class Write(Operation[Written]):
         return self._partition.staging(f"{ticket.operation_id.hex()}:{self._sendings}")
 
     def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
-        _, writer, counter, seen, floor = ticket
-        what = _pack_head(len(self._arguments), len(keys), writer, counter, seen, floor) + self._what
+        what = self._what
+        what = (
+            _pack_head(len(self._arguments), len(keys), ticket.writer, ticket.counter, ticket.seen, ticket.floor) + what
+        )
         head = self._namespace.heads[self._partition.number][self._evaluate]
         return Joinable(head, keys, [what, *self._arguments])
 
@@ -308,12 +312,11 @@ class Write(Operation[Written]):
                 raise
         if type(reply[0]) is not list:
             self._check(reply)
-        answer, *values = reply[0]
-        value: Any = values[0] if values else None
+        answer, value, updated_at_ms = (*reply[0], None, None)[:3]
         match answer:
             case b"OK":
                 self._namespace.saw(self._partition, value)
-                return Written(value, values[1], ticket)
+                return Written(value, updated_at_ms, ticket)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
             case b"NOTFOUND":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import hiredis
+import msgspec
 
 from .errors import (
     LayoutError,
@@ -23,6 +24,7 @@ from .errors import (
 )
 
 __all__ = [
+    "JOINED",
     "Again",
     "Argument",
     "Command",
@@ -51,7 +53,9 @@ Argument: TypeAlias = str | bytes | int
 Reply: TypeAlias = Any
 
 
-_JOINED = 16  # calls in one, and
+JOINED = 16
+"""How many calls go out as one at most."""
+
 _JOINED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
 
 
@@ -64,18 +68,15 @@ class Head(NamedTuple):
     arguments: tuple[Argument, ...]
 
 
-class Joinable:
+class Joinable(msgspec.Struct):
     """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
 
     The reply is an array with an item for each; whoever joins calls gives each caller an array of its own item.
     """
 
-    __slots__ = ("arguments", "head", "keys")
-
-    def __init__(self, head: Head, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
-        self.head = head
-        self.keys = keys
-        self.arguments = arguments
+    head: Head
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
 
     def size(self) -> int:
         """Return about how many bytes it has."""
@@ -184,7 +185,7 @@ def joinable_run(commands: Iterable[Command | None]) -> list[Joinable]:
         if type(command) is not Joinable or (run and command.head is not run[0].head):
             break
         size += command.size()
-        if run and (size > _JOINED_BYTES or len(run) == _JOINED):
+        if run and (size > _JOINED_BYTES or len(run) == JOINED):
             break
         run.append(command)
     return run
