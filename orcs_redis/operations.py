@@ -242,14 +242,15 @@ class Write(Operation[Written]):
         self._keys = [partition.session(id), partition.turns(id)]
         self._expected = expected
         self._what = kind
-        self._arguments = [*rest]
-        if token is not None:
-            self._keys.append(partition.lease(id))
-            self._arguments.insert(0, token)
+        conditions: list[Argument] = []
         if expected is not None:
-            self._arguments.insert(0, expected if maker is None else b"%d:%b" % (expected, maker))
-        if expected is not None or token is not None:
-            self._what += (b"" if expected is None else b"r") + (b"" if token is None else b"l")
+            self._what += b"r"
+            conditions.append(expected if maker is None else b"%d:%b" % (expected, maker))
+        if token is not None:
+            self._what += b"l"
+            conditions.append(token)
+            self._keys.append(partition.lease(id))
+        self._arguments = [*conditions, *rest]
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
@@ -280,12 +281,9 @@ class Write(Operation[Written]):
         return self._partition.staging(f"{ticket.operation_id.hex()}:{self._sendings}")
 
     def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
-        what = self._what
-        what = (
-            _pack_head(len(self._arguments), len(keys), ticket.writer, ticket.counter, ticket.seen, ticket.floor) + what
-        )
-        head = self._namespace.heads[self._partition.number][self._evaluate]
-        return Joinable(head, keys, [what, *self._arguments])
+        arguments, head = self._arguments, self._namespace.heads[self._partition.number][self._evaluate]
+        what = _pack_head(len(arguments), len(keys), ticket.writer, ticket.counter, ticket.seen, ticket.floor)
+        return Joinable(head, keys, [what + self._what, *arguments])
 
     def end(self) -> None:
         """Let the server forget it."""
