@@ -24,9 +24,9 @@ from .interface import turn
 from .results import Result
 
 SHORT: dict[str, list[dict[str, Any]]] = {
-    "append": [{"size": size, "repeats": 100, "seconds": 8} for size in (10, 100, 1000)],
+    "append": [{"size": size, "repeats": 100, "seconds": 8} for size in (10, 100, 1000, 10_000)],
     "load": [{"size": size, "repeats": 50, "seconds": 4} for size in (50, 1000)],
-    "newest": [{"size": 1000, "repeats": 20, "seconds": 4}],
+    "newest": [{"size": size, "repeats": 20, "seconds": 4} for size in (1000, 10_000)],
     "tasks": [{"seconds": 0.6}],
     "fleet": [{"seconds": 1.0}],
     "notify": [{"repeats": 100}],
@@ -47,7 +47,7 @@ TIME_LIMIT = 900  # seconds for one store in one round
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="longer histories and lists, more rounds")
+    parser.add_argument("--full", action="store_true", help="longer lists, more repeats and rounds")
     parser.add_argument("--rounds", type=int, help="in which the stores take turns (3; 5 with --full)")
     parser.add_argument("--store", action="append", choices=list(STORES), help="only this; may be given twice")
     parser.add_argument("--workload", action="append", choices=list(SHORT), help="only this; may be given twice")
