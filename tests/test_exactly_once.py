@@ -1085,14 +1085,14 @@ async def test_ten_thousand_operations_a_third_cancelled(server: Server) -> None
         tasks = [asyncio.ensure_future(one(500 * batch + number)) for number in range(500)]
         chosen = chance.sample(tasks, 500 // 3)
         while chosen:
-            await asyncio.sleep(chance.choice([0, 0, 0.0005, 0.002]))
+            await asyncio.sleep(chance.choice([0, 0, 0, 0, 0.0005, 0.002]))
             for task in chosen[-15:]:
                 task.cancel()
             del chosen[-15:]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
         cancelled += sum(result is not None for result in results)
-    assert cancelled > 500
+    assert cancelled > 300
     found: collections.Counter[str] = collections.Counter()
     for which in range(50):
         found.update(f"s{which} {content}" for content in (await contents(store, f"s{which}"))[1:])

@@ -61,7 +61,8 @@
 local WRITERS = 10000      -- windows per partition; beyond them one of those goes that were not used for long
 local TOMBSTONES = 10000   -- per partition
 
-local call, pcall, sub, find, format = redis.call, redis.pcall, string.sub, string.find, string.format
+local call, pcall, sub, byte = redis.call, redis.pcall, string.sub, string.byte
+local find, format = string.find, string.format
 
 local pack, number -- of '>I4' and '>I8'
 if struct then -- Redis and Valkey have it, fakeredis has not
@@ -76,7 +77,7 @@ else
   end
   function number(width, bytes, at)
     local n = 0
-    for i = at or 1, (at or 1) + sub(width, 3) - 1 do n = n * 256 + string.byte(bytes, i) end
+    for i = at or 1, (at or 1) + sub(width, 3) - 1 do n = n * 256 + byte(bytes, i) end
     return n
   end
 end
@@ -96,15 +97,21 @@ end
 
 -- The operations, and what is the same for all.
 
-local heads, keys, ids, windows, replies = {}, {}, {}, {}, {} -- where their arguments and keys begin
+local heads, keys, ids, replies = {}, {}, {}, {} -- where their arguments and keys begin
+local windows, writers = {}, {} -- in order; that of each operation
 local fields = {'incarnation', 'revision', 'compacted', 'forgotten'}
 local argument, key, name = 3, 7, #KEYS[3] + 5 -- an id is as far into {p}:session:<id>
 while ARGV[argument] do
   local head, n = ARGV[argument], #ids + 1
   heads[n], keys[n], ids[n] = argument, key, sub(KEYS[key], name)
-  argument, key = argument + 1 + number('>I4', head), key + string.byte(head, 5)
-  local writer = 'w' .. sub(head, 6, 15)
-  if not windows[writer] then windows[writer], fields[#fields + 1] = true, writer end
+  argument, key = argument + 1 + number('>I4', head), key + byte(head, 5)
+  local writer = sub(head, 6, 15)
+  local window = windows[writer]
+  if not window then
+    window = {known = false, floor = 0, highest = 0, packed = '........', added = {}}
+    windows[writer], windows[#windows + 1], fields[#fields + 1] = window, window, 'w' .. writer
+  end
+  writers[n] = window
 end
 heads[#heads + 1] = argument
 if #ids > 1000 then return redis.error_reply('ERR too many operations in one call') end
@@ -119,17 +126,12 @@ if failed(state) then return everyone(refused(state, 'LAYOUT', 'state')) end
 if state[1] ~= ARGV[1] then return everyone({'RESET', -1}) end
 local written, compacted, forgotten = natural(state[2]), natural(state[3]), natural(state[4])
 if not written or not compacted or not forgotten then return everyone({'LAYOUT', 'state'}) end
-for i = 5, #fields do
-  local packed = state[i]
-  if not packed then
-    windows[fields[i]] = {known = false, floor = 0, highest = 0, packed = '........', added = {}, revisions = {}}
-  elseif #packed >= 20 and #packed % 12 == 8 then
-    windows[fields[i]] = {
-      known = true, floor = number('>I4', packed), highest = number('>I4', packed, 5), packed = packed, added = {},
-      revisions = {},
-    }
-  else
-    return everyone({'LAYOUT', 'state'})
+for i, window in ipairs(windows) do
+  local packed = state[4 + i]
+  if packed then
+    if #packed < 20 or #packed % 12 ~= 8 then return everyone({'LAYOUT', 'state'}) end
+    window.known, window.packed = true, packed
+    window.floor, window.highest = number('>I4', packed), number('>I4', packed, 5)
   end
 end
 local metas, known = pcall('HMGET', KEYS[3], unpack(ids)), {} -- packed metadata; by id what was written since
@@ -151,21 +153,17 @@ local function repeated(window, head, counter, seen)
   if not window.known then return forgotten > seen and {'FORGOTTEN', written} end
   if counter < window.floor then return {'FORGOTTEN', written} end -- a late sending: whoever sent it has gone on
   if counter > window.highest then return nil end
-  local revision = window.revisions[counter]
-  if not revision then
-    local bytes = sub(head, 14, 17)
-    local at = find(window.packed, bytes, 9, true)
-    while at and (at - 9) % 12 ~= 0 do at = find(window.packed, bytes, at + 1, true) end
-    revision = at and number('>I8', window.packed, at + 4)
-  end
-  return revision and {'OK', revision, 0}
+  local packed, bytes = window.packed .. table.concat(window.added), sub(head, 14, 17)
+  local at = find(packed, bytes, 9, true)
+  while at and (at - 9) % 12 ~= 0 do at = find(packed, bytes, at + 1, true) end
+  return at and {'OK', (number('>I8', packed, at + 4)), 0}
 end
 
 local function remember(window, head, counter, revision64)
-  window.known, window.revisions[counter] = true, written
-  window.added[#window.added + 1] = sub(head, 14, 17) .. revision64
-  window.highest = math.max(window.highest, counter)
-  window.floor = math.max(window.floor, (number('>I4', head, 26)))
+  local floor = number('>I4', head, 26)
+  window.known, window.added[#window.added + 1] = true, sub(head, 14, 17) .. revision64
+  if counter > window.highest then window.highest = counter end
+  if floor > window.floor then window.floor = floor end
 end
 
 local function packed_window(window)
@@ -201,10 +199,10 @@ local function flush()
   end
   if #packed > 0 then call('HSET', KEYS[3], unpack(packed)) end
   local values = {'revision', format('%d', written)}
-  for writer, window in pairs(windows) do
+  for i, window in ipairs(windows) do
     if #window.added > 0 then
       window.packed, window.added = packed_window(window), {}
-      values[#values + 1], values[#values + 2] = writer, window.packed
+      values[#values + 1], values[#values + 2] = fields[4 + i], window.packed
     end
   end
   if call('HSET', KEYS[1], unpack(values)) > 0 then drop_windows() end
@@ -397,7 +395,7 @@ for n, id in ipairs(ids) do
     end
   end
 
-  local window, s, answer, revision64 = windows['w' .. sub(head, 6, 15)], nil, nil, nil
+  local window, s, answer, revision64 = writers[n], nil, nil, nil
   if kind == 'd' then flush() end
   answer = written < seen and {'RESET', written} or repeated(window, head, counter, seen)
   if not answer then s, answer = read(id, kind, session) end
@@ -413,7 +411,7 @@ for n, id in ipairs(ids) do
     else
       local meta = known[id]
       if meta == nil then meta = metas[n] end
-      local staging = KEYS[where + string.byte(head, 5) - 1]
+      local staging = KEYS[where + byte(head, 5) - 1]
       answer, revision64 = put(s, op, id, kind == 'a', session, turns, staging, from, stop, meta)
     end
     if revision64 then remember(window, head, counter, revision64) end
