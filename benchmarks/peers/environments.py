@@ -38,6 +38,13 @@ def python_of(entry: Entry, folder: Path) -> Path:
     return python
 
 
+def server_of(entry: Entry, python: Path) -> list[str]:
+    """Return the command of the server that the entry brings; nothing if it needs none of its own."""
+    packages = python.parents[1] / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    files = [str(next(packages.glob(pattern))) for pattern in entry.server]
+    return files[:1] + [word for module in files[1:] for word in ("--loadmodule", module)]
+
+
 def versions(python: Path) -> dict[str, str]:
     """Return what is installed there."""
     listing = subprocess.run([str(python), "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True)
