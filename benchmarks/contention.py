@@ -1,8 +1,7 @@
-"""`python -m benchmarks.contention`: many processes update one session; what the memory of operations takes.
+"""`python -m benchmarks.contention`: many processes update one session.
 
 16 processes call `update` 200 times each on one counter. Printed: the end value (3,200 or it is wrong), the time, and
-how much longer the slowest process took than the mean. Then the bytes and the server's CPU that a session's memory of
-operations costs: an append to a session whose memory is empty against one to a session whose memory is full.
+how much longer the slowest process took than the mean.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import re
@@ -51,7 +52,6 @@ StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
-TOMBSTONES = 10_000
 WRITERS, TOMBSTONES = map(
     int, re.findall(r"^local (?:WRITERS|TOMBSTONES) = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE)
 )
@@ -465,6 +465,40 @@ async def test_recognised_however_late(server: Server, open_store: Open, writer:
         await other.append("s", turn(name))
     assert {len(window) for window in windows(raw).values()} == {8 + 12}
     assert len(windows(raw)) == len({store, other})
+
+
+def unfinished(store: Any) -> int:
+    """How many writes the server still has to remember for a store."""
+    store = getattr(store, "_store", store)
+    return sum(len(window.unfinished) for window in store._core.operations._namespace._windows)
+
+
+@colours
+async def test_every_write_is_finished(server: Server, proxies: Any, open_store: Open, way: str) -> None:
+    """However a write ends, the server need not remember it for longer: done, refused, retried or unknown."""
+    proxy, raw = proxies(server), server.raw()
+    store = await open_store(way, proxy, deadline=1.0)
+    await store.save_many([session(*map(str, range(20)), id=id) for id in "stu"])
+    asset = await store.load("s")
+    asset.metadata["x"] = 1
+    await store.save(asset)
+    for refused in (
+        store.append("no", turn("x")), store.append("s", turn("x"), if_revision=1), store.delete("no"),
+        store.append("s", turn("x" * 2**25)), store.save(session(id="s"), if_revision=0),
+    ):  # fmt: skip
+        with pytest.raises(StorageError):
+            await refused
+    await store.delete_many(["t", "no", "t"])
+    await store.update("s", SessionAsset.touch)
+    raw.script_flush()
+    await store.append("s", turn("x"))
+    proxy.strike(SWALLOW)
+    with contextlib.suppress(OutcomeUnknownError):
+        await store.append("s", turn("x"))
+    proxy.strike(BLACKHOLE, new=True)
+    with pytest.raises(StorageError):
+        await store.append("s", turn("x"))
+    assert unfinished(store) == 0
 
 
 async def test_late_sending_of_a_finished_write(server: Server, open_store: Open) -> None:
@@ -1098,6 +1132,7 @@ async def test_ten_thousand_operations_a_third_cancelled(server: Server) -> None
         found.update(f"s{which} {content}" for content in (await contents(store, f"s{which}"))[1:])
     assert set(found.values()) == {1}
     assert acknowledged <= found.keys()
+    assert unfinished(store) == 0
     print(f"\n{cancelled} of 10,000 cancelled; {len(found) - len(acknowledged)} of the appends landed all the same")
     assert (client_ids(raw), descriptors(), asyncio.all_tasks()) == before
     await store.aclose()
