@@ -18,16 +18,17 @@ def _message(turn: Turn) -> Any:
 
 
 class Adapter(Store):
-    """`append` is aget_tuple and one aput; a graph does as much, and more: for each turn it writes several checkpoints.
+    """`append` is aget_tuple and one aput: the least; a graph puts several checkpoints for each turn.
 
-    Checkpoints stay: one for each turn. `create` writes one alone, and so `memory` is that of a single one.
+    All of them stay. `create` puts one: that is the memory shown, while a session that grew has one for each turn.
     """
 
     cannot = {"tail": "a checkpoint is read whole"}  # noqa: RUF012  # a constant
     saver: Any
 
     async def open(self, url: str, folder: str) -> None:
-        self.saver = AsyncRedisSaver(redis_url=url)
+        # A call uses up to three connections at once: redis-py's limit of 100 is too low for 50 tasks.
+        self.saver = AsyncRedisSaver(redis_url=url, connection_args={"max_connections": 1000})
         await self.saver.setup()
 
     async def close(self) -> None:
