@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from orcs_redis.embedded import attach
+from orcs_redis.embedded import attach, find_server
 
 
 class Server:
@@ -123,9 +123,7 @@ def _wait_for_end(pid: int) -> None:
 
 @contextlib.contextmanager
 def _redis_server(command: Sequence[str]) -> Iterator[Server]:
-    command = command or [shutil.which("redis-server") or ""]
-    if not command[0]:
-        raise SystemExit("no redis-server on the PATH")
+    command = command or [shutil.which("redis-server") or str(find_server())]
     with tempfile.TemporaryDirectory(prefix="orcs-bench-") as folder:
         path = f"{folder}/s"
         with socket.socket() as free:

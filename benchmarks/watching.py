@@ -27,6 +27,7 @@ from rich.console import Console
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
 from orcs_redis import sync as blocking
+from orcs_redis.embedded import find_server
 from tests.faults.proxy import BLACKHOLE, Proxy
 
 from .report import Figure, Run, Target, document, show
@@ -401,9 +402,7 @@ FIGURES: dict[int, Callable[[Bench], Awaitable[list[Figure]]]] = {
 @contextlib.contextmanager
 def own_server() -> Iterator[Server]:
     """Start a redis-server on a free port: watchers come over TCP, as those on other machines do."""
-    binary = shutil.which("redis-server") or shutil.which("valkey-server")
-    if binary is None:
-        raise SystemExit("no redis-server on the PATH")
+    binary = shutil.which("redis-server") or str(find_server())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="orcs-bench-") as folder:

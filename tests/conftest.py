@@ -7,16 +7,11 @@ asyncio; a blocking store is driven through `Threaded`, which runs each of its m
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,80 +24,25 @@ import orcs_redis
 import orcs_redis.sync
 from orcs_redis import embedded
 
-IN_CI = bool(os.environ.get("CI"))
+from .servers import BINARIES, BINARY
+from .servers import Server as Server
+from .servers import free_port as free_port
 
-
-def missing(what: str) -> None:
-    """Skip a test for which this machine lacks something; in CI that is a failure."""
-    if IN_CI:
-        pytest.fail(f"{what} is missing, and CI must have it")
-    pytest.skip(f"{what} is missing")
-
-
-@dataclass
-class Server:
-    """A redis-server of the tests' own; `url` is for stores, `raw` a client to look behind them."""
-
-    port: int
-    folder: Path
-    arguments: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
-    password: str | None = None
-    _clients: list[redis.Redis] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def raw(self) -> redis.Redis:
-        client = redis.Redis(port=self.port, password=self.password)
-        self._clients.append(client)
-        return client
-
-    def start(self) -> None:
-        binary = shutil.which("redis-server") or shutil.which("valkey-server")
-        assert binary is not None
-        own = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen([binary, *own, *self.arguments], stdout=log)
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.sendall(b"PING\r\n")
-                if connection.recv(100):
-                    return
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "redis-server did not start"
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-    def stop(self) -> None:
-        for client in self._clients:
-            client.close()
-        self.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+# For tests of what depends on the server's version or build.
+every_server = pytest.mark.parametrize("start_server", BINARIES.values(), ids=BINARIES.keys(), indirect=True)
 
 
 @pytest.fixture
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Start a redis-server of the test's own with further arguments; it ends with the test."""
-    if not (shutil.which("redis-server") or shutil.which("valkey-server")):
-        missing("redis-server")
+def start_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Start a server of the test's own with further arguments; it ends with the test."""
+    binary: Path = getattr(request, "param", BINARY)
     servers: list[Server] = []
 
     def start(*arguments: str, password: str | None = None) -> Server:
-        server = Server(free_port(), tmp_path_factory.mktemp("server"), arguments, password=password)
+        folder = tmp_path_factory.mktemp("server")
+        server = Server(free_port(), folder, arguments, binary, password=password)
         servers.append(server)
         server.start()
         return server
@@ -113,11 +53,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
-    """One redis-server for all tests that don't harm it; None without the binary."""
-    if not (shutil.which("redis-server") or shutil.which("valkey-server")):
-        yield None
-        return
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that don't harm it."""
     server = Server(free_port(), tmp_path_factory.mktemp("shared-server"))
     server.start()
     yield server
@@ -152,7 +89,7 @@ class Threaded:
 class Row:
     """Where and how: a kind of server, a colour, and whether the client is the caller's."""
 
-    server: str
+    server: str  # "redis" is what speaks its protocol over TCP: see BINARY
     colour: str
     protocol: int = 3
     injected: bool = False
@@ -228,7 +165,7 @@ class Place:
 
 @pytest.fixture(params=ROWS, ids=str)
 def place(
-    request: pytest.FixtureRequest, shared_server: Server | None, embedded_server: embedded.Attachment
+    request: pytest.FixtureRequest, shared_server: Server, embedded_server: embedded.Attachment
 ) -> Iterator[Place]:
     """A server and a namespace, for each row."""
     row: Row = request.param
@@ -245,9 +182,6 @@ def place(
             url = f"embedded://{embedded_server.folder}"
             raw = redis.Redis(unix_socket_path=str(embedded_server.socket))
         case "redis":
-            if shared_server is None:
-                missing("redis-server")
-            assert shared_server is not None
             url, raw = shared_server.url, redis.Redis(port=shared_server.port)
         case _:
             url = os.environ["ORCS_REDIS_TEST_URL"]

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import random
-import shutil
 import signal
 import socket
 import ssl
@@ -45,7 +44,8 @@ from orcs_redis import (
 )
 from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
 
-from .conftest import Server, Threaded, free_port, missing
+from .conftest import Server, Threaded, every_server, free_port
+from .faults.proxy import Proxy
 
 SECRET = "s3cret"
 PAYLOAD = "a payload that nobody else may read"
@@ -483,6 +483,7 @@ async def test_missing_right(acl_server: tuple[str, redis.Redis], open_store: Op
     assert SECRET not in repr(store)
 
 
+@every_server
 @ways
 async def test_no_right_to_create(start_server: StartServer, open_store: Open, way: str) -> None:
     """Where nothing is yet and nothing may be written, opening is denied and nothing is written."""
@@ -493,6 +494,7 @@ async def test_no_right_to_create(start_server: StartServer, open_store: Open, w
     assert raw.dbsize() == 0
 
 
+@every_server
 @colours
 async def test_reader(start_server: StartServer, open_store: Open, way: str) -> None:
     """A user who may only read can open, list, page and load."""
@@ -513,6 +515,7 @@ async def test_reader(start_server: StartServer, open_store: Open, way: str) -> 
     assert dump(raw) == before
 
 
+@every_server
 @ways
 async def test_replica(start_server: StartServer, open_store: Open, way: str) -> None:
     """A replica serves reads once the namespace exists; writes are unavailable there."""
@@ -534,6 +537,7 @@ async def test_replica(start_server: StartServer, open_store: Open, way: str) ->
     await fails(UnavailableError, store.delete(asset.id))
 
 
+@every_server
 @ways
 async def test_full_server(start_server: StartServer, open_store: Open, way: str) -> None:
     """A server without memory refuses writes whole, and still lets read and delete."""
@@ -563,6 +567,7 @@ async def test_full_server(start_server: StartServer, open_store: Open, way: str
     await store.append(assets[0].id, turn())
 
 
+@every_server
 @ways
 async def test_disk_full(start_server: StartServer, open_store: Open, way: str) -> None:
     """A server that can't save to its disk takes no writes: it is unavailable for them, reads work."""
@@ -624,6 +629,7 @@ async def test_unsupported_server(between: Callable[..., Between], open_store: O
     assert type(caught.value) is UnsupportedServerError or (way.endswith("injected") and b" " not in hello)
 
 
+@every_server
 @ways
 async def test_node_of_a_cluster(start_server: StartServer, open_store: Open, way: str) -> None:
     """A real node of a cluster is refused by name."""
@@ -632,6 +638,7 @@ async def test_node_of_a_cluster(start_server: StartServer, open_store: Open, wa
     assert "cluster" in str(error)
 
 
+@every_server
 async def test_too_many_clients(start_server: StartServer, open_store: Open) -> None:
     """A server that takes no more connections is waited for."""
     server = start_server("--maxclients", "2")
@@ -997,6 +1004,7 @@ async def test_scripts_are_flushed(start_server: StartServer, open_store: Open, 
     assert len((await store.page(10)).items) == 1
 
 
+@every_server
 @colours
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_protocols(start_server: StartServer, open_store: Open, way: str, protocol: int) -> None:
@@ -1027,41 +1035,24 @@ async def test_large_values(start_server: StartServer, open_store: Open, way: st
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate authority, a server's certificate for localhost, and another authority."""
-    if shutil.which("openssl") is None:
-        missing("openssl")
-    folder = tmp_path_factory.mktemp("tls")
+TLS = Path(__file__).parent / "tls"
 
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2"]
-    for name in ("ca", "other"):
-        openssl("req", "-x509", *key, "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}")
-    openssl("req", *key[:4], "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names"]
-    openssl("x509", "-req", "-in", "server.csr", "-out", "server.crt", *signed)
-    openssl("ec", "-in", "server.key", "-out", "locked.key", "-aes256", "-passout", f"pass:{SECRET}")
-    return folder
+@pytest.fixture
+def behind_tls(start_server: StartServer) -> Iterator[tuple[Server, int]]:
+    """A server with the password "right", and the port of a proxy that speaks TLS for it."""
+    server = start_server("--requirepass", "right")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(TLS / "server.crt", TLS / "server.key")
+    with Proxy(server.port, tls) as proxy:
+        yield server, proxy.port
 
 
 @colours
-async def test_tls(start_server: StartServer, certificates: Path, open_store: Open, way: str) -> None:
+async def test_tls(behind_tls: tuple[Server, int], open_store: Open, way: str) -> None:
     """rediss:// works with the right authority, and with no other."""
-    files = ["--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt"]
-    files = [name if name.startswith("-") else str(certificates / name) for name in files]
-    port = free_port()
-    try:
-        server = start_server("--tls-port", str(port), *files, "--tls-auth-clients", "no", "--requirepass", "right")
-    except AssertionError as error:
-        if "tls" in str(error).lower():
-            pytest.skip("this redis-server was built without TLS")
-        raise
-    assert server.process is not None
-    url = f"rediss://:right@localhost:{port}?ssl_ca_certs={certificates}"
+    server, port = behind_tls
+    url = f"rediss://:right@localhost:{port}?ssl_ca_certs={TLS}"
     store = await open_store(way, f"{url}/ca.crt")
     asset = session("x" * 1_000_000)
     await store.save(asset)
@@ -1079,20 +1070,20 @@ async def test_tls(start_server: StartServer, certificates: Path, open_store: Op
 # URLs
 
 
-def test_tls_urls(certificates: Path) -> None:
+def test_tls_urls() -> None:
     """Certificates are always checked; a file that can't be used is a ValueError, and no password is asked for."""
-    address = parse_url(f"rediss://host?ssl_ca_certs={certificates / 'ca.crt'}")
+    address = parse_url(f"rediss://host?ssl_ca_certs={TLS / 'ca.crt'}")
     assert isinstance(address, Address)
     assert address.tls is not None
     assert (address.tls.verify_mode, address.tls.check_hostname) == (ssl.CERT_REQUIRED, True)
-    certificate = f"ssl_certfile={certificates / 'server.crt'}"
-    parse_url(f"rediss://host?{certificate}&ssl_keyfile={certificates / 'server.key'}")
+    certificate = f"ssl_certfile={TLS / 'server.crt'}"
+    parse_url(f"rediss://host?{certificate}&ssl_keyfile={TLS / 'server.key'}")
     for query in (
         "ssl_ca_certs=/nowhere.crt",
-        f"ssl_ca_certs={certificates / 'server.key'}",
-        f"{certificate}&ssl_keyfile={certificates / 'ca.key'}",
-        f"{certificate}&ssl_keyfile={certificates / 'locked.key'}",
-        f"ssl_keyfile={certificates / 'server.key'}",
+        f"ssl_ca_certs={TLS / 'server.key'}",
+        f"{certificate}&ssl_keyfile={TLS / 'ca.key'}",
+        f"{certificate}&ssl_keyfile={TLS / 'locked.key'}",
+        f"ssl_keyfile={TLS / 'server.key'}",
     ):
         with pytest.raises(ValueError, match=r"ssl_keyfile|TLS file"):
             parse_url(f"rediss://host?{query}")

@@ -24,7 +24,7 @@ import redis
 import orcs_redis.sync
 from orcs_redis import ConversationTurn, LeaseHeldError, NotFoundError, PermissionDeniedError, SessionAsset, embedded
 
-from .conftest import Server
+from .conftest import Server, every_server
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(orcs_redis.__file__).parent
@@ -214,6 +214,7 @@ def test_rights_are_those_that_are_used() -> None:
     assert used - {"HELLO", "SELECT", "INFO"} == granted
 
 
+@every_server
 def test_rights_suffice(start_server: Callable[..., Server]) -> None:
     """A user with the rights in README can do everything, and nothing outside of the namespace."""
     server = start_server()

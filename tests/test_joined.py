@@ -18,7 +18,7 @@ from orcs_redis.operations import Namespace, Write
 from orcs_redis.plans import Operations
 from orcs_redis.resp import Head, Joinable, divided, joinable_run, joined
 
-from .conftest import Place, Server
+from .conftest import Place, Server, every_server
 from .test_layout import dump
 
 HEAD = Head("EVALSHA", b"digest", ("state",), ("incarnation",))
@@ -172,6 +172,7 @@ async def test_foreign_index(place: Place, writer: Writer, name: str) -> None:
         assert dump(place) == before
 
 
+@every_server
 async def test_full_server(start_server: Callable[..., Server]) -> None:
     """What a full server refuses is each write's own error, and a deletion among them is done."""
     server = start_server("--maxmemory-policy", "noeviction")
@@ -323,12 +324,11 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_joined_or_one_by_one(shared_server: Server | None, seed: int) -> None:
+def test_joined_or_one_by_one(shared_server: Server, seed: int) -> None:
     """Whatever the operations and however they are joined, answers and data are those of single calls.
 
     Among them are conflicts, leases, writers that are behind, repetitions, harmed sessions and full memories.
     """
-    assert shared_server is not None
     rng, raw = random.Random(seed), shared_server.raw()
     name = f"joined-{secrets.token_hex(4)}"
     single, together = Twin(raw, f"{name}-1"), Twin(raw, f"{name}-2")
@@ -358,9 +358,8 @@ def test_joined_or_one_by_one(shared_server: Server | None, seed: int) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_windows_that_are_dropped(shared_server: Server | None, together: int) -> None:
+def test_windows_that_are_dropped(shared_server: Server, together: int) -> None:
     """Of too many windows those go that were used least lately; their writers' operations are forgotten, no others."""
-    assert shared_server is not None
     raw: Any = shared_server.raw()
     twin = Twin(raw, f"joined-{secrets.token_hex(4)}")
     state = twin._partition.state

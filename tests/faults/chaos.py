@@ -11,9 +11,7 @@ import heapq
 import json
 import os
 import random
-import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from redis.retry import Retry
 import orcs_redis.sync
 from orcs_redis import StorageError
 
+from ..servers import BINARY, free_port
 from . import proxy as modes
 from .history import Op, Violation, check, read_history
 from .leases import check_leases
@@ -100,10 +99,6 @@ class Server:
     """A server that is killed, stopped and started again, and has forgotten nothing that it acknowledged."""
 
     def __init__(self, folder: Path) -> None:
-        binary = shutil.which("redis-server") or shutil.which("valkey-server")
-        if binary is None:
-            raise FileNotFoundError("redis-server")
-        self._binary = binary
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
@@ -117,7 +112,7 @@ class Server:
         arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
         arguments += ["--appendonly", "yes", "--appendfsync", "always"]
         with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([self._binary, *arguments], stdout=log, stderr=log)
+            self._process = subprocess.Popen([BINARY, *arguments], stdout=log, stderr=log)
         until = time.monotonic() + 30
         while True:
             with contextlib.suppress(redis.RedisError):
@@ -151,13 +146,6 @@ class Server:
     def close(self) -> None:
         self.kill()
         self.admin.close()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Fleet:

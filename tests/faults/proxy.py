@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import random
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,11 +103,15 @@ class _Pair:
 
 
 class Proxy:
-    """Stands before 127.0.0.1:target; `port` is its own. Its methods may be called from any thread."""
+    """Stands before 127.0.0.1:target; `port` is its own. Its methods may be called from any thread.
 
-    def __init__(self, target: int) -> None:
+    With `tls` it speaks TLS to clients, for servers that don't.
+    """
+
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
         self._target = target
+        self._tls = tls
         self._mode = PASS  # of new connections
         self._pairs: set[_Pair] = set()
         self._loop = asyncio.new_event_loop()
@@ -169,7 +174,7 @@ class Proxy:
         asyncio.set_event_loop(self._loop)
 
         async def listen() -> None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1000)
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1000, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
             started.set()
 

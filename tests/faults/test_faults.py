@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 
-from ..conftest import missing
 from .chaos import run
 
 SECONDS = float(os.environ.get("ORCS_REDIS_CHAOS_SECONDS", "20"))
 SEED = os.environ.get("ORCS_REDIS_CHAOS_SEED")
-
-
-@pytest.fixture(autouse=True)
-def _server() -> None:
-    if not (shutil.which("redis-server") or shutil.which("valkey-server")):
-        missing("redis-server")
 
 
 def new_seed() -> int:
