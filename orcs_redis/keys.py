@@ -8,7 +8,7 @@ from zlib import crc32
 __all__ = ["LAYOUT_VERSION", "MAX_PARTITIONS", "Keyspace", "Partition", "check_namespace"]
 
 LAYOUT_VERSION = 1
-MAX_PARTITIONS = 16384  # as many as a cluster has slots
+MAX_PARTITIONS = 1024  # a list asks all of them at the same time
 
 
 def check_namespace(namespace: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -25,7 +26,7 @@ from .errors import (
 from .ids import check_id
 from .keys import Partition
 from .operations import Namespace, Operation
-from .plans import Pause, Plan
+from .plans import Pause, Plan, Together
 from .resp import Argument, Command, Reply
 
 if TYPE_CHECKING:
@@ -221,12 +222,11 @@ class Leases:
 
     def all(self) -> Plan[list[LeaseInfo]]:
         """Return all leases that are held, in the order in which they end."""
-        found: list[LeaseInfo] = []
-        for partition in self._namespace.keyspace.partitions:
-            ids = yield _LeasedIds(partition)
-            if ids:
-                found += yield _Holders(partition, ids)
-        return sorted(found, key=lambda lease: lease.until)
+        partitions = self._namespace.keyspace.partitions
+        ids = yield Together(map(_LeasedIds, partitions))
+        held = [_Holders(*pair) for pair in zip(partitions, ids, strict=True) if pair[1]]
+        found = (yield Together(held)) if held else []
+        return sorted(itertools.chain.from_iterable(found), key=lambda lease: lease.until)
 
 
 class AsyncLeasing:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import builtins
 import inspect
+import itertools
 import random
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from .asset import ConversationTurn, SessionAsset
 from .codec import Codec, Encoded, Patch, Stored, recall, remember
 from .errors import ConflictError, CorruptSessionError, LayoutError, SerializationError
 from .ids import check_id
-from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
+from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace, Partition
 from .meta import Page, SessionMeta, Versioned
 from .operations import (
     APPEND,
@@ -40,9 +41,9 @@ from .operations import (
     Write,
     Written,
 )
-from .resp import Argument
+from .resp import Argument, Command, Reply, Trouble
 
-__all__ = ["Held", "Operations", "Pause", "Plan", "alone", "open_namespace"]
+__all__ = ["Held", "Operations", "Pause", "Plan", "Together", "alone", "open_namespace"]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
@@ -51,7 +52,7 @@ _ALL: tuple[Argument, Argument] = ("-inf", "+inf")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _STAGED_TURNS = 16  # from so many turns on, a history is staged by plain commands, not passed through Lua
-_LIST_CHUNK = 1000  # sessions looked at in one go where a filter may drop most of them
+_LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
 
 
 class Held(Protocol):
@@ -66,6 +67,45 @@ class Pause(NamedTuple):
 
     seconds: float
     wake: Any = None
+
+
+class Together(Operation[builtins.list[Any]]):
+    """Reads that are asked for at the same time, as one operation: the list of their results, or the first's error.
+
+    An attempt sends those that have no result yet.
+    """
+
+    __slots__ = ("_missing", "_results", "_widths")
+
+    def __init__(self, operations: Iterable[Operation[Any]]) -> None:
+        super().__init__()
+        self._missing = dict(enumerate(operations))
+        self._results: builtins.list[Any] = [None] * len(self._missing)
+        self._widths: builtins.list[int] = []
+        if any(operation.writes for operation in self._missing.values()):
+            raise ValueError("writes have outcomes of their own: they are not performed as one operation")
+
+    def commands(self) -> Sequence[Command]:
+        """Return the commands of all that are missing."""
+        parts = [operation.commands() for operation in self._missing.values()]
+        self._widths = [len(part) for part in parts]
+        return [command for part in parts for command in part]
+
+    def decode(self, replies: Sequence[Reply]) -> builtins.list[Any]:
+        """Return the results; if some are missing still, raise why."""
+        trouble: Trouble | None = None
+        at = 0
+        for (n, operation), width in zip(tuple(self._missing.items()), self._widths, strict=True):
+            try:
+                self._results[n] = operation.decode(replies[at : at + width])
+            except Trouble as problem:
+                trouble = trouble or problem
+            else:
+                del self._missing[n]
+            at += width
+        if trouble is not None:
+            raise trouble
+        return self._results
 
 
 Plan = Generator[Operation[Any] | Pause, Any, T]
@@ -222,9 +262,8 @@ class Operations(Generic[A]):
         """Metadata, newest first."""
         span = _span(updated_after, updated_before)
         if limit is None and span == _ALL:
-            found: builtins.list[SessionMeta] = []
-            for partition in self._namespace.keyspace.partitions:
-                found += yield AllMeta(partition)
+            runs = yield Together(map(AllMeta, self._namespace.keyspace.partitions))
+            found = builtins.list(itertools.chain.from_iterable(runs))
             found = [meta for meta in found if project_path is None or meta.project_path == project_path]
             found.sort(key=_position, reverse=True)
             return found
@@ -256,24 +295,27 @@ class Operations(Generic[A]):
         span: tuple[Argument, Argument],
         after: tuple[int, str] | None,
     ) -> Plan[builtins.list[SessionMeta]]:
-        """Collect from each partition as many as can be among the first `limit`, then merge."""
+        """Collect runs of all partitions, until none can have more of the first `limit`."""
         found: builtins.list[SessionMeta] = []
-        for partition in self._namespace.keyspace.partitions:
-            position: Position = after or ("", "")
-            missing = limit
-            while missing is None or missing > 0:
-                chunk = _LIST_CHUNK * 10 if missing is None else missing
-                if project_path is not None:
-                    chunk = max(chunk, _LIST_CHUNK)
-                last, metas = yield MetaRun(partition, chunk, span, position)
-                wanted = [meta for meta in metas if project_path is None or meta.project_path == project_path]
-                found += wanted[:missing]
-                missing = None if missing is None else missing - len(wanted)
-                if last is None:
-                    break
-                position = last
+        positions: dict[Partition, Position] = {}
+        if limit != 0:
+            positions = dict.fromkeys(self._namespace.keyspace.partitions, after or ("", ""))
+        while positions:
+            share = 1 + _LIST_CHUNK // len(positions)
+            if limit is not None and project_path is None:
+                share = min(limit, share, 2 + 2 * limit // len(positions))  # about as many as each has of the first
+            runs = yield Together(MetaRun(partition, share, span, at) for partition, at in positions.items())
+            positions = {partition: end for partition, (end, _) in zip(positions, runs, strict=True) if end is not None}
+            for _, metas in runs:
+                found += [meta for meta in metas if project_path is None or meta.project_path == project_path]
+            if limit is not None and len(found) >= limit:
+                found.sort(key=_position, reverse=True)
+                del found[limit:]
+                milliseconds, id = _position(found[-1])
+                last: Any = milliseconds, id.encode()
+                positions = {partition: end for partition, end in positions.items() if end > last}
         found.sort(key=_position, reverse=True)
-        return found[:limit]
+        return found
 
     def update(self, id: str, change: Callable[[A], object], lease: Held | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between."""

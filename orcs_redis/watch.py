@@ -21,7 +21,7 @@ from .errors import LayoutError, NotFoundError, OutcomeUnknownError, StoreResetE
 from .ids import check_id
 from .keys import Partition
 from .operations import Namespace, Operation
-from .plans import Pause, Plan
+from .plans import Pause, Plan, Together
 from .resp import Command, Reply
 from .subscription import Listener
 
@@ -143,11 +143,9 @@ class Changes:
 
     def cursor(self) -> Plan[str]:
         """Return the cursor of now."""
-        positions = []
-        for partition in self._namespace.keyspace.partitions:
-            revision, _ = yield _Since(self._namespace, partition, None, 0)
-            positions.append(revision)
-        return self.encode(positions)
+        namespace = self._namespace
+        answers = yield Together(_Since(namespace, partition, None, 0) for partition in namespace.keyspace.partitions)
+        return self.encode([revision for revision, _ in answers])
 
     def changes(self, since: str | None, limit: int) -> Plan[list[Change]]:
         """Return changes after a cursor; after None, every session there is."""
@@ -155,15 +153,23 @@ class Changes:
             raise ValueError("limit is 1 or more")
         limit = min(limit, 2**53)
         positions = self.decode(since)
-        found: list[Change] = []
-        for number, partition in enumerate(self._namespace.keyspace.partitions):
-            if len(found) == limit:
-                break
-            _, entries = yield _Since(self._namespace, partition, positions[number], limit - len(found))
-            for entry in entries:
-                positions[number] = entry.revision
-                found.append(self.change(entry, positions))
-        return found
+        partitions = self._namespace.keyspace.partitions
+        found: dict[str, Change] = {}  # by id: one that has changed between two rounds is there once
+        asked = list(range(len(partitions)))
+        while asked and (left := limit - len(found)) > 0:
+            share = min(_BATCH, -(-left // len(asked)))
+            answers = yield Together(_Since(self._namespace, partitions[n], positions[n], share) for n in asked)
+            more = []
+            for n, (_, entries) in zip(asked, answers, strict=True):
+                taken = entries[: limit - len(found)]
+                for entry in taken:
+                    positions[n] = entry.revision
+                    found.pop(entry.id, None)
+                    found[entry.id] = self.change(entry, positions)
+                if len(taken) < len(entries) or len(entries) == share:
+                    more.append(n)
+            asked = more
+        return list(found.values())
 
     def wait_for(self, id: str, revision: int, seconds: float, wake: Any) -> Plan[int]:
         """Return the session's revision once it is at least `revision`; `wake` is set when it may be."""

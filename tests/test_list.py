@@ -190,3 +190,39 @@ async def test_concurrent_lists(connect: Connect) -> None:
             assert len(ids) == len(set(ids)) == 50
 
     await asyncio.gather(write(), read())
+
+
+@pytest.mark.parametrize("count", [64, 1024])
+async def test_partitions_are_asked_at_the_same_time(place: Place, connect: Connect, count: int) -> None:
+    """The newest, all, a page, leases, a cursor and changes are as in one partition, in a few round trips."""
+    if place.row.server == "memory":
+        count = 16  # fakeredis takes its time
+    store = await connect(partitions=count)
+    times = {f"s{n:03}": n % 150 for n in range(200)}
+    await store.save_many([session(id, ms, "/p" if ms % 2 else None) for id, ms in times.items()])
+    order = sorted(times, key=lambda name: (times[name], name), reverse=True)
+    odd = [id for id in order if times[id] % 2]
+    calls = 0
+    link = (store if place.row.colour == "async" else store._store)._link
+    call = link.call
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return call(*arguments)
+
+    link.call = counting
+    assert [meta.id for meta in await store.list()] == order
+    assert [meta.id for meta in await store.list(limit=50)] == order[:50]
+    assert [meta.id for meta in await store.list(limit=50, project_path="/p")] == odd[:50]
+    assert [meta.id for meta in await store.list(updated_before=at(150))] == order
+    assert [meta.id for meta in (await store.page(20)).items] == order[:20]
+    assert await store.leases() == []
+    changes = await store.changes(limit=10_000)
+    assert sorted(change.id for change in changes) == sorted(times)
+    some = await store.changes(limit=30)
+    rest = await store.changes(some[-1].cursor, limit=10_000)
+    assert len(some) == 30
+    assert sorted(change.id for change in some + rest) == sorted(times)
+    assert await store.changes(await store.cursor()) == []
+    assert calls <= 24
