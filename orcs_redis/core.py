@@ -116,7 +116,7 @@ class Core(Generic[A]):
         self._denied = None if denied is None else str(denied)
         self._operations = operations
         self._leases = Leases(namespace)
-        self._changes = Changes(namespace)
+        self._changes = Changes(namespace, options.heartbeat)
 
     def admit(self) -> None:
         """Let a plan in, whose operations then go on though the store is closing. Raises what `enter` raises."""

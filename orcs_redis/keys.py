@@ -59,10 +59,6 @@ class Partition:
         """LIST: turns on their way into a session."""
         return f"{self.prefix}staging:{name}"
 
-    def probe(self, kind: str) -> str:
-        """A key that only lives while rights are tried."""
-        return f"{self.prefix}probe:{kind}"
-
 
 class Keyspace:
     """A namespace's keys; a session's partition is CRC-32 (as in zlib) of its id's UTF-8, modulo their number."""

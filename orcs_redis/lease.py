@@ -25,9 +25,9 @@ from .errors import (
 )
 from .ids import check_id
 from .keys import Partition
-from .operations import Namespace, Operation
+from .operations import Namespace, Operation, Ticket, check_script, refusal
 from .plans import Pause, Plan, Together
-from .resp import Argument, Command, Reply
+from .resp import Argument, Command, Forgotten, Reply
 
 if TYPE_CHECKING:
     from .store import RedisSessionStore
@@ -92,33 +92,77 @@ class BlockingLease:
 class _Request(Operation[int]):
     """One run of the lease script (scripts/lease.lua); the result is the token."""
 
-    __slots__ = ("_arguments", "_id", "_keys")
+    __slots__ = ("_arguments", "_id", "_partition", "sent")
     writes = True
 
     def __init__(self, namespace: Namespace, id: str, kind: str, *arguments: Argument) -> None:
         super().__init__()
-        partition = namespace.keyspace.of(id)
+        self._partition = namespace.keyspace.of(id)
         self._id = id
-        self._keys = (partition.state, partition.lease(id), partition.fence, partition.leases)
         self._arguments = (namespace.incarnation, kind, id, *arguments)
+        self.sent = 0.0  # when it was last sent, of `time.monotonic`: the server counts from then or later
 
     def commands(self) -> Sequence[Command]:
         """Call the script."""
-        return [self._script(scripts.LEASE, self._keys, self._arguments)]
+        return self._call(self._arguments)
+
+    def settles(self, error: StorageError) -> bool:
+        """All but a counter that went back: it comes to `seen` again."""
+        return not isinstance(error, StoreResetError)
 
     def decode(self, replies: Sequence[Reply]) -> int:
         """Return the token, or raise what the script says."""
+        check_script(replies[0])
         self._check(replies)
-        match replies[0]:
-            case [b"OK", token]:
-                return int(token)
-            case [b"HELD", milliseconds]:
-                raise LeaseHeldError(self._id, max(0, milliseconds) / 1000)
-            case [b"LEASELOST"]:
+        answer, value = (*replies[0], None)[:2]
+        match answer:
+            case b"OK":
+                return int(value)
+            case b"HELD":
+                raise LeaseHeldError(self._id, max(0, value) / 1000)
+            case b"LEASELOST":
                 raise LeaseLostError(self._id)
-            case [b"RESET", *_]:
-                raise StoreResetError("the namespace was wiped")
-        raise StorageError("the lease script gave an unknown answer")
+        raise refusal(self._partition, answer, value)
+
+    def _call(self, arguments: Sequence[Argument]) -> Sequence[Command]:
+        partition = self._partition
+        keys = (partition.state, partition.lease(self._id), partition.fence, partition.leases)
+        self.sent = time.monotonic()
+        return [self._script(scripts.LEASE, keys, arguments)]
+
+
+class _Claim(_Request):
+    """The taking of a lease: known by an operation id until it is finished, like a write."""
+
+    __slots__ = ("_namespace", "_ticket")
+
+    def __init__(self, namespace: Namespace, id: str, ttl_ms: int, holder: str) -> None:
+        super().__init__(namespace, id, "acquire")
+        self._arguments += (ttl_ms, holder)
+        self._namespace = namespace
+        self._ticket: Ticket | None = None
+
+    def commands(self) -> Sequence[Command]:
+        """Call the script, with the same operation id until there is an answer."""
+        if self._ticket is None:
+            self._ticket = self._namespace.begin(self._partition)
+        ticket, (incarnation, kind, id, *rest) = self._ticket, self._arguments
+        return self._call((incarnation, kind, id, ticket.operation_id, *rest, ticket.seen, ticket.floor))
+
+    def end(self) -> None:
+        """Let the server forget it; performed again, it is another claim."""
+        if self._ticket is not None:
+            self._namespace.end(self._ticket)
+            self._ticket = None
+
+    def decode(self, replies: Sequence[Reply]) -> int:
+        """Return the token, or raise what the script says."""
+        match replies[0]:
+            case [b"FORGOTTEN", revision]:
+                self._namespace.forgotten(self._partition, revision)
+                self.end()
+                raise Forgotten("claims were forgotten")
+        return super().decode(replies)
 
 
 class _LeasedIds(Operation[list[str]]):
@@ -175,12 +219,11 @@ class Leases:
 
     def channel(self, id: str) -> str:
         """Return the channel that tells of releases."""
-        return self._namespace.keyspace.of(id).leases
+        return self._namespace.channel(self._namespace.keyspace.of(id).leases)
 
-    def acquire(self, id: str, ttl: float) -> Operation[int]:
-        """Take the lease; LeaseHeldError if another has it. Repeated, it is the same claim."""
-        claim = os.urandom(12)
-        return _Request(self._namespace, id, "acquire", claim, _milliseconds(ttl), self._holder)
+    def acquire(self, id: str, ttl: float) -> _Claim:
+        """Take the lease; LeaseHeldError if another has it."""
+        return _Claim(self._namespace, id, _milliseconds(ttl), self._holder)
 
     def acquire_when_free(self, claim: Operation[int], wait: float, wake: Any) -> Plan[int]:
         """Take the lease within `wait` seconds; `wake` is an event that is set when one may be free."""
@@ -199,7 +242,7 @@ class Leases:
                 return token
 
     def keep(self, id: str, token: int, ttl: float, since: float) -> Plan[None]:
-        """Renew a lease, held `since` some time of `time.monotonic`, until it is lost."""
+        """Renew a lease, granted or renewed last at `since` (`time.monotonic`) or later, until it is lost."""
         until = since + ttl
         while True:
             yield Pause(min(ttl / 3, max(0.0, until - time.monotonic())))
@@ -239,7 +282,6 @@ class AsyncLeasing:
     async def __aenter__(self) -> Lease:
         store, leases, id = self._store, self._store._core.leases, self._id
         claim = leases.acquire(id, self._ttl)
-        since = time.monotonic()
         try:
             token = await store._perform(claim)
         except LeaseHeldError:
@@ -252,9 +294,8 @@ class AsyncLeasing:
                 token = await store._follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:
                 store._subscription.leave(leases.channel(id), listener)
-            since = time.monotonic()
         self._lease = Lease(id, token)
-        self._keeper = asyncio.get_running_loop().create_task(self._keep(since))
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(claim.sent))
         return self._lease
 
     async def __aexit__(self, *_: object) -> None:
@@ -280,7 +321,6 @@ class BlockingLeasing:
     def __enter__(self) -> BlockingLease:
         store, leases, id = self._store, self._store._core.leases, self._id
         claim = leases.acquire(id, self._ttl)
-        since = time.monotonic()
         try:
             token = store._perform(claim)
         except LeaseHeldError:
@@ -292,10 +332,9 @@ class BlockingLeasing:
                 token = store._follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:
                 leave()
-            since = time.monotonic()
         self._lease = BlockingLease(id, token)
         self._ended = threading.Event()
-        threading.Thread(target=self._keep, args=(since,), name="orcs-redis-lease", daemon=True).start()
+        threading.Thread(target=self._keep, args=(claim.sent,), name="orcs-redis-lease", daemon=True).start()
         return self._lease
 
     def __exit__(self, *_: object) -> None:

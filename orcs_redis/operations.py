@@ -5,6 +5,7 @@ Nothing here waits: the drivers (store.py, sync.py) do.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -28,8 +29,10 @@ from .errors import (
     NotFoundError,
     OutcomeUnknownError,
     PermissionDeniedError,
+    SerializationError,
     StorageError,
     StoreResetError,
+    UnsupportedServerError,
     VersionIncompatibleError,
 )
 from .keys import LAYOUT_VERSION, Keyspace, Partition
@@ -44,6 +47,7 @@ from .resp import (
     NoScript,
     Reply,
     Torn,
+    Trouble,
     as_error,
     as_map,
     check,
@@ -70,6 +74,8 @@ __all__ = [
     "Turns",
     "Write",
     "Written",
+    "check_script",
+    "refusal",
 ]
 
 _log = logging.getLogger("orcs_redis")
@@ -85,9 +91,27 @@ _POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
 _TORN_READS = 100
-_RUN = 1 << 16  # counters that share a window of the writing script's memory: the lower half of their bits, and
-_WINDOW = 4096  # how many of them it may come to hold
-_pack_head = struct.Struct(">IB8sIQI").pack  # of a write, in scripts/write.lua
+_CLOSING = 100  # windows that one write closes at most
+_WINDOW = 1024  # operations that a dedup window may come to hold: what one that hangs keeps the server from forgetting
+_pack_head = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lua
+
+# What the scripts call besides TIME and PUBLISH, and what goes ahead of them; tests/test_rights.py reads the scripts.
+_WRITE_COMMANDS = (
+    "EVALSHA", "EXEC", "EXISTS", "HDEL", "HGET", "HLEN", "HMGET", "HRANDFIELD", "HSET", "LLEN", "LSET", "LTRIM",
+    "MULTI", "PERSIST", "PEXPIRE", "PUBLISH", "RENAME", "RPUSH", "TIME", "UNLINK", "ZADD", "ZCARD", "ZRANGE", "ZREM",
+    "ZSCORE",
+)  # fmt: skip
+_OTHER_COMMANDS = (
+    "EVAL",
+    "HGETALL",
+    "INCR",
+    "LRANGE",
+    "PTTL",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+    "ZCOUNT",
+    "ZREMRANGEBYSCORE",
+)
 
 
 class Operation(Generic[T]):
@@ -128,30 +152,43 @@ class Operation(Generic[T]):
             raise
 
 
-class Ticket(msgspec.Struct, frozen=True):
+class Ticket:
     """What a write is known by, from its first sending until it is finished."""
 
-    window: _Window
-    writer: bytes
-    counter: int  # of the writer's
-    seen: int  # a revision of the partition, known before: whatever it makes is later
-    floor: int  # the lowest counter of the window's writes that were not finished when it began
+    __slots__ = ("closing", "counter", "floor", "nonce", "seen", "window")
+
+    def __init__(self, window: _Window, counter: int, seen: int) -> None:
+        self.window = window
+        self.counter = counter
+        self.nonce = time.time_ns() & 0xFFFFFFFF  # two clones of a process count alike, but not at the same moment
+        self.seen = seen  # a revision of the partition, known before: whatever it makes is later
+        self.floor = counter  # the lowest counter of the window's writes that were not finished when it began
+        self.closing: Sequence[_Window] = ()  # the writer's other windows of which nothing is to come
+
+    def head(self) -> tuple[bytes, int, int, int, int]:
+        """Return what the scripts need to recognise it: writer, counter, nonce, seen, floor."""
+        return self.window.writer, self.counter, self.nonce, self.seen, self.floor
 
     @property
     def operation_id(self) -> bytes:
         """What no other write has, of this writer or any other."""
-        return self.writer + self.counter.to_bytes(4)
+        return self.window.writer + self.counter.to_bytes(4) + self.nonce.to_bytes(4)
+
+    def __del__(self) -> None:
+        # An exception of a signal handler may have come before its owner could keep it.
+        self.window.unfinished.pop(self.counter, None)
 
 
 class _Window:
-    """The writes to a partition whose counters have the upper half in common, as scripts/write.lua remembers them."""
+    """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
 
-    __slots__ = ("begun", "run", "unfinished")
+    __slots__ = ("counters", "generation", "unfinished", "writer")
 
-    def __init__(self, run: int) -> None:
-        self.run = run
-        self.begun = 0
-        self.unfinished: dict[int, int] = {}  # by counter, lowest first: how many were begun before it
+    def __init__(self, origin: bytes, generation: int) -> None:
+        self.writer = origin + os.urandom(4)
+        self.generation = generation
+        self.counters = itertools.count(1)
+        self.unfinished: dict[int, None] = {}  # counters, lowest first
 
 
 class Namespace:
@@ -161,40 +198,64 @@ class Namespace:
         self.keyspace = Keyspace(name, partitions)
         self.incarnation = incarnation
         self.origin = os.urandom(8)
-        self.seen = [0] * partitions  # the highest revision that this store has been told of
+        self.seen = [0] * partitions  # the highest revision that this store has received
         self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
-        self._counter = 0
-        self._windows = [_Window(0) for _ in range(partitions)]
-        self._lock = threading.Lock()
+        self._generation = 0
+        self._windows = [_Window(self.origin, 0) for _ in range(partitions)]
+        self._retired: list[list[_Window]] = [[] for _ in range(partitions)]
+        self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
 
     def begin(self, partition: Partition) -> Ticket:
         """Return a new write's ticket."""
         number = partition.number
         with self._lock:
-            counter = self._counter + 1
             window = self._windows[number]
-            # What one write that hangs keeps the server from forgetting must not grow without end.
-            if window.unfinished and window.begun - next(iter(window.unfinished.values())) >= _WINDOW:
-                counter = (counter | _RUN - 1) + 1
-            if counter >> 32:  # it must not fall: another writer begins
-                self.origin, counter = os.urandom(8), 1
-                self._windows = [_Window(-1) for _ in self._windows]
-            if window.run != counter >> 16:
-                window = self._windows[number] = _Window(counter >> 16)
-            self._counter = counter
-            window.unfinished[counter] = window.begun
-            window.begun += 1
-            return Ticket(window, self.origin, counter, self.seen[number], next(iter(window.unfinished)))
+            if window.generation != self._generation:
+                window = self._retire(number, window)
+            ticket = Ticket(window, next(window.counters), self.seen[number])
+            ticket.floor = next(iter(window.unfinished), ticket.counter)
+            if ticket.counter - ticket.floor >= _WINDOW or ticket.counter > 0xFFFFFFF0:
+                window = self._retire(number, window)
+                ticket = Ticket(window, next(window.counters), self.seen[number])
+            window.unfinished[ticket.counter] = None
+            if self._retired[number]:
+                ticket.closing = [old for old in self._retired[number] if not old.unfinished][:_CLOSING]
+            return ticket
 
     def end(self, ticket: Ticket) -> None:
         """Note that a write is finished, and will never be sent again."""
+        ticket.window.unfinished.pop(ticket.counter, None)
+
+    def closed(self, partition: Partition, windows: Sequence[_Window]) -> None:
+        """Note that the server will apply nothing more of these windows."""
         with self._lock:
-            ticket.window.unfinished.pop(ticket.counter, None)
+            kept = [window for window in self._retired[partition.number] if window not in windows]
+            self._retired[partition.number] = kept
+
+    def renew(self) -> None:
+        """Begin a new epoch with the next write: a process that was cloned must not go on as its twin does."""
+        self._generation += 1
+
+    def forgotten(self, partition: Partition, revision: int) -> None:
+        """Note that the server has forgotten what there was before this revision: all goes on in a new epoch."""
+        self.saw(partition, revision)
+        self.renew()
 
     def saw(self, partition: Partition, revision: int) -> None:
         """Remember that the partition has reached a revision."""
         if revision > self.seen[partition.number]:
             self.seen[partition.number] = revision
+
+    def channel(self, key: str) -> str:
+        """Return the channel that goes with a key: pub/sub knows no databases, and this name no other has."""
+        return f"{key}:{self.incarnation.decode()}"
+
+    def _retire(self, number: int, window: _Window) -> _Window:
+        new = _Window(self.origin, self._generation)
+        if next(window.counters) > 1:
+            self._retired[number].append(window)
+        self._windows[number] = new
+        return new
 
 
 def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
@@ -211,16 +272,16 @@ class Written(msgspec.Struct, frozen=True):
     """What a write came to."""
 
     revision: int
-    updated_at_ms: int
-    ticket: Ticket
+    updated_at_ms: int  # 0: by an earlier sending
+    operation: bytes
 
 
 class Write(Operation[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_arguments", "_expected", "_id", "_keys", "_namespace", "_partition", "_sendings", "_staged", "_staging",
-        "_ticket", "_what",
+        "_conditions", "_expected", "_id", "_keys", "_namespace", "_partition", "_rest", "_sendings", "_staged",
+        "_staging", "_ticket", "_what", "_wiped",
     )  # fmt: skip
     writes = True
 
@@ -234,6 +295,7 @@ class Write(Operation[Written]):
         staged: Sequence[bytes] = (),
         token: int | None = None,
         maker: bytes | None = None,
+        keeps_time: bool = False,
     ) -> None:
         super().__init__()
         self._namespace = namespace
@@ -241,20 +303,23 @@ class Write(Operation[Written]):
         self._partition = partition = namespace.keyspace.of(id)
         self._keys = [partition.session(id), partition.turns(id)]
         self._expected = expected
-        self._what = kind
-        conditions: list[Argument] = []
+        self._what = kind + b"k" if keeps_time else kind
+        self._conditions: list[Argument] = []
         if expected is not None:
             self._what += b"r"
-            conditions.append(expected if maker is None else b"%d:%b" % (expected, maker))
+            self._conditions.append(expected if maker is None else b"%d:%b" % (expected, maker))
         if token is not None:
             self._what += b"l"
-            conditions.append(token)
+            self._conditions.append(token)
             self._keys.append(partition.lease(id))
-        self._arguments = [*conditions, *rest]
+        if b"" in rest or b"" in staged:
+            raise SerializationError("", "no bytes at all")
+        self._rest = rest
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
         self._ticket: Ticket | None = None
+        self._wiped = False
 
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
@@ -281,9 +346,15 @@ class Write(Operation[Written]):
         return self._partition.staging(f"{ticket.operation_id.hex()}:{self._sendings}")
 
     def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
-        arguments, head = self._arguments, self._namespace.heads[self._partition.number][self._evaluate]
-        what = _pack_head(len(arguments), len(keys), ticket.writer, ticket.counter, ticket.seen, ticket.floor)
-        return Joinable(head, keys, [what + self._what, *arguments])
+        head, letters = self._namespace.heads[self._partition.number][self._evaluate], self._what
+        arguments = [b"", *self._conditions]
+        if ticket.closing:
+            letters += b"c"
+            arguments.append(b"".join([window.writer[8:] for window in ticket.closing]))
+        arguments += self._rest
+        writer, counter, nonce, seen, floor = ticket.head()
+        arguments[0] = _pack_head(len(arguments) - 1, len(keys), writer, counter, nonce, seen, floor) + letters
+        return Joinable(head, keys, arguments)
 
     def end(self) -> None:
         """Let the server forget it."""
@@ -295,7 +366,9 @@ class Write(Operation[Written]):
         """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""
         if isinstance(error, ConflictError):
             return error.expected > 0
-        return isinstance(error, (LeaseLostError, StoreResetError, OutcomeUnknownError))
+        if isinstance(error, StoreResetError):  # a counter that went back comes to `seen` again
+            return self._wiped
+        return isinstance(error, (LeaseLostError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
@@ -303,6 +376,7 @@ class Write(Operation[Written]):
         reply = replies[-1]
         if type(reply) is not list:
             try:
+                check_script(reply)
                 self._check((reply,))
             except NoScript:
                 if len(replies) > 1:
@@ -314,7 +388,9 @@ class Write(Operation[Written]):
         match answer:
             case b"OK":
                 self._namespace.saw(self._partition, value)
-                return Written(value, updated_at_ms, ticket)
+                if ticket.closing:
+                    self._namespace.closed(self._partition, ticket.closing)
+                return Written(value, updated_at_ms, ticket.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
             case b"NOTFOUND":
@@ -330,16 +406,37 @@ class Write(Operation[Written]):
                 raise Again("the staged turns are gone")
             case b"FORGOTTEN":
                 # No earlier sending can have been applied, or Retry ends it: so it may start afresh.
-                self._namespace.saw(self._partition, value)
+                self._namespace.forgotten(self._partition, value)
                 self.end()
                 raise Forgotten("operations were forgotten")
-            case b"RESET" if value < 0:
-                raise StoreResetError("the namespace was wiped")
+            case b"EMPTY":
+                raise SerializationError(value.decode(errors="replace"), "no bytes at all")
             case b"RESET":
-                raise StoreResetError(f"the data went back in time: to revision {value} from {ticket.seen} or later")
-            case b"LAYOUT":
-                raise LayoutError(f"{self._partition.prefix}{value.decode()} is not of this store's layout")
-        raise StorageError("the writing script gave an unknown answer")
+                self._wiped = value < 0
+        raise refusal(self._partition, answer, value)
+
+
+def refusal(partition: Partition, answer: bytes, value: Any) -> StorageError:
+    """Return the error for what both writing scripts may answer."""
+    match answer:
+        case b"RESET" if value < 0:
+            return StoreResetError("the namespace was wiped")
+        case b"RESET":
+            return StoreResetError(f"the data went back in time: to revision {value}, below one that this store knows")
+        case b"LAYOUT":
+            return LayoutError(f"{partition.prefix}{value.decode()} is not of this store's layout")
+        case b"DENIED":
+            return PermissionDeniedError(f"the user may not call {value.decode()}: nothing was written")
+        case b"MISSING":
+            return UnsupportedServerError(f"the server has no command {value.decode()}, or it was renamed")
+    return StorageError("a script gave an unknown answer")
+
+
+def check_script(reply: Reply) -> None:
+    """Raise OutcomeUnknownError for an error that stopped a script on its way, which checks before its first write."""
+    text = as_error(reply) or ""
+    if "@user_script" in text or "script: " in text:
+        raise OutcomeUnknownError("the script was stopped on its way, and the write may have been applied in part")
 
 
 class Load(Operation[Versioned[A]]):
@@ -566,28 +663,47 @@ class Create(Operation[str]):
 class Probe(Operation["StorageError | None"]):
     """Whether the user may do what the writing script does: the error if not (scripts/probe.lua)."""
 
-    __slots__ = ("_partition",)
+    __slots__ = ("_namespace",)
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         super().__init__()
-        self._partition = partition
+        self._namespace = namespace
 
     def commands(self) -> Sequence[Command]:
-        """Call the script."""
-        keys = [self._partition.probe(kind) for kind in ("hash", "list", "zset", "renamed")]
-        return [self._script(scripts.PROBE, [*keys, self._partition.changes], ())]
+        """Call the script, and ask for the partitions' revisions: the first write will name one."""
+        partitions = self._namespace.keyspace.partitions
+        keys = (partitions[0].state, partitions[0].changes)
+        channel = self._namespace.channel(partitions[0].changes)
+        probe = self._script(scripts.PROBE, keys, (channel, *_WRITE_COMMANDS, *_OTHER_COMMANDS))
+        return [probe, *(("HGET", partition.state, "revision") for partition in partitions)]
 
     def decode(self, replies: Sequence[Reply]) -> StorageError | None:
-        """Return what is denied. Another obstacle (a full disk, say) may pass, and is no reason not to read."""
+        """Return what is denied. Another obstacle (a full disk, say) may pass, and is no reason not to read.
+
+        Raises:
+            UnsupportedServerError: a command is missing or was renamed.
+
+        """
+        for partition, revision in zip(self._namespace.keyspace.partitions, replies[1:], strict=True):
+            if type(revision) is bytes and revision.isdigit():
+                self._namespace.saw(partition, int(revision))
         text = as_error(replies[0])
-        if text is not None and text.startswith("NOSCRIPT"):
-            self._check(replies)
-        problem = text if text is not None else bytes(replies[0]).decode(errors="replace")
-        command, _, reason = problem.partition(": ") if text is None else ("", "", problem)
-        error = translate(reason) if reason else None
-        if isinstance(error, PermissionDeniedError):
-            return PermissionDeniedError(f"the user may not write ({command or 'EVALSHA'}): nothing was written")
+        if text is not None:
+            problem = translate(text)
+            if isinstance(problem, (NoScript, UnsupportedServerError)):
+                self._check(replies)
+            return PermissionDeniedError(f"the user may not write: {problem}") if _denies(problem) else None
+        found = list(zip(replies[0][::2], map(bytes.decode, replies[0][1::2]), strict=True))
+        if missing := [command for answer, command in found if answer == b"MISSING"]:
+            raise UnsupportedServerError(f"the server has no command {', '.join(missing)}, or it was renamed")
+        denied = [command for answer, command in found if answer == b"DENIED" and command in _WRITE_COMMANDS]
+        if denied:
+            return PermissionDeniedError(f"the user may not write ({', '.join(denied)}): nothing was written")
         return None
+
+
+def _denies(problem: StorageError | Trouble) -> bool:
+    return isinstance(problem, PermissionDeniedError)
 
 
 def _chunks(turns: Sequence[bytes]) -> list[list[bytes]]:

@@ -147,7 +147,7 @@ class Operations(Generic[A]):
 
     def probe(self) -> Probe:
         """Whether writing is allowed."""
-        return Probe(self._namespace.keyspace.partitions[0])
+        return Probe(self._namespace)
 
     def ping(self) -> Ping:
         """A round trip."""
@@ -196,13 +196,12 @@ class Operations(Generic[A]):
             patch = self._codec.compare(known, new)
         if known is not None and patch is not None:
             try:
-                written = yield self._save(asset, new, patch, known.revision, token, maker=known.operation)
+                written = yield self._save(asset, new, patch, known.revision, token, known)
                 return self._saved(asset, new, written)
             except (ConflictError, CorruptSessionError):
                 if expected is not None:
                     raise
-        removed = () if known is None else known.sections.keys() - new.sections.keys()
-        written = yield self._save(asset, new, None, expected, token, removed)
+        written = yield self._save(asset, new, None, expected, token, known)
         return self._saved(asset, new, written)
 
     def _known(self, asset: A) -> Stored | None:
@@ -218,11 +217,10 @@ class Operations(Generic[A]):
         patch: Patch | None,
         expected: int | None,
         token: int | None,
-        removed: Collection[str] = (),
-        maker: bytes | None = None,
+        known: Stored | None,
     ) -> Write:
         sections = new.sections if patch is None else patch.sections
-        removed = removed if patch is None else patch.removed
+        removed: Collection[str] = () if known is None else known.sections.keys() - new.sections.keys()
         rest: builtins.list[Argument] = [asset.updated_at_ms, new.tail]
         changes: builtins.list[Argument] = [len(sections)]
         for section in sections.items():
@@ -241,15 +239,15 @@ class Operations(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, maker)
+        maker = None if known is None or patch is None else known.operation
+        # Who has loaded it knows when it was updated: the index never goes back. A new asset brings its own time.
+        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, maker, known is not None)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)
         if before is None or before.revision < written.revision:
             home = self._namespace.incarnation
-            remember(
-                asset, Stored(home, asset.id, written.revision, written.ticket.operation_id, new.sections, new.turns)
-            )
+            remember(asset, Stored(home, asset.id, written.revision, written.operation, new.sections, new.turns))
         return written.revision
 
     def list(

@@ -7,8 +7,10 @@ makes it true: whenever a revision is missing, or may be, what changed since is 
 from __future__ import annotations
 
 import base64
+import sys
 import threading
 import time
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
@@ -29,11 +31,11 @@ __all__ = ["Change", "Changes", "Watcher", "waking"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BATCH = 1000  # changes read at once
+_RETRY_DELAY = 0.01  # seconds
 _PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
-_FOREVER = float("inf")
 
 _decode_message = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, str]).decode
-_decode_cursor = msgspec.msgpack.Decoder(tuple[bytes, list[int]]).decode
+_decode_cursor = msgspec.msgpack.Decoder(tuple[bytes, int, int, bytes]).decode
 
 
 class Change(NamedTuple):
@@ -133,8 +135,9 @@ class _Reached(Operation["tuple[int | None, int]"]):
 class Changes:
     """What there is to ask about changes, as plans."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, heartbeat: float) -> None:
         self.namespace = self._namespace = namespace
+        self.heartbeat = heartbeat  # seconds after which the partitions are looked at though no message came
 
     @property
     def origin(self) -> str:
@@ -184,11 +187,11 @@ class Changes:
             left = until - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"session {id} has not reached revision {revision} in time")
-            yield Pause(left, wake)
+            yield Pause(min(left, self.heartbeat), wake)
 
     def channel(self, id: str) -> str:
-        """Return the channel on which a session's changes are told."""
-        return self._namespace.keyspace.of(check_id(id)).changes
+        """Return the channel on which a session's changes are published."""
+        return self._namespace.channel(self._namespace.keyspace.of(check_id(id)).changes)
 
     def change(self, entry: _Entry, positions: Sequence[int]) -> Change:
         """Return an entry as the caller sees it."""
@@ -202,8 +205,15 @@ class Changes:
         )
 
     def encode(self, positions: Sequence[int]) -> str:
-        """Return a cursor: it belongs to this namespace, and has a revision for each partition."""
-        return base64.urlsafe_b64encode(msgspec.msgpack.encode((self._namespace.incarnation, positions))).decode()
+        """Return a cursor: it belongs to this namespace, and has a revision for each partition.
+
+        They differ by little, so that the least and what each has beyond it take a byte or two for each.
+        """
+        least = min(positions)
+        beyond = [position - least for position in positions]
+        code = _WIDTHS[(max(beyond).bit_length() - 1) // 8 if any(beyond) else 0]
+        cursor = self._namespace.incarnation, least, code.itemsize, _big_endian(array(code.typecode, beyond)).tobytes()
+        return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode()
 
     def decode(self, cursor: str | None) -> list[int]:
         """Return a cursor's revisions; of None, those before the first write.
@@ -217,14 +227,24 @@ class Changes:
         if cursor is None:
             return [0] * count
         try:
-            incarnation, positions = _decode_cursor(base64.urlsafe_b64decode(cursor))
-        except (TypeError, ValueError, msgspec.MsgspecError):
+            incarnation, least, width, data = _decode_cursor(base64.urlsafe_b64decode(cursor))
+            beyond = array({code.itemsize: code.typecode for code in _WIDTHS}[width], data)
+        except (KeyError, TypeError, ValueError, msgspec.MsgspecError):
             raise ValueError("that is not a cursor of changes") from None
         if incarnation != self._namespace.incarnation:
             raise StoreResetError("the cursor is of another namespace, or of this one before it was wiped: list again")
-        if len(positions) != count:
+        if len(beyond) != count:
             raise ValueError("that is not a cursor of changes")
-        return positions
+        return [least + offset for offset in _big_endian(beyond)]
+
+
+_WIDTHS = [array(code) for code in "BHIIQQQQ"]  # by the number of bytes needed
+
+
+def _big_endian(numbers: array[int]) -> array[int]:
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers
 
 
 class _Track:
@@ -234,7 +254,8 @@ class _Track:
         self.partition = partition
         self.number = number
         self.head = position  # up to here everything is pending or was delivered
-        self.told = position  # the last message's revision
+        self.told = 0  # the last message's revision
+        self.back = False  # whether a message came that was not later than the last one: the data went back
         self.gap = True  # whether there may be more than pending
         self.looks = 0  # how often it was told to look for itself
         self.pending: OrderedDict[str, _Entry] = OrderedDict()  # in order of revisions
@@ -268,7 +289,7 @@ class Watcher:
 
     def listeners(self) -> list[tuple[str, Listener]]:
         """Return the channels to listen to, and with what."""
-        return [(track.partition.changes, self._listener(track)) for track in self._tracks]
+        return [(self._namespace.channel(track.partition.changes), self._listener(track)) for track in self._tracks]
 
     def pop(self) -> Change | None:
         """Return the next change that is pending; None if there is none, or something has to be read first."""
@@ -285,25 +306,38 @@ class Watcher:
         return None
 
     def wait(self) -> Plan[None]:
-        """Return when there may be changes pending: told of, or read where some may have been missed."""
+        """Return when there may be changes pending: received, or read where some may have been missed.
+
+        Raises:
+            StoreResetError: the data was wiped or went back.
+
+        """
         self._wake.clear()
-        delay = 0.01
-        for track in tuple(self._tracks):
-            if not track.gap or track.pending:
-                continue
-            looks = track.looks
+        behind = [track for track in tuple(self._tracks) if track.gap and not track.pending]
+        before = [(track.looks, track.told) for track in behind]
+        if behind:
             try:
-                revision, entries = yield _Since(self._namespace, track.partition, track.head, _BATCH)
+                answers = yield Together(
+                    _Since(self._namespace, track.partition, track.head, _BATCH) for track in behind
+                )
             except (UnavailableError, OutcomeUnknownError):
-                yield Pause(delay)
+                yield Pause(_RETRY_DELAY)
                 return
-            with self._lock:
-                for entry in entries:
-                    self._add(track, entry)
-                track.head = max(track.head, revision)
-                track.gap = len(entries) == _BATCH or track.told > track.head or track.looks != looks
-        if not any(track.pending or track.gap for track in self._tracks):
-            yield Pause(_FOREVER, self._wake)
+            for track, (looks, told), (revision, entries) in zip(behind, before, answers, strict=True):
+                whole = len(entries) < _BATCH
+                if track.back or (whole and told > revision):
+                    raise StoreResetError(f"the data went back in time: to revision {revision} or less from {told}")
+                with self._lock:
+                    for entry in entries:
+                        self._add(track, entry)
+                    track.head = max(track.head, revision)
+                    track.gap = not whole or track.told > track.head or track.looks != looks or track.back
+        if any(track.pending or track.gap for track in self._tracks):
+            return
+        yield Pause(self._changes.heartbeat, self._wake)
+        if not self._wake.is_set():  # no message came; or it was lost, or the user may publish none
+            for track in self._tracks:
+                track.gap = True
 
     def _listener(self, track: _Track) -> Listener:
         def listen(message: bytes | None) -> None:
@@ -320,10 +354,11 @@ class Watcher:
     def _receive(self, track: _Track, message: bytes) -> None:
         try:
             revision, updated_at_ms, kind, origin, id = _decode_message(message)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             track.gap = True
             return
-        back, track.told = revision <= track.told and revision <= track.head, revision
+        track.back |= revision <= track.told
+        track.told = revision
         if revision == track.head + 1 and not track.gap:
             self._add(track, _Entry(id, revision, kind == 1, updated_at_ms, origin))
             track.head = revision
@@ -331,8 +366,8 @@ class Watcher:
                 track.head = next(iter(track.pending.values())).revision - 1
                 track.pending.clear()
                 track.gap = True
-        elif revision > track.head or back:
-            track.gap = True  # what came between, or what went back, is read
+        elif revision > track.head or track.back:
+            track.gap = True  # what came between is read
 
     def _add(self, track: _Track, entry: _Entry) -> None:
         if self._ids is None or entry.id in self._ids:
@@ -347,7 +382,7 @@ def waking(wake: Any, id: str, revision: int) -> Listener:
         if message:
             try:
                 reached, _, _, _, changed = _decode_message(message)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 return
             if changed != id and reached != revision:
                 return

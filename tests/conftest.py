@@ -68,6 +68,12 @@ def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedd
         yield attachment
 
 
+def channel(raw: Any, key: str) -> str:
+    """The channel that goes with a key of a partition: its name has the namespace's incarnation."""
+    incarnation: bytes = raw.hget(key.rpartition("}")[0] + "}:state", "incarnation")
+    return f"{key}:{incarnation.decode()}"
+
+
 class Threaded:
     """A blocking store or context manager with awaitable methods."""
 
@@ -161,6 +167,10 @@ class Place:
     def key(self, rest: str, partition: int = 0) -> str:
         """A key of the namespace's."""
         return f"{{{self.namespace}/{partition}}}:{rest}"
+
+    def channel(self, rest: str, partition: int = 0) -> str:
+        """A channel of the namespace's, which is there."""
+        return channel(self.raw, self.key(rest, partition))
 
 
 @pytest.fixture(params=ROWS, ids=str)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -463,14 +464,15 @@ async def test_recognised_however_late(server: Server, open_store: Open, writer:
     for name in ("x", "y"):
         await store.append("s", turn(name))
         await other.append("s", turn(name))
-    assert {len(window) for window in windows(raw).values()} == {8 + 12}
+    assert {len(window) for window in windows(raw).values()} == {16 + 16}
     assert len(windows(raw)) == len({store, other})
 
 
 def unfinished(store: Any) -> int:
     """How many writes the server still has to remember for a store."""
     store = getattr(store, "_store", store)
-    return sum(len(window.unfinished) for window in store._core.operations._namespace._windows)
+    namespace = store._core.operations._namespace
+    return sum(len(window.unfinished) for window in itertools.chain(namespace._windows, *namespace._retired))
 
 
 @colours
@@ -530,7 +532,7 @@ async def test_a_write_that_hangs(server: Server, open_store: Open) -> None:
     assert await send(store, write) == [b"OK", 2, 0]
     sizes = sorted(len(window) for window in windows(raw).values())
     assert len(sizes) > 1
-    assert sizes[-1] <= 8 + 12 * 4096
+    assert sizes[-1] <= 16 + 16 * 1024
     assert len(await store.turns("s")) == 9001
     assert raw.hget(key("state"), "forgotten") == b"0"
 
@@ -545,9 +547,9 @@ async def test_more_writers_than_remembered(server: Server, open_store: Open) ->
     (first,) = windows(raw)
     for _ in range(60):
         await store.append("s", turn("x"))
-    others = {b"w%010d" % n: bytes(12) + (50).to_bytes(8) for n in range(WRITERS)}
+    others = {b"w%012d" % n: bytes(24) + (50).to_bytes(8) for n in range(WRITERS)}
     raw.hset(key("state"), mapping=others)
-    raw.hset(key("state"), first, bytes(12) + (2).to_bytes(8))
+    raw.hset(key("state"), first, bytes(24) + (2).to_bytes(8))
     await (await open_store("async", server)).append("s", turn("x"))
     assert len(windows(raw)) == WRITERS
     assert raw.hget(key("state"), "forgotten") in (b"2", b"50")

@@ -121,7 +121,7 @@ async def test_as_if_one_after_the_other(place: Place, store: Any, writer: Write
     """Many appends to one session in one call, and nobody can tell: turns, revisions, messages, memory."""
     raw: Any = place.raw
     subscription = raw.pubsub()
-    subscription.subscribe(place.key("changes"))
+    subscription.subscribe(place.channel("changes"))
     assert subscription.get_message(timeout=5)["type"] == "subscribe"
     writes = [writer.append("a" if n % 3 else "b", str(n)) for n in range(150)]
     assert writer.send(*writes) == [[b"OK", 4 + n] for n in range(150)]
@@ -252,7 +252,10 @@ class Twin:
         self._raw = raw
         self._namespace = Namespace(name, 1, b"same")
         self._partition = self._namespace.keyspace.partitions[0]
-        raw.hset(self._partition.state, mapping={"incarnation": "same", "revision": 0, "compacted": 0, "forgotten": 0})
+        raw.hset(
+            self._partition.state,
+            mapping={"incarnation": "same", "revision": 0, "compacted": 0, "forgotten": 0, "dedup_bytes": 0},
+        )
 
     def call(self, kind: str, id: str, ticket: bytes, expected: str, token: str, rest: list[Any]) -> Joinable:
         keys = [self._partition.session(id), self._partition.turns(id)]
@@ -310,7 +313,7 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
     kind = rng.choices(["append", "save", "delete"], [6, 3, 1])[0]
     seen = max(0, revision - rng.choice([0, 0, 0, 1, 5, 30]))
     floor = max(0, number - rng.choice([0, 3, 10]))
-    ticket = rng.choice(writers) + number.to_bytes(4) + seen.to_bytes(8) + floor.to_bytes(4)
+    ticket = rng.choice(writers) + number.to_bytes(4) + bytes(4) + seen.to_bytes(8) + floor.to_bytes(4)
     expected = rng.choice(["", "", "", "0", str(revision), str(max(0, revision - 1))])
     token = rng.choice(["", "", "", "", "7", "8"])
     turns = [f"turn {number}.{n}" for n in range(rng.randrange(1, 4))]
@@ -334,7 +337,7 @@ def test_joined_or_one_by_one(shared_server: Server, seed: int) -> None:
     single, together = Twin(raw, f"{name}-1"), Twin(raw, f"{name}-2")
     for twin in (single, together):
         raw.hset(twin._partition.lease("a"), "token", "7")
-    writers, revision, sent = [rng.randbytes(8) for _ in range(7)], 0, list[tuple[Any, ...]]()
+    writers, revision, sent = [rng.randbytes(12) for _ in range(7)], 0, list[tuple[Any, ...]]()
     for number in range(1, 60, 6):
         batch = [random_operation(rng, number + n, revision, writers) for n in range(6)]
         if sent and rng.random() < 0.6:
@@ -365,7 +368,7 @@ def test_windows_that_are_dropped(shared_server: Server, together: int) -> None:
     state = twin._partition.state
 
     def write(writer: int, seen: int) -> Joinable:
-        ticket = bytes([writer]) * 8 + (1).to_bytes(4) + seen.to_bytes(8) + (1).to_bytes(4)
+        ticket = bytes([writer]) * 12 + (1).to_bytes(4) + bytes(4) + seen.to_bytes(8) + (1).to_bytes(4)
         return twin.call("save", "a", ticket, "", "", [1000, b"\x01\xc0\xc0", "replace", 1, "version", b"\x01", 0])
 
     calls = [write(writer, 0) for writer in range(9)]
@@ -376,7 +379,7 @@ def test_windows_that_are_dropped(shared_server: Server, together: int) -> None:
     answers = [answer for n in range(3, 6, together) for answer in twin.send(calls[n : n + together], FEW_WRITERS)]
     assert answers == [[b"OK", 4], [b"OK", 5], [b"OK", 6]]
     windows = {name for name in raw.hkeys(state) if name.startswith(b"w")}
-    assert windows == {b"w" + bytes([writer]) * 8 + b"\0\0" for writer in (2, 3, 4, 5)}
+    assert windows == {b"w" + bytes([writer]) * 12 for writer in (2, 3, 4, 5)}
     assert raw.hget(state, "forgotten") == b"2"
     assert twin.send([calls[0]], FEW_WRITERS) == twin.send([calls[1]], FEW_WRITERS) == [[b"FORGOTTEN"]]
     assert twin.send(calls[2:6], FEW_WRITERS) == [[b"OK", 3], [b"OK", 4], [b"OK", 5], [b"OK", 6]]

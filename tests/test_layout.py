@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -79,7 +80,7 @@ async def test_messages(place: Place, store: Any) -> None:
     """Every change is published as msgpack on the channel that is named like the index of changes."""
     raw: Any = place.raw
     subscription = raw.pubsub()
-    subscription.subscribe(place.key("changes"))
+    subscription.subscribe(place.channel("changes"))
     assert subscription.get_message(timeout=5)["type"] == "subscribe"
     revisions = [await store.save(SessionAsset(id="s", updated_at_ms=7))]
     revisions.append(await store.append("s", ConversationTurn.user("x")))
@@ -324,15 +325,33 @@ async def test_many_unknown_fields(connect: Connect) -> None:
 
 
 def test_operation_ids_never_repeat() -> None:
-    """When a writer's counter of 32 bits has come to its end, another writer begins."""
+    """When an epoch's counter of 32 bits comes to its end, another epoch begins; so it does when it is asked for."""
     namespace = Namespace("orcs", 1, b"x")
     (partition,) = namespace.keyspace.partitions
-    first = namespace.begin(partition).operation_id
-    namespace._counter = 2**32 - 2
-    last, renewed, next_one = (namespace.begin(partition).operation_id for _ in range(3))
-    assert last == first[:8] + b"\xff" * 4
-    assert renewed[:8] == next_one[:8] != first[:8]
-    assert (renewed[8:], next_one[8:]) == (b"\0\0\0\1", b"\0\0\0\2")
+    first = namespace.begin(partition)
+    namespace.end(first)
+    first.window.counters = itertools.count(2**32 - 16)
+    last, renewed = namespace.begin(partition), namespace.begin(partition)
+    namespace.renew()
+    again = namespace.begin(partition)
+    ids = [ticket.operation_id for ticket in (first, last, renewed, again)]
+    assert [len(id) for id in ids] == [20] * 4
+    assert len({id[:8] for id in ids}) == 1
+    assert ids[0][:12] == ids[1][:12]
+    assert len({id[:12] for id in ids}) == 3
+    assert [id[12:16] for id in ids] == [b"\0\0\0\1", b"\xff\xff\xff\xf0", b"\0\0\0\1", b"\0\0\0\1"]
+
+
+def test_clones_have_other_ids() -> None:
+    """A process that was cloned counts as its twin does, and no write of one has the id of one of the other."""
+    namespaces = [Namespace("orcs", 1, b"x") for _ in range(2)]
+    windows = {namespace._windows[0] for namespace in namespaces}
+    for window in windows:
+        window.writer = bytes(12)
+    ids = {
+        namespace.begin(namespace.keyspace.partitions[0]).operation_id for _ in range(50) for namespace in namespaces
+    }
+    assert len(ids) == 100
 
 
 def test_windows() -> None:
@@ -340,17 +359,40 @@ def test_windows() -> None:
     namespace = Namespace("orcs", 2, b"x")
     one, two = namespace.keyspace.partitions
     hanging, beside = namespace.begin(one), namespace.begin(two)
-    for _ in range(4095):
+    for _ in range(1023):
         ticket = namespace.begin(one)
         assert ticket.floor == hanging.counter == 1
         namespace.end(ticket)
         namespace.end(ticket)
     assert ticket.window is hanging.window is not beside.window
-    assert (beside.counter, beside.floor) == (2, 2)
+    assert (beside.counter, beside.floor) == (1, 1)
     ticket = namespace.begin(one)
-    assert ticket.counter == ticket.floor == 0x10000
+    assert ticket.counter == ticket.floor == 1
     assert ticket.window is not hanging.window
     namespace.end(ticket)
     ticket, later = namespace.begin(one), namespace.begin(one)
     namespace.end(ticket)
-    assert (later.counter, later.floor, namespace.begin(one).floor) == (0x10002, 0x10001, 0x10002)
+    assert (later.counter, later.floor, namespace.begin(one).floor) == (3, 2, 3)
+
+
+def test_windows_are_closed() -> None:
+    """A window that was left is named by the next writes once nothing of it is under way, until one was applied."""
+    namespace = Namespace("orcs", 1, b"x")
+    (partition,) = namespace.keyspace.partitions
+    hanging = namespace.begin(partition)
+    namespace.renew()
+    assert list(namespace.begin(partition).closing) == []
+    namespace.end(hanging)
+    first, second = namespace.begin(partition), namespace.begin(partition)
+    assert list(first.closing) == list(second.closing) == [hanging.window]
+    namespace.closed(partition, first.closing)
+    assert list(namespace.begin(partition).closing) == []
+
+
+def test_a_lost_ticket_ends() -> None:
+    """A write whose maker was interrupted before it could keep the ticket holds nothing back."""
+    namespace = Namespace("orcs", 1, b"x")
+    (partition,) = namespace.keyspace.partitions
+    ticket = namespace.begin(partition)
+    del ticket
+    assert namespace._windows[0].unfinished == {}

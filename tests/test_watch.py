@@ -142,7 +142,7 @@ async def test_messages_lost(place: Place, connect: Connect) -> None:
     task = asyncio.create_task(take(watcher, 1, since=changes[-1].cursor))
     await asyncio.sleep(0.3)
     for garbage in (b"", b"\xc1", b"\x95\x01", b"hello"):
-        raw.publish(place.key("changes"), garbage)
+        raw.publish(place.channel("changes"), garbage)
     await writer.save(SessionAsset(id="d"))
     assert [change.id for change in await task] == ["d"]
 

@@ -1,7 +1,7 @@
 -- Creates a namespace, unless it is there.
 --
 -- KEYS  1 <namespace>:layout  HASH  version, partitions, incarnation
---       2.. {p}:state         HASH  incarnation, revision, compacted, forgotten: one for each partition
+--       2.. {p}:state         HASH  incarnation, revision, compacted, forgotten, dedup_bytes: one each
 --
 -- ARGV  1 version of the layout
 --       2 incarnation: an id that no other namespace has had
@@ -14,6 +14,6 @@ for i = 2, #KEYS do
 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'partitions', #KEYS - 1, 'incarnation', ARGV[2])
 for i = 2, #KEYS do
-  redis.call('HSET', KEYS[i], 'incarnation', ARGV[2], 'revision', 0, 'compacted', 0, 'forgotten', 0)
+  redis.call('HSET', KEYS[i], 'incarnation', ARGV[2], 'revision', 0, 'compacted', 0, 'forgotten', 0, 'dedup_bytes', 0)
 end
 return 'OK'

@@ -1,10 +1,11 @@
--- The only writer of sessions: checks everything, then changes everything, then tells the peers. One call performs one
+-- The only writer of sessions: checks everything, then changes everything, then notifies the peers. One call performs one
 -- operation or several of a partition, in their order; each has its own outcome, and what they share is written once.
 --
--- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten, windows (below)
+-- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten, dedup_bytes,
+--                                dedup windows (below)
 --       2 {p}:updated      ZSET  id by updated_at_ms
 --       3 {p}:meta         HASH  id to packed metadata (below)
---       4 {p}:changes      ZSET  id by the revision of its last change; also the channel
+--       4 {p}:changes      ZSET  id by the revision of its last change
 --       5 {p}:deleted      ZSET  id by the revision of its deletion: the tombstones
 --       6 {p}:deleted:meta HASH  id to u64 time of deletion in ms, origin (8 bytes)
 --     then for each operation
@@ -19,13 +20,16 @@
 --      +0 its head, bytes:
 --          1 u32: how many of the following arguments are this operation's
 --          5 u8: how many keys are
---          6 operation id: the writer's id (8) and its counter (4), which grows from one operation to the next
---         18 seen, u64: a revision of this partition that the writer knew before it first sent this operation
---         26 floor, u32: the lowest counter of the writer's operations that are not finished
---         30 "a" append, "s" save, "d" delete; after it "r", "l" or "rl" for those of the next two that follow
---       . the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the operation
---         id that made it: after a restore a revision may be given anew
---       . fencing token of the lease under which to write
+--          6 operation id, 20 bytes: origin (8, of the store), epoch (4), counter (u32, grows by one from one operation
+--            of an epoch to the next), nonce (4)
+--         26 seen, u64: a revision of this partition that the writer knew before it first sent this operation
+--         34 low-water mark, u32: the lowest counter of the epoch's operations that are not finished
+--         38 "a" append, "s" save, "d" delete; after it letters for what follows, in this order:
+--            "r" and "l" for the next two arguments, "c" for the third; "k": the time of the index never goes back
+--       . r: the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the
+--         operation id that made it: after a restore a revision may be given anew
+--       . l: fencing token of the lease under which to write
+--       . c: epochs of the same origin, 4 bytes each, all of whose operations are finished
 --       append: the turns. save:
 --       . updated_at_ms, decimal (an append takes the server's now, but never goes backwards)
 --       . tail of the packed metadata (an append leaves it as it is)
@@ -43,24 +47,33 @@
 --   "CORRUPT", part                  what is stored can't be what this script wrote
 --   "VERSION", msgpack               the stored session has another schema version
 --   "STAGING"                        the staged turns are not all there: their own commands failed
---   "FORGOTTEN", revision            this one may have been applied after `seen`, and forgotten
+--   "EMPTY", part                    a turn or section of no bytes
+--   "FORGOTTEN", revision            an earlier sending of this one may have been applied, and forgotten
+--   "DENIED", command                the user may not call it
+--   "MISSING", command               the server has no such command, or it was renamed
 --   "RESET", revision                another incarnation (revision -1), or revisions went back
 --   "LAYOUT", part                   a partition's key has a foreign type
--- For every item but "OK" nothing was written.
+-- For every item but "OK" nothing was written. An error in place of the array that was raised while the script ran leaves
+-- it open what was.
 --
 -- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
 -- root_path], of which the first four have fixed widths (34 bytes with the array's head) and the rest is the tail. The
--- origin is the id of the last writer, the first 8 bytes of its operation ids.
+-- origin is the store that wrote last, the first 8 bytes of its operation ids. updated_at_ms is at most the server's now.
 -- .op: the id of the operation that made the revision.
--- Window, a field of the state: "w", the writer's id, and the upper half of the counters (2 bytes) that it is for. It
--- holds u32 floor, u32 the highest counter so far; then 12 bytes for each of the writer's operations that were applied,
--- in order: u32 counter, u64 revision. Those at the front that are below the floor go, but for the last. What is not in
--- a window, nor below its floor, was not applied. One that is dropped leaves its last revision in `forgotten`.
--- Message: msgpack array [revision u64, updated_at_ms u64, kind (0 saved, 1 deleted), origin bin 8, id].
+-- Dedup window, a field of the state: "w", origin and epoch. It holds u32 low-water mark, u32 the highest counter so far,
+-- u64 `forgotten` when it was made; then 16 bytes for each of the epoch's operations that were applied, in order: u32
+-- counter, nonce, u64 revision. Those at the front that are below the mark go, but for the last. What is neither in the
+-- window nor below its mark was not applied, unless it may have been in an earlier window: then `seen` is below the third
+-- number. A window that is dropped leaves its last revision in `forgotten`.
+-- Message, on the channel {p}:changes:<incarnation>: msgpack array [revision u64, updated_at_ms u64, kind (0 saved,
+-- 1 deleted), origin bin 8, id].
 
-local WRITERS = 10000      -- windows per partition; beyond them one of those goes that were not used for long
-local TOMBSTONES = 10000   -- per partition
+local WRITERS = 10000        -- windows per partition; beyond them one of those goes that were not used for long
+local DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
+local TOMBSTONES = 10000     -- per partition
+local CLOSED = 4294967295    -- low-water mark of an epoch of which nothing is to come
 
+local lua_pcall, may = pcall, redis.acl_check_cmd -- fakeredis has no rights to check
 local call, pcall, sub, byte = redis.call, redis.pcall, string.sub, string.byte
 local find, format = string.find, string.format
 
@@ -95,21 +108,37 @@ local function refused(reply, code, part)
   return reply
 end
 
+-- The answer if a command can't be called, else false.
+local rights = {}
+local function lacks(command)
+  local answer = rights[command]
+  if answer == nil then
+    answer = false
+    if may then
+      local known, allowed = lua_pcall(may, command)
+      answer = not known and {'MISSING', command} or not allowed and {'DENIED', command}
+    end
+    rights[command] = answer
+  end
+  return answer
+end
+
 -- The operations, and what is the same for all.
 
 local heads, keys, ids, replies = {}, {}, {}, {} -- where their arguments and keys begin
-local windows, writers = {}, {} -- in order; that of each operation
-local fields = {'incarnation', 'revision', 'compacted', 'forgotten'}
+local windows, writers = {}, {} -- in order, and by origin and epoch; that of each operation
+local fields = {'incarnation', 'revision', 'compacted', 'forgotten', 'dedup_bytes'}
+local FIELDS = #fields
 local argument, key, name = 3, 7, #KEYS[3] + 5 -- an id is as far into {p}:session:<id>
 while ARGV[argument] do
   local head, n = ARGV[argument], #ids + 1
   heads[n], keys[n], ids[n] = argument, key, sub(KEYS[key], name)
   argument, key = argument + 1 + number('>I4', head), key + byte(head, 5)
-  local writer = sub(head, 6, 15)
+  local writer = sub(head, 6, 17)
   local window = windows[writer]
   if not window then
-    window = {known = false, floor = 0, highest = 0, packed = '........', added = {}}
-    windows[writer], windows[#windows + 1], fields[#fields + 1] = window, window, 'w' .. writer
+    window = {known = false, floor = 0, highest = 0, size = 0, added = {}, name = 'w' .. writer}
+    windows[writer], windows[#windows + 1], fields[#fields + 1] = window, window, window.name
   end
   writers[n] = window
 end
@@ -125,20 +154,22 @@ local state = pcall('HMGET', KEYS[1], unpack(fields))
 if failed(state) then return everyone(refused(state, 'LAYOUT', 'state')) end
 if state[1] ~= ARGV[1] then return everyone({'RESET', -1}) end
 local written, compacted, forgotten = natural(state[2]), natural(state[3]), natural(state[4])
-if not written or not compacted or not forgotten then return everyone({'LAYOUT', 'state'}) end
+local dedup_bytes = natural(state[5])
+if not (written and compacted and forgotten and dedup_bytes) then return everyone({'LAYOUT', 'state'}) end
 for i, window in ipairs(windows) do
-  local packed = state[4 + i]
+  local packed = state[FIELDS + i]
   if packed then
-    if #packed < 20 or #packed % 12 ~= 8 then return everyone({'LAYOUT', 'state'}) end
-    window.known, window.packed = true, packed
+    if #packed < 32 or #packed % 16 ~= 0 then return everyone({'LAYOUT', 'state'}) end
+    window.known, window.packed, window.size = true, packed, #packed
     window.floor, window.highest = number('>I4', packed), number('>I4', packed, 5)
   end
 end
 local metas, known = pcall('HMGET', KEYS[3], unpack(ids)), {} -- packed metadata; by id what was written since
 
 local now, now64, now_text
-local function clock()
-  local time = call('TIME')
+local function clock() -- the answer if it can't be read
+  local time = pcall('TIME')
+  if failed(time) then return lacks('TIME') or time end
   now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   now64, now_text = pack('>I8', now), format('%.0f', now)
 end
@@ -151,63 +182,104 @@ end
 -- The answer to an operation that was applied before, or may have been.
 local function repeated(window, head, counter, seen)
   if not window.known then return forgotten > seen and {'FORGOTTEN', written} end
-  if counter < window.floor then return {'FORGOTTEN', written} end -- a late sending: whoever sent it has gone on
-  if counter > window.highest then return nil end
-  local packed, bytes = window.packed .. table.concat(window.added), sub(head, 14, 17)
-  local at = find(packed, bytes, 9, true)
-  while at and (at - 9) % 12 ~= 0 do at = find(packed, bytes, at + 1, true) end
-  return at and {'OK', (number('>I8', packed, at + 4)), 0}
+  if counter < window.floor then return {'FORGOTTEN', written} end -- a late sending: its writer has gone on
+  if counter <= window.highest then
+    local packed, bytes = (window.packed or '................') .. table.concat(window.added), sub(head, 18, 25)
+    local at = find(packed, bytes, 17, true)
+    while at and at % 16 ~= 1 do at = find(packed, bytes, at + 1, true) end
+    if at then return {'OK', (number('>I8', packed, at + 8)), 0} end
+  end
+  return (window.packed and number('>I8', window.packed, 9) or forgotten) > seen and {'FORGOTTEN', written}
 end
 
 local function remember(window, head, counter, revision64)
-  local floor = number('>I4', head, 26)
-  window.known, window.added[#window.added + 1] = true, sub(head, 14, 17) .. revision64
+  local floor = number('>I4', head, 34)
+  window.known, window.added[#window.added + 1] = true, sub(head, 18, 25) .. revision64
   if counter > window.highest then window.highest = counter end
   if floor > window.floor then window.floor = floor end
 end
 
 local function packed_window(window)
-  local packed = window.packed .. table.concat(window.added)
-  local from = 9
-  while from + 12 < #packed and number('>I4', packed, from) < window.floor do from = from + 12 end
-  return pack('>I4', window.floor) .. pack('>I4', window.highest) .. sub(packed, from)
+  local born64 = window.packed and sub(window.packed, 9, 16) or pack('>I8', forgotten)
+  local entries = (window.packed and sub(window.packed, 17) or '') .. table.concat(window.added)
+  local from = 1
+  while from + 16 < #entries and number('>I4', entries, from) < window.floor do from = from + 16 end
+  return pack('>I4', window.floor) .. pack('>I4', window.highest) .. born64 .. sub(entries, from)
 end
 
--- Like Redis evicts: of some at random the one that was used least lately.
+-- Like Redis evicts: of some at random the one that was used least lately; of long ones, if bytes are too many.
 local function drop_windows()
-  while call('HLEN', KEYS[1]) > 4 + WRITERS do
-    local some, oldest, last = call('HRANDFIELD', KEYS[1], 20, 'WITHVALUES'), nil, nil
+  for _ = 1, 20 do
+    local count, long = pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES
+    if failed(count) or (count <= FIELDS + WRITERS and not long) then return end
+    local some = pcall('HRANDFIELD', KEYS[1], 20, 'WITHVALUES')
+    if failed(some) or lacks('HDEL') then return end
+    local oldest, last, size
     for i = 1, #some, 2 do
-      local revision = #some[i] == 11 and sub(some[i], 1, 1) == 'w' and number('>I8', some[i + 1], #some[i + 1] - 7)
-      if revision and (not last or revision < last) then oldest, last = some[i], revision end
+      local length = #some[i] == 13 and sub(some[i], 1, 1) == 'w' and #some[i + 1]
+      if length and (not long or length > 64) then
+        local revision = number('>I8', some[i + 1], length - 7)
+        if not last or revision < last then oldest, last, size = some[i], revision, length end
+      end
     end
-    if not last then return end
-    forgotten = math.max(forgotten, last)
-    call('HDEL', KEYS[1], oldest)
-    call('HSET', KEYS[1], 'forgotten', format('%d', forgotten))
+    if oldest then
+      forgotten, dedup_bytes = math.max(forgotten, last), dedup_bytes - size
+      call('HSET', KEYS[1], 'forgotten', format('%d', forgotten), 'dedup_bytes', format('%d', dedup_bytes))
+      call('HDEL', KEYS[1], oldest)
+      local window = windows[sub(oldest, 2)]
+      if window then window.size = 0 end
+    end
   end
 end
 
 -- What the operations since the last `flush` share. Only the first of a call goes into the indices at once, see `put`.
-local indexed, times, changes, packed, messages = false, {}, {}, {}, {}
+local indexed, times, changes, packed, messages, closed = false, {}, {}, {}, {}, {}
+
+-- Of an epoch that is closed nothing is applied any more, however late it arrives.
+local function close(origin, epochs)
+  for i = 1, #epochs, 4 do
+    local epoch = sub(epochs, i, i + 3)
+    local window = windows[origin .. epoch]
+    if not window then
+      local field = 'w' .. origin .. epoch
+      local old = pcall('HGET', KEYS[1], field)
+      window = {
+        known = true, floor = 0, highest = old and number('>I4', old, 5) or 0, size = old and #old or 0,
+        packed = old or nil, added = {}, name = field,
+      }
+      windows[origin .. epoch] = window
+    end
+    if window.floor < CLOSED then
+      window.known, window.floor = true, CLOSED
+      if not window.packed and #window.added == 0 then window.added[1] = '........' .. pack('>I8', written) end
+      closed[#closed + 1] = window
+    end
+  end
+end
 
 local function flush()
-  if #messages == 0 then return end
+  if #messages == 0 and #closed == 0 then return end
   if #times > 0 then
     call('ZADD', KEYS[2], unpack(times))
     call('ZADD', KEYS[4], unpack(changes))
   end
   if #packed > 0 then call('HSET', KEYS[3], unpack(packed)) end
-  local values = {'revision', format('%d', written)}
-  for i, window in ipairs(windows) do
-    if #window.added > 0 then
-      window.packed, window.added = packed_window(window), {}
-      values[#values + 1], values[#values + 2] = fields[4 + i], window.packed
-    end
+  local values, bytes = {'revision', format('%d', written)}, dedup_bytes
+  local function store(window)
+    window.packed, window.added = packed_window(window), {}
+    dedup_bytes, window.size = dedup_bytes + #window.packed - window.size, #window.packed
+    values[#values + 1], values[#values + 2] = window.name, window.packed
   end
-  if call('HSET', KEYS[1], unpack(values)) > 0 then drop_windows() end
-  for _, text in ipairs(messages) do call('PUBLISH', KEYS[4], text) end
-  times, changes, packed, messages = {}, {}, {}, {}
+  for _, window in ipairs(closed) do store(window) end
+  for _, window in ipairs(windows) do
+    if #window.added > 0 then store(window) end
+  end
+  if dedup_bytes ~= bytes then
+    values[#values + 1], values[#values + 2] = 'dedup_bytes', format('%d', dedup_bytes)
+  end
+  if call('HSET', KEYS[1], unpack(values)) > 0 or dedup_bytes > DEDUP_BYTES then drop_windows() end
+  for _, text in ipairs(messages) do pcall('PUBLISH', KEYS[4] .. ':' .. ARGV[1], text) end
+  times, changes, packed, messages, closed = {}, {}, {}, {}, {}
 end
 
 -- The session as it is stored; or nil and the answer.
@@ -221,7 +293,9 @@ local function read(id, kind, session)
   end
   local current = natural(stored[1])
   if not current and not foreign then
-    if call('EXISTS', session) == 1 then
+    local there = pcall('EXISTS', session)
+    if failed(there) then return nil, there end
+    if there == 1 then
       if kind ~= 'd' then return nil, {'CORRUPT', '.revision'} end
       foreign = true
     else
@@ -247,10 +321,14 @@ local function delete(op, id, session, turns)
     local reply = pcall(unpack(look))
     if failed(reply) then return refused(reply, 'LAYOUT', part) end
   end
-  if not now then clock() end
+  local lack = lacks('UNLINK') or lacks('ZREM') or lacks('HDEL') or lacks('ZADD') or lacks('HSET') or lacks('ZRANGE')
+  if lack then return lack end
+  local unclear = not now and clock()
+  if unclear then return unclear end
+  local gone = pcall('UNLINK', session, turns) -- the first write: a replica refuses it
+  if failed(gone) then return gone end
   written = written + 1
   local revision, revision64, origin = format('%d', written), pack('>I8', written), sub(op, 1, 8)
-  call('UNLINK', session, turns)
   call('ZREM', KEYS[2], id)
   call('HDEL', KEYS[3], id)
   call('ZADD', KEYS[4], revision, id)
@@ -270,27 +348,36 @@ local function delete(op, id, session, turns)
 end
 
 -- A save or an append. Its own arguments are from `from` to `stop`.
-local function put(s, op, id, appending, session, turns, staging, from, stop, meta)
+local function put(s, op, id, appending, keeps, session, turns, staging, from, stop, meta)
   if s.exists and s.version ~= ARGV[2] then return {'VERSION', s.version or ''} end
   if failed(metas) then return refused(metas, 'LAYOUT', 'meta') end
+  local lack = lacks('HSET') or lacks('LTRIM')
+  if lack then return lack end
+  local unclear = not now and clock()
+  if unclear then return unclear end
   local mode, was, tail = 'push', nil, nil -- was: when it was updated
   if meta and #meta >= 35 then was, tail = number('>I8', meta, 12), sub(meta, 35) end
 
-  local updated, updated64, updated_text, sections, removed, removals
+  local updated, updated64, updated_text, sections, removed, removals = now, now64, now_text, nil, nil, nil
   if appending then
-    if not now then clock() end
-    if was and was > now then
-      updated, updated64, updated_text = was, sub(meta, 12, 19), format('%.0f', was)
-    else
-      updated, updated64, updated_text = now, now64, now_text
-    end
+    keeps = true
   else
-    updated_text, tail, mode, sections = ARGV[from], ARGV[from + 1], ARGV[from + 2], from + 4
-    updated = tonumber(updated_text)
-    updated64 = pack('>I8', updated)
+    updated, tail, mode, sections = tonumber(ARGV[from]), ARGV[from + 1], ARGV[from + 2], from + 4
+    if updated < now then updated64, updated_text = pack('>I8', updated), ARGV[from] else updated = now end
     removed = sections + 2 * ARGV[from + 3] + 1
     removals = tonumber(ARGV[removed - 1])
     from = removed + removals
+    for i = sections + 1, removed - 2, 2 do
+      if ARGV[i] == '' then return {'EMPTY', ARGV[i - 1]} end
+    end
+    lack = lacks('ZREM') or lacks('HDEL')
+      or mode == 'replace' and (lacks('UNLINK') or lacks('RPUSH'))
+      or mode == 'staged' and (lacks('RENAME') or lacks('PERSIST'))
+      or mode == 'edit' and (lacks('LSET') or lacks('RPUSH'))
+    if lack then return lack end
+  end
+  if keeps and was and was > updated then
+    updated, updated64, updated_text = was, sub(meta, 12, 19), format('%.0f', was)
   end
   if mode == 'push' or mode == 'edit' then
     if not meta or #meta < 35 or sub(meta, 1, 2) ~= '\151\207' then return {'CORRUPT', 'meta'} end
@@ -298,6 +385,20 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
   if not s.exists then
     local tombstones = pcall('ZCARD', KEYS[5])
     if failed(tombstones) then return refused(tombstones, 'LAYOUT', 'deleted') end
+  end
+  local edits, kept, pairs_end
+  if mode == 'edit' then
+    kept, edits = ARGV[from + 1] - ARGV[from] + 1, from + 3
+    pairs_end = edits + 2 * ARGV[from + 2]
+    for i = edits, pairs_end - 2, 2 do
+      if ARGV[i + 1] == '' then return {'EMPTY', 'turn'} end
+      if not (ARGV[i] - kept < 0) then return {'CORRUPT', 'history.turns'} end
+    end
+  end
+  if mode ~= 'staged' then
+    for i = pairs_end or from, stop do
+      if ARGV[i] == '' then return {'EMPTY', 'turn'} end
+    end
   end
 
   -- What is pushed is pushed at once: the list's own answer tells whether it is what it should be.
@@ -309,12 +410,16 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
   else
     length = pcall('LLEN', turns)
   end
-  if failed(length) then return refused(length, 'CORRUPT', 'history.turns') end
-  if (mode == 'push' or mode == 'edit') and length ~= s.turns + pushed then
+  if failed(length) then return pushed > 0 and lacks('RPUSH') or refused(length, 'CORRUPT', 'history.turns') end
+  if (mode == 'push' or mode == 'edit') and length ~= s.turns + pushed or mode == 'edit' and ARGV[from + 1] - length >= 0 then
     if pushed > 0 then call('LTRIM', turns, 0, -1 - pushed) end
     return {'CORRUPT', 'history.turns'}
   end
-  if mode == 'staged' and call('LLEN', staging) ~= tonumber(ARGV[from]) then return {'STAGING'} end
+  if mode == 'staged' then
+    local ready = pcall('LLEN', staging)
+    if failed(ready) then return ready end
+    if ready ~= tonumber(ARGV[from]) then return {'STAGING'} end
+  end
 
   -- The first write of a call is one that a full server refuses; that of a foreign index is undone.
   local revision = format('%d', written + 1)
@@ -326,12 +431,12 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
     if not failed(reply) then
       part, reply = 'changes', pcall('ZADD', KEYS[4], revision, id)
       if failed(reply) then
-        if s.exists and was then call('ZADD', KEYS[2], was, id) else call('ZREM', KEYS[2], id) end
+        if was then call('ZADD', KEYS[2], format('%.0f', was), id) else call('ZREM', KEYS[2], id) end
       end
     end
     if failed(reply) then
       if pushed > 0 then call('LTRIM', turns, 0, -1 - pushed) end
-      return refused(reply, 'LAYOUT', part)
+      return lacks('ZADD') or refused(reply, 'LAYOUT', part)
     end
     indexed = true
   end
@@ -346,11 +451,10 @@ local function put(s, op, id, appending, session, turns, staging, from, stop, me
     call('PERSIST', turns)
     length, from = tonumber(ARGV[from]), stop + 1
   elseif mode == 'edit' then
-    local edits = from + 3
-    length = ARGV[from + 1] - ARGV[from] + 1
+    length = kept
     call('LTRIM', turns, ARGV[from], ARGV[from + 1])
-    from = edits + 2 * ARGV[from + 2]
-    for i = edits, from - 2, 2 do call('LSET', turns, ARGV[i], ARGV[i + 1]) end
+    for i = edits, pairs_end - 2, 2 do call('LSET', turns, ARGV[i], ARGV[i + 1]) end
+    from = pairs_end
   end
   for i = from, stop, 4000 do length = call('RPUSH', turns, unpack(ARGV, i, math.min(i + 3999, stop))) end
 
@@ -383,15 +487,18 @@ end
 for n, id in ipairs(ids) do
   local start, where = heads[n], keys[n]
   local head, from, stop = ARGV[start], start + 1, heads[n + 1] - 1
-  local op, counter, seen, kind = sub(head, 6, 17), number('>I4', head, 14), number('>I8', head, 18), sub(head, 30, 30)
-  local session, turns, expected, maker, lease, token = KEYS[where], KEYS[where + 1], nil, nil, nil, nil
-  if #head > 30 then
-    if find(head, 'r', 31, true) then
+  local op, counter, seen, kind = sub(head, 6, 25), number('>I4', head, 18), number('>I8', head, 26), sub(head, 38, 38)
+  local session, turns, expected, maker, lease, token, epochs = KEYS[where], KEYS[where + 1], nil, nil, nil, nil, nil
+  if #head > 38 then
+    if find(head, 'r', 39, true) then
       expected, from = ARGV[from], from + 1
-      if sub(expected, -13, -13) == ':' then expected, maker = sub(expected, 1, -14), sub(expected, -12) end
+      if sub(expected, -21, -21) == ':' then expected, maker = sub(expected, 1, -22), sub(expected, -20) end
     end
-    if find(head, 'l', 31, true) then
+    if find(head, 'l', 39, true) then
       token, lease, from = ARGV[from], KEYS[where + 2], from + 1
+    end
+    if find(head, 'c', 39, true) then
+      epochs, from = ARGV[from], from + 1
     end
   end
 
@@ -400,7 +507,10 @@ for n, id in ipairs(ids) do
   answer = written < seen and {'RESET', written} or repeated(window, head, counter, seen)
   if not answer then s, answer = read(id, kind, session) end
   if not answer then
-    if token and call('HGET', lease, 'token') ~= token then
+    local held = token and pcall('HGET', lease, 'token')
+    if failed(held) then
+      answer = refused(held, 'LAYOUT', 'lease')
+    elseif held ~= token then
       answer = {'LEASELOST'}
     elseif expected and tonumber(expected) ~= s.current or maker and s.op ~= maker then
       answer = {'CONFLICT', s.current}
@@ -411,10 +521,13 @@ for n, id in ipairs(ids) do
     else
       local meta = known[id]
       if meta == nil then meta = metas[n] end
-      local staging = KEYS[where + byte(head, 5) - 1]
-      answer, revision64 = put(s, op, id, kind == 'a', session, turns, staging, from, stop, meta)
+      local staging, keeps = KEYS[where + byte(head, 5) - 1], #head > 38 and find(head, 'k', 39, true)
+      answer, revision64 = put(s, op, id, kind == 'a', keeps, session, turns, staging, from, stop, meta)
     end
-    if revision64 then remember(window, head, counter, revision64) end
+    if revision64 then
+      remember(window, head, counter, revision64)
+      if epochs then close(sub(op, 1, 8), epochs) end
+    end
   end
   replies[n] = answer
 end

@@ -685,4 +685,4 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
 
 
 def _revisions(window: bytes) -> list[int]:
-    return [int.from_bytes(window[at + 4 : at + 12]) for at in range(8, len(window), 12)]
+    return [int.from_bytes(window[at + 8 : at + 16]) for at in range(16, len(window), 16)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import random
+import re
 import ssl
 import threading
 from collections.abc import Callable
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_SUBSCRIBE = re.compile(rb"\*\d+\r\n\$9\r\nSUBSCRIBE\r\n")
 _CHUNK = 65536
 
 
@@ -221,7 +223,7 @@ class Proxy:
     async def _pump(self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
-                pair.feed = pair.feed or (up and b"SUBSCRIBE" in data)
+                pair.feed = pair.feed or (up and _SUBSCRIBE.search(data) is not None)
                 with contextlib.suppress(OSError):  # what goes the other way may still be wanted
                     await self._carry(pair, data, writer, up=up)
         # In a blackhole the end isn't heard of either.

@@ -319,13 +319,13 @@ def _tombstone(end: dict[str, Any]) -> None:
     end["deleted"]["s"] = 3
 
 
-def _revision_twice(end: dict[str, Any]) -> None:
-    end["windows"] = [[1, 2, 3, 4], [4, 5]]
+def _wrong_order(end: dict[str, Any]) -> None:
+    end["windows"] = [[1, 2, 4, 3], [5]]
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [_no_meta, _old_score, _wrong_time, _wrong_count, _wrong_field, _stray, _tombstone, _revision_twice],
+    [_no_meta, _old_score, _wrong_time, _wrong_count, _wrong_field, _stray, _tombstone, _wrong_order],
 )
 def test_dump(spoil: Callable[[dict[str, Any]], None]) -> None:
     """Hashes, lists, index and metadata that disagree are found."""

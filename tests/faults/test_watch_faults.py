@@ -17,7 +17,7 @@ import orcs_redis.sync
 from orcs_redis import Change, ConversationTurn, RedisSessionStore, SessionAsset
 from orcs_redis.watch import Watcher
 
-from ..conftest import Server
+from ..conftest import Server, channel
 from .proxy import BLACKHOLE, HOLD, REFUSE, SWALLOW, Mode, Proxy
 
 HEARTBEAT = 1.0
@@ -69,7 +69,7 @@ class Place:
     async def listening(self, count: int = 1) -> None:
         """Wait until the watch has subscribed."""
         raw: Any = self.server.raw()
-        await until(lambda: raw.pubsub_numsub("{orcs/0}:changes")[0][1] == count)
+        await until(lambda: raw.pubsub_numsub(channel(raw, "{orcs/0}:changes"))[0][1] == count)
 
     def strike_feed(self, mode: Mode) -> None:
         self.proxy.strike(mode, feeds=True)
@@ -222,7 +222,7 @@ async def test_output_buffer_overflow(place: Place) -> None:
 
     def thrown_out() -> bool:
         # The kernel's buffers take a lot before the server's own one grows.
-        raw.publish("{orcs/0}:changes", b"x" * 100_000)
+        raw.publish(channel(raw, "{orcs/0}:changes"), b"x" * 100_000)
         return "output buffer limits" in log.read_text()
 
     await until(thrown_out)
