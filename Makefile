@@ -4,17 +4,18 @@
 #   make demo URL=redis://localhost:6379/0       on yours
 #   make demo ARGS="--seconds 30 --workers 8"
 #   make test   make lint                        (ARGS goes to pytest)
-#   make bench   make bench FULL=1               against other stores; needs redis-server on the PATH
+#   make bench   make bench FULL=1               against other stores
 #   make chaos SECONDS=600
+#   make steady   make steady TIMES=3 PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 URL ?=
 ARGS ?=
 
-.PHONY: demo test lint chaos bench clean
+.PHONY: demo test lint chaos steady bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -32,6 +33,12 @@ lint: $(STAMP)
 SECONDS ?= 60
 chaos: $(STAMP)
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# The suite again and again while the machine has other work, until it fails.
+TIMES ?= 5
+LOAD ?= 2
+steady: $(STAMP)
+	$(BIN)/python -m tests.steady --times $(TIMES) --load $(LOAD) $(ARGS)
 
 # Against the peers, into benchmarks/results: make bench, make bench FULL=1. The store's own: python -m benchmarks store
 bench: $(STAMP)

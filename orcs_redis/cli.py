@@ -13,7 +13,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
@@ -48,12 +48,20 @@ from .terminal import (
 __all__ = ["app", "main"]
 
 DONE, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
-CODES = "Exit codes: 0 done; 1 failed, if only in part; 2 wrong usage; 3 no such session; 130 interrupted."
+CODES = (
+    "Exit codes: 0 done; 1 failed, if only in part; 2 wrong usage; 3 no such session; 130 interrupted, 143 terminated."
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _BATCH = 32  # sessions in memory at once
+
+
+class Ended(SystemExit):
+    """A signal asked the process to end."""
+
+    code: int
 
 
 class Files(LocalFileStore[SessionAsset]):
@@ -282,7 +290,7 @@ def watch(
     since: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on from there; default: from now.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Only this session; repeatable.")] = None,
 ) -> int:
-    """Print every change as it comes, until Ctrl-C; with --json a JSON document a line.
+    """Print every change as it comes, until Ctrl-C or SIGTERM; with --json a JSON document a line.
 
     In the end the cursor to go on from is told.
     """
@@ -299,9 +307,10 @@ def watch(
                 else:
                     print_text(change_line(change))
                 cursor = change.cursor
-        except KeyboardInterrupt:
-            complain(f"go on with: watch --since {cursor}")
-            return INTERRUPTED
+        except (KeyboardInterrupt, Ended) as end:
+            with suppress(OSError):  # the terminal may be gone
+                complain(f"go on with: watch --since {cursor}")
+            return INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
     return DONE
 
 
@@ -320,7 +329,6 @@ def demo(
 
     if target.namespace is not None:
         raise ValueError("the demo makes a namespace of its own")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it cleans up
     result = run(target.url, seconds=seconds, workers=workers, console=output(stderr=target.json))
     if target.json:
         print_json(msgspec.to_builtins(result) | {"ok": result.ok})
@@ -333,7 +341,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="orcs-redis: %(message)s", level=logging.WARNING)
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    with _ended_by_signals():
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Clean up and exit when asked to end; by itself the first process of a container would ignore that."""
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]  # not under nohup
+
+    def end(number: int, _: object) -> None:
+        raise Ended(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: Sequence[str]) -> int:

