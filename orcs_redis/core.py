@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 
-from .address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from .address import Address, Credentials, EmbeddedFolder, FileFolder, MemoryName, parse_url
 from .asset import SessionAsset
 from .codec import Codec
 from .errors import OutcomeUnknownError, PermissionDeniedError, UnavailableError
@@ -19,7 +20,7 @@ from .operations import Operation
 from .plans import Operations, Plan, open_namespace
 from .watch import Changes
 
-__all__ = ["Core", "OptionArguments", "Options", "resolve"]
+__all__ = ["Core", "OptionArguments", "Options", "Target", "choose", "resolve"]
 
 A = TypeVar("A", bound=SessionAsset)
 
@@ -36,6 +37,8 @@ class Options(Generic[A]):
     max_asset_bytes: int = 128 * 1024 * 1024
     max_turn_bytes: int = 16 * 1024 * 1024
     max_fields: int = 1000
+    max_connections: int = 64
+    credentials: Credentials | None = None
 
     def __post_init__(self) -> None:
         check_namespace(self.namespace)
@@ -53,6 +56,10 @@ class Options(Generic[A]):
             raise ValueError("a value in Redis has 512 MB at most: the limits end at 400 MiB")
         if self.max_fields > 3500:
             raise ValueError("max_fields is 3500 at most: a script in Redis can't pass on more at once")
+        if type(self.max_connections) is not int or self.max_connections < 1:
+            raise ValueError("max_connections is 1 or more")
+        if self.credentials is not None and not callable(self.credentials):
+            raise TypeError("credentials is a callable that returns a user name and a password")
 
 
 class OptionArguments(TypedDict, total=False):
@@ -65,6 +72,50 @@ class OptionArguments(TypedDict, total=False):
     max_asset_bytes: int
     max_turn_bytes: int
     max_fields: int
+    max_connections: int
+    credentials: Credentials | None
+
+
+Target: TypeAlias = Address | EmbeddedFolder | MemoryName | FileFolder
+
+# The options that stand for nothing there.
+_UNKNOWN: dict[object, frozenset[str]] = {
+    None: frozenset({"credentials", "max_connections"}),  # a client of the caller's
+    MemoryName: frozenset({"credentials", "max_connections"}),
+    EmbeddedFolder: frozenset({"credentials"}),
+    FileFolder: frozenset(OptionArguments.__optional_keys__),
+}
+
+
+def choose(
+    function: str, url: str | None, client: object, arguments: Mapping[str, Any]
+) -> tuple[Options[Any], Target | None]:
+    """Check the arguments of a public function that opens a store.
+
+    Returns:
+        The options, and what the URL means; None: a client was given.
+
+    Raises:
+        TypeError: an option that this kind of store doesn't have.
+        ValueError: a URL or value that can't be.
+
+    """
+    target: Target | None = None
+    if client is None:
+        target = resolve(url)
+    elif url is not None:
+        raise ValueError("a store takes a URL or a client, not both")
+    for name in arguments:
+        if name != "asset_type" and name not in OptionArguments.__optional_keys__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        if name in _UNKNOWN.get(target and type(target), ()):
+            raise TypeError(f"{function}(): this kind of store has no option {name!r}")
+    options: Options[Any] = Options(**{"asset_type": SessionAsset, **arguments})
+    if isinstance(target, Address) and options.credentials is not None:
+        if target.username is not None:
+            raise ValueError("a store takes user name and password from its URL or from credentials, not from both")
+        target = replace(target, credentials=options.credentials)
+    return options, target
 
 
 class Core(Generic[A]):
@@ -184,6 +235,6 @@ class Core(Generic[A]):
         )
 
 
-def resolve(url: str | None) -> Address | EmbeddedFolder | MemoryName | FileFolder:
+def resolve(url: str | None) -> Target:
     """Read a URL; without one, that of $ORCS_REDIS_URL, else an embedded server in the default folder."""
-    return parse_url(url or os.environ.get("ORCS_REDIS_URL") or "embedded:")
+    return parse_url(url if url is not None else os.environ.get("ORCS_REDIS_URL") or "embedded:")

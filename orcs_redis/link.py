@@ -12,7 +12,6 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Protocol, TypeAlias, cast
 
 import hiredis
@@ -368,9 +367,9 @@ async def _connect(
 
 
 async def dial(address: Address, heartbeat: float, prepare: Callable[[], None] | None, deliver: Deliver) -> Feed:
-    """Open a connection for what is published; its protocol is RESP3, in which PING is answered between messages."""
+    """Open a connection for what is published; in RESP3, PING is answered between messages."""
     feed = _LinkFeed(heartbeat, deliver)
-    feed.connection = await _connect(replace(address, protocol=3), heartbeat / 2, prepare, feed.push)
+    feed.connection = await _connect(address, heartbeat / 2, prepare, feed.push)
     return feed
 
 

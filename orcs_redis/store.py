@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, ove
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName
 from .asset import ConversationTurn, SessionAsset
 from .clients import AsyncClientLink, memory_client
-from .core import Core, OptionArguments, Options, resolve
+from .core import Core, OptionArguments, Options, Target, choose
 from .errors import StorageError
 from .lease import AsyncLeasing, Lease, LeaseInfo
 from .link import AsyncLink, Link
@@ -84,29 +84,32 @@ class RedisSessionStore(Generic[A]):
         url: str | None = None,
         *,
         client: redis.asyncio.Redis | None = None,
-        asset_type: type[Any] = SessionAsset,
         **options: Any,
     ) -> RedisSessionStore[Any]:
         """Open a store; the caller closes it with `aclose`. For the arguments and errors see `open_store`."""
-        core = Core(Options(asset_type=asset_type, **options))
-        attachment: Attachment | None = None
-        if client is not None:
-            if url is not None:
-                raise ValueError("a store takes a URL or a client, not both")
-            link: AsyncLink = AsyncClientLink(client, core.deadline)
-        else:
-            match resolve(url):
-                case Address() as address:
-                    link = Link(address, core.deadline)
-                case MemoryName(name):
-                    link = AsyncClientLink(memory_client(name, "FakeAsyncRedis"), core.deadline, owned=True)
-                case EmbeddedFolder(path):
-                    from .embedded import attach
+        chosen, target = choose("RedisSessionStore.connect", url, client, options)
+        return await cls._open(chosen, target, client)
 
-                    attachment = await _attach(attach, path, core.deadline)
-                    link = Link(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
-                case FileFolder():
-                    raise ValueError("file: is a LocalFileStore's: use open_store")
+    @classmethod
+    async def _open(
+        cls, options: Options[Any], target: Target | None, client: redis.asyncio.Redis | None
+    ) -> RedisSessionStore[Any]:
+        core = Core(options)
+        attachment: Attachment | None = None
+        match target:
+            case Address() as address:
+                link: AsyncLink = Link(address, core.deadline)
+            case MemoryName(name):
+                link = AsyncClientLink(memory_client(name, "FakeAsyncRedis"), core.deadline, owned=True)
+            case EmbeddedFolder(path):
+                from .embedded import attach
+
+                attachment = await _attach(attach, path, core.deadline)
+                link = Link(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
+            case FileFolder():
+                raise ValueError("file: is a LocalFileStore's: use open_store")
+            case None:
+                link = AsyncClientLink(cast(Any, client), core.deadline)
         store = cls(core, link, attachment)
         try:
             await store._run(core.open())
@@ -494,10 +497,10 @@ async def open_store(
         ValueError, TypeError: a URL, client or option that can't be.
 
     """
-    target = resolve(url) if client is None else None
+    chosen, target = choose("open_store", url, client, options)
     if isinstance(target, FileFolder):
-        async with LocalFileStore(target.path, asset_type=options.get("asset_type")) as files:
+        async with LocalFileStore(target.path, asset_type=chosen.asset_type) as files:
             yield cast(RedisSessionStore[Any], files)
         return
-    async with await RedisSessionStore.connect(url, client=client, **options) as store:
+    async with await RedisSessionStore._open(chosen, target, client) as store:
         yield store

@@ -42,7 +42,7 @@ from .asset import (
 )
 from .blocking import BlockingLink, SocketLink
 from .clients import BlockingClientLink, memory_client
-from .core import Core, OptionArguments, Options, resolve
+from .core import Core, OptionArguments, Options, Target, choose
 from .errors import (
     ChecksumMismatchError,
     ConflictError,
@@ -176,29 +176,30 @@ class RedisSessionStore(Generic[A]):
         url: str | None = None,
         *,
         client: redis.Redis | None = None,
-        asset_type: type[Any] = SessionAsset,
         **options: Any,
     ) -> RedisSessionStore[Any]:
         """Open a store; the caller closes it with `close`."""
-        core = Core(Options(asset_type=asset_type, **options))
-        attachment: Attachment | None = None
-        if client is not None:
-            if url is not None:
-                raise ValueError("a store takes a URL or a client, not both")
-            link: BlockingLink = BlockingClientLink(client, core.deadline)
-        else:
-            match resolve(url):
-                case Address() as address:
-                    link = SocketLink(address, core.deadline)
-                case MemoryName(name):
-                    link = BlockingClientLink(memory_client(name, "FakeRedis"), core.deadline, owned=True)
-                case EmbeddedFolder(path):
-                    from .embedded import attach
+        chosen, target = choose("RedisSessionStore.connect", url, client, options)
+        return cls._open(chosen, target, client)
 
-                    attachment = attach(path, core.deadline)
-                    link = SocketLink(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
-                case FileFolder():
-                    raise ValueError("file: is a LocalFileStore's: use open_store")
+    @classmethod
+    def _open(cls, options: Options[Any], target: Target | None, client: redis.Redis | None) -> RedisSessionStore[Any]:
+        core = Core(options)
+        attachment: Attachment | None = None
+        match target:
+            case Address() as address:
+                link: BlockingLink = SocketLink(address, core.deadline)
+            case MemoryName(name):
+                link = BlockingClientLink(memory_client(name, "FakeRedis"), core.deadline, owned=True)
+            case EmbeddedFolder(path):
+                from .embedded import attach
+
+                attachment = attach(path, core.deadline)
+                link = SocketLink(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
+            case FileFolder():
+                raise ValueError("file: is a LocalFileStore's: use open_store")
+            case None:
+                link = BlockingClientLink(cast(Any, client), core.deadline)
         store = cls(core, link, attachment)
         try:
             store._run(core.open())
@@ -520,10 +521,10 @@ def open_store(
     url: str | None = None, *, client: redis.Redis | None = None, **options: Any
 ) -> Iterator[RedisSessionStore[Any]]:
     """Open a store for a `with` block: see `orcs_redis.open_store`; `client` is a blocking redis-py client."""
-    target = resolve(url) if client is None else None
+    chosen, target = choose("open_store", url, client, options)
     if isinstance(target, FileFolder):
-        with LocalFileStore(target.path, asset_type=options.get("asset_type")) as files:
+        with LocalFileStore(target.path, asset_type=chosen.asset_type) as files:
             yield cast(RedisSessionStore[Any], files)
         return
-    with RedisSessionStore.connect(url, client=client, **options) as store:
+    with RedisSessionStore._open(chosen, target, client) as store:
         yield store

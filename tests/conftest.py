@@ -109,8 +109,8 @@ ROWS = [
     Row("memory", "sync"),
     Row("embedded", "async"),
     Row("embedded", "sync"),
-    Row("redis", "async", protocol=2),
-    Row("redis", "sync", protocol=2),
+    Row("redis", "async"),
+    Row("redis", "sync"),
     Row("redis", "async", injected=True),
     Row("redis", "sync", protocol=2, injected=True),
 ]
@@ -141,7 +141,7 @@ class Place:
             url = None
         else:
             client = None
-            url = self.url if self.row.protocol == 3 else f"{self.url}?protocol={self.row.protocol}"
+            url = self.url
         try:
             if self.row.colour == "async":
                 store = await connect(url, **options)

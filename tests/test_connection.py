@@ -1008,17 +1008,16 @@ async def test_scripts_are_flushed(start_server: StartServer, open_store: Open, 
 
 @every_server
 @colours
-@pytest.mark.parametrize("protocol", [2, 3])
-async def test_protocols(start_server: StartServer, open_store: Open, way: str, protocol: int) -> None:
-    """The URL chooses the protocol and the database."""
+async def test_database(start_server: StartServer, open_store: Open, way: str) -> None:
+    """The URL chooses the database; the protocol is RESP3."""
     server = start_server()
-    store = await open_store(way, f"redis://127.0.0.1:{server.port}/2?protocol={protocol}")
+    store = await open_store(way, f"redis://127.0.0.1:{server.port}/2")
     asset = session()
     await store.save(asset)
     assert await store.load(asset.id) == asset
     assert [meta.id for meta in (await store.page(1)).items] == [asset.id]
     raw = server.raw()
-    assert {(client["resp"], client["db"]) for client in connections(raw)} == {(str(protocol), "2")}
+    assert {(client["resp"], client["db"]) for client in connections(raw)} == {("3", "2")}
     assert raw.dbsize() == 0
 
 
@@ -1101,9 +1100,9 @@ def test_tls_urls() -> None:
         ("redis://[::1]:7000", Address(host="::1", port=7000)),
         ("redis://:pw@host", Address(host="host", username="", password="pw")),
         ("redis://me:p%40s%2Fs%3A%23@host", Address(host="host", username="me", password="p@s/s:#")),
-        ("redis://m%C3%A9:%20@host?protocol=2", Address(host="host", username="mé", password=" ", protocol=2)),
+        ("redis://m%C3%A9:%20@host", Address(host="host", username="mé", password=" ")),
         ("unix:///run/redis.sock", Address(path="/run/redis.sock")),
-        ("unix://me:pw@/run/a%20b.sock?protocol=3", Address(path="/run/a b.sock", username="me", password="pw")),
+        ("unix://me:pw@/run/a%20b.sock?db=3", Address(path="/run/a b.sock", username="me", password="pw", db=3)),
         ("embedded:", EmbeddedFolder(None)),
         ("embedded:///a/b", EmbeddedFolder(Path("/a/b"))),
         ("memory://", MemoryName("")),
@@ -1130,8 +1129,8 @@ def test_good_urls(url: str, expected: object) -> None:
         f"redis://:{SECRET}@host?db=3",
         f"redis://:{SECRET}@host/1?db=3",
         f"redis://:{SECRET}@host?decode_responses=1",
-        f"redis://:{SECRET}@host?protocol=4",
-        f"redis://:{SECRET}@host?protocol=2&protocol=3",
+        f"redis://:{SECRET}@host?protocol=3",
+        f"unix://:{SECRET}@/path?db=1&db=1",
         f"redis://:{SECRET}@host?ssl_ca_certs=/x",
         f"redis://:{SECRET}@host/abc",
         f"redis://:{SECRET}@host/-1",
@@ -1149,7 +1148,7 @@ def test_good_urls(url: str, expected: object) -> None:
         f"redis://:{SECRET}%00@ho%00st",
         f"unix://host/{SECRET}",
         f"unix://:{SECRET}@",
-        f"unix://:{SECRET}@/path?db=1",
+        f"unix://:{SECRET}@/path?db=x",
         f"unix://:{SECRET}@/path%00",
         f"embedded://{SECRET}/path",
         f"embedded:///path?{SECRET}=1",
