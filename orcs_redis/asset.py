@@ -20,8 +20,9 @@ from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from .encoding import dump_json, f32_text, pack, parse_json
+from .encoding import attempt, dump_json, f32_text, named, pack, parse_json, repeated_field
 from .errors import CorruptSessionError, SerializationError, VersionIncompatibleError
+from .ids import MAX_ID_BYTES
 
 __all__ = [
     "SESSION_VERSION",
@@ -51,13 +52,14 @@ __all__ = [
 
 SESSION_VERSION: Final = 1
 
-_F32_MAX: Final = 3.4028234663852886e38
+_F32_MAX: Final = 3.4028235677973362e38  # the largest double that is rounded to an f32, not to infinity
 _MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 U64 = Annotated[int, Meta(ge=0)]  # msgspec has no bound beyond int64; encoding.py sees to the upper one
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 U8 = Annotated[int, Meta(ge=0, le=255)]
+Time = Annotated[int, Meta(ge=0, le=_MAX_TIME_MS)]
 F32 = Annotated[float, Meta(ge=-_F32_MAX, le=_F32_MAX)]
 Free: TypeAlias = dict[str, Any]
 
@@ -571,17 +573,27 @@ class SessionAsset(_Part, kw_only=True, dict=True):
             CorruptSessionError: for anything else that can't be decoded.
 
         """
-        raw = parse_json(text, dict[str, msgspec.Raw])
+        # As a whole: of what is passed over (fields that are unknown) msgspec does not ask whether it is UTF-8.
+        whole, refusal = attempt(str.encode, text) if isinstance(text, str) else attempt(bytes.decode, text)
+        if refusal is not None:
+            raise CorruptSessionError("")
+        data, decoded = (whole, text) if isinstance(text, str) else (text, whole)
+        raw = parse_json(data, dict[str, msgspec.Raw])
         if "version" in raw and type(found := parse_json(raw["version"], Any, "", "version")) is int:
             check_version(found)
         own_id = parse_json(raw["id"], str, "", "id") if "id" in raw else ""
+        if len(own_id) > MAX_ID_BYTES or not own_id.isprintable():
+            own_id = named(own_id)  # in errors
         fields: dict[str, Any] = {}
         for name, (key, hint, required) in json_fields(cls).items():
             if key in raw:
                 fields[name] = parse_json(raw.pop(key), hint, own_id, key)
             elif required:
                 raise CorruptSessionError(own_id, key)
-        extra = {key: parse_json(value, Any, own_id, key) for key, value in raw.items()}
+        extra = {key: parse_json(value, Any, own_id, named(key)) for key, value in raw.items()}
+        twice = repeated_field(decoded, {key: hint for key, hint, _ in json_fields(cls).values()})
+        if twice is not None:
+            raise CorruptSessionError(own_id, twice)
         return cls(**fields, extra=extra)
 
 
@@ -608,7 +620,7 @@ def check_version(version: int) -> None:
 
 def check_head(asset: SessionAsset) -> None:
     """Check of an asset to be stored what its fields' types don't say."""
-    pack(asset.extra, Free, "")
+    pack(asset.extra, Free, "", level=1)
     pack(asset.version, U32, "version")
     check_version(asset.version)
     for name, ms in (("created_at_ms", asset.created_at_ms), ("updated_at_ms", asset.updated_at_ms)):
@@ -616,4 +628,4 @@ def check_head(asset: SessionAsset) -> None:
         if ms > _MAX_TIME_MS:
             raise SerializationError(name, "after the year 9999")
     if taken := {field.key for field in json_fields(type(asset)).values()} & asset.extra.keys():
-        raise SerializationError(f"extra.{min(taken)}", "a field of this name exists")
+        raise SerializationError(f"extra.{named(min(taken))}", "a field of this name exists")

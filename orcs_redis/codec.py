@@ -14,12 +14,13 @@ from .asset import (
     ConversationHistory,
     ConversationTurn,
     SessionAsset,
+    Time,
     ToolCallRecord,
     check_head,
     check_version,
     json_fields,
 )
-from .encoding import encode, free_values_sound, pack
+from .encoding import attempt, encode, free_values_sound, named, pack
 from .errors import CorruptSessionError, SerializationError
 from .meta import SessionMeta, SyncState
 
@@ -47,7 +48,7 @@ _NO_TURNS = encode("turns") + encode([])
 
 _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_any = msgspec.msgpack.Decoder().decode
-_decode_meta = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, int, str | None, str | None]).decode
+_decode_meta = msgspec.msgpack.Decoder(tuple[int, Time, int, bytes, Time, str | None, str | None]).decode
 
 # The history without its turns, which are a list of their own.
 _HistoryRest = msgspec.defstruct(
@@ -73,6 +74,7 @@ class _WireTurn(ConversationTurn, array_like=True, gc=False):
 
 _decode_wire_turns = msgspec.msgpack.Decoder(list[_WireTurn]).decode
 _turn_is_sound = free_values_sound(ConversationTurn)
+_CALLS = {ToolCallRecord}
 
 
 class Encoded(NamedTuple):
@@ -162,7 +164,7 @@ class Codec(Generic[A]):
             sections[key] = self._section(name, value, kind, old.get(key))
         for name, value in asset.extra.items():
             stored_name = _stored_name(name)
-            sections[stored_name] = self._section(name, value, Any, old.get(stored_name))
+            sections[stored_name] = self._section(named(name), value, Any, old.get(stored_name))
         if len(sections) > self.max_fields:
             raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
         turns = self._turns(asset.history.turns, known.turns if known is not None else ())
@@ -180,15 +182,12 @@ class Codec(Generic[A]):
             SerializationError: a value that would not come back, or too many bytes.
 
         """
-        data = b""
-        try:
-            data = _encode_turn(turn)
-            # Converting took any sequence for a list.
-            sound = type(turn.tags) is list and type(turn.tool_calls) is list and _turn_is_sound(turn)
-        except Exception:
-            sound = False
-        if not sound:
-            pack(turn, ConversationTurn, where)  # says what is wrong, if anything is
+        data = _encode_turn(turn)
+        # Converting took any sequence for a list.
+        if not (data and type(turn.tags) is list and type(turn.tool_calls) is list and _turn_is_sound(turn)):
+            pack(turn, ConversationTurn, where, level=4)  # says what is wrong, if anything is
+        if not data:
+            raise SerializationError(where, "it has no encoding")  # never to be stored
         if len(data) > self.max_turn_bytes:
             raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
         return data
@@ -203,25 +202,23 @@ class Codec(Generic[A]):
         """
         check_version(decode_version(id, sections.get("version", b"")))
         unknown = sections.keys() - self._known
-        try:
-            # As one map: to decode each section by itself costs twice as much.
-            parts = [_ID, encode(id)]
-            for key, data in sections.items():
-                if key == "history":
-                    data = _with_turns(data)
-                if key not in unknown:
-                    parts += (self._heads[key], data)
-            asset = self._decode(b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts))
-        except Exception:
+        # As one map: to decode each section by itself costs twice as much.
+        parts = [_ID, encode(id)]
+        for key, data in sections.items():
+            if key not in unknown:
+                parts += (self._heads[key], _with_turns(id, data) if key == "history" else data)
+        whole: tuple[A, str | None] = attempt(self._decode, b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts))
+        asset, refusal = whole
+        if refusal is not None:
             for name, key, _, decode, required in self._sections:
                 if required or key in sections:
                     _decoded(id, name, decode, sections.get(key, b""))
-            raise CorruptSessionError(id, "asset") from None
+            raise CorruptSessionError(id, "asset")
         asset.history.turns = decode_turns(id, turns)
         if unknown:
             # A hash has no order.
             asset.extra = {
-                _given_name(name): _decoded(id, name, _decode_any, sections[name]) for name in sorted(unknown)
+                _given_name(name): _decoded(id, named(name), _decode_any, sections[name]) for name in sorted(unknown)
             }
         return asset
 
@@ -260,51 +257,43 @@ class Codec(Generic[A]):
         )
 
     def _section(self, name: str, value: object, kind: Any, old: bytes | None) -> bytes:
-        if old is not None:
-            try:
-                if encode(value) == old:
-                    return old
-            except Exception:  # noqa: S110  # pack says what is wrong
-                pass
+        if old is not None and attempt(encode, value) == (old, None):
+            return old
         return pack(value, kind, name)
 
     def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
         data: list[bytes] = []
         unchanged = set(old)
         for n, turn in enumerate(turns):
-            try:
-                quick = _encode_turn(turn) if unchanged else b""
-            except Exception:
-                quick = b""
+            quick = _encode_turn(turn) if unchanged else b""
             data.append(quick if quick in unchanged else self.turn(turn, f"history.turns[{n}]"))
         return data
 
     @staticmethod
     def _history_rest(history: object) -> object:
-        if not isinstance(history, ConversationHistory):
+        if type(history) is not ConversationHistory:  # fields of a subclass would be dropped
             raise SerializationError("history", f"expected ConversationHistory, got {type(history).__name__}")
         if type(history.turns) is not list:
             raise SerializationError("history.turns", f"expected list, got {type(history.turns).__name__}")
         return _HistoryRest(**{name: getattr(history, name) for name in _HistoryRest.__struct_fields__})
 
 
-def _with_turns(history: bytes) -> bytes:
+def _with_turns(id: str, history: bytes) -> bytes:
     """Add an empty list of turns to the section, a map of few fields."""
-    if not 0x80 <= history[0] < 0x8F:
-        raise ValueError("not a short map")
+    if not history or not 0x80 <= history[0] < 0x8F:
+        raise CorruptSessionError(id, "history")
     return bytes((history[0] + 1,)) + _NO_TURNS + history[1:]
 
 
 def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
     """Decode a history's turns; CorruptSessionError names the first that can't be."""
-    try:
-        # As one array: a call for each turn would cost as much again.
-        wire = _decode_wire_turns(b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+    # As one array: a call for each turn would cost as much again.
+    wire, refusal = attempt(_decode_wire_turns, b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+    if refusal is None:
         return _plain(wire)
-    except Exception:
-        for n, data in enumerate(turns):
-            _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
-        raise CorruptSessionError(id, "history.turns") from None
+    for n, data in enumerate(turns):
+        _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
+    raise CorruptSessionError(id, "history.turns")
 
 
 def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
@@ -317,25 +306,32 @@ def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
 
 
 def _encode_turn(turn: ConversationTurn) -> bytes:
+    """Encode a turn; nothing if that is refused, or if it or a call in it is of another type than its own."""
+    if type(turn) is not ConversationTurn:
+        return b""
+    data, _ = attempt(_to_wire, turn)
+    if data and turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS:
+        return b""
+    return data or b""
+
+
+def _to_wire(turn: ConversationTurn) -> bytes:
     return encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:
     """Decode a session's packed metadata; CorruptSessionError if it is none."""
-    try:
-        revision, updated, turns, _, created, name, root_path = _decode_meta(packed)
-        return SessionMeta(
-            id=id,
-            name=name,
-            created_at=_EPOCH + timedelta(milliseconds=created),
-            updated_at=_EPOCH + timedelta(milliseconds=updated),
-            project_path=root_path,
-            turn_count=turns,
-            sync_state=SyncState.SYNCED,
-            revision=revision,
-        )
-    except Exception:
-        raise CorruptSessionError(id, "meta") from None
+    revision, updated, turns, _, created, name, root_path = _decoded(id, "meta", _decode_meta, packed)
+    return SessionMeta(
+        id=id,
+        name=name,
+        created_at=_EPOCH + timedelta(milliseconds=created),
+        updated_at=_EPOCH + timedelta(milliseconds=updated),
+        project_path=root_path,
+        turn_count=turns,
+        sync_state=SyncState.SYNCED,
+        revision=revision,
+    )
 
 
 def decode_version(id: str, data: bytes) -> int:
@@ -354,11 +350,11 @@ def recall(asset: SessionAsset) -> Stored | None:
     return vars(asset).get("_stored")
 
 
-def _decoded(id: str, name: str, decode: Any, data: bytes) -> Any:
-    try:
-        return decode(data)
-    except Exception:  # not only MsgspecError; and its text may quote the value
-        raise CorruptSessionError(id, name) from None
+def _decoded(id: str, name: str, decode: Callable[[Any], Any], data: bytes) -> Any:
+    value, refusal = attempt(decode, data)
+    if refusal is not None:
+        raise CorruptSessionError(id, name)
+    return value
 
 
 def _stored_name(name: str) -> str:

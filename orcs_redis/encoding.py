@@ -5,25 +5,50 @@ type and compared, which is quicker in C than to check it in Python. That leaves
 can't (infinities, bytes, times, other keys than str, deep nesting): only free-form values can hold it, and they
 are walked. Whatever fails one of the two is examined slowly, by type, to say where and why.
 
-No error raised here holds a value, not even as its context: exceptions of msgspec and codecs may quote it.
+No error raised here holds a value, not even as its context: exceptions of msgspec and codecs may quote it. Keys of
+values are named in paths, escaped and shortened.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from types import UnionType
 from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
 
 import msgspec
 
 from .errors import CorruptSessionError, SerializationError
+from .interrupts import raise_interruption
 
-__all__ = ["dump_json", "encode", "f32_text", "free_values_sound", "pack", "parse_json"]
+__all__ = [
+    "attempt",
+    "dump_json",
+    "encode",
+    "f32_text",
+    "free_values_sound",
+    "named",
+    "pack",
+    "parse_json",
+    "repeated_field",
+]
+
+# All that msgspec and codecs raise to refuse a value or data. Anything else says nothing about these.
+_REFUSALS: Final = (
+    msgspec.MsgspecError,
+    TypeError,  # what can't be encoded
+    ValueError,  # text that is no UTF-8 or has surrogates, too; and what a __post_init__ raises
+    OverflowError,  # integers
+    RecursionError,  # nested too deep
+    AttributeError,  # a field that is not set
+)
+_MAX_NAME: Final = 40
 
 MAX_DEPTH: Final = 127
 """Nested containers that serde_json reads, the document's root counted."""
@@ -35,28 +60,56 @@ _Walk = Callable[[Any], bool]
 _Fault = tuple[str, str]
 
 encode: Final = msgspec.msgpack.Encoder().encode
+_decode_any: Final = msgspec.msgpack.Decoder().decode
+_DEEPEST: Final = b"\x91" * MAX_DEPTH + b"\xc0"
 
 
-def pack(value: object, hint: Any, where: str) -> bytes:
-    """Encode ``value``, which must be of type ``hint``, as msgpack; ``where`` is its path in the session.
+def attempt(call: Callable[[Any], Any], value: object) -> tuple[Any, str | None]:
+    """Call what encodes or decodes. Return the result and None; if it refuses the value, None and the reason.
+
+    The reason may quote the value. Anything else that is raised meanwhile passes.
+    """
+    try:
+        return call(value), None
+    except _REFUSALS as error:
+        raise_interruption(error)
+        if isinstance(error, RecursionError):
+            _decode_any(_DEEPEST)  # raises the same if not the value is deep, but the caller's stack
+        return None, str(error)
+
+
+def pack(value: object, hint: Any, where: str, level: int = 2) -> bytes:
+    """Encode ``value``, which must be of type ``hint``, as msgpack.
+
+    Args:
+        value: a part of a session.
+        hint: its type.
+        where: its path in the session.
+        level: how many containers it is in, itself counted.
 
     Raises:
         SerializationError: it would not come back equal.
 
     """
     decode, walk = _tools(hint)
-    try:
-        data = encode(value)
-        if (walk is None or walk(value)) and decode(data) == value:
-            return data
-    except MemoryError:
-        raise
-    except Exception:
-        data = b""  # the exception may quote the value: the diagnosis is made outside of this block
-    fault = next(_faults(value, hint, where, _level(where)), None)
-    if fault is None and data:
-        return data  # equal but for subclasses of dict and list among free-form values
+    data, refusal = attempt(encode, value)
+    if refusal is None and (walk is None or _passes_walk(walk, value)):
+        back, refusal = attempt(decode, data)
+        if refusal is None and back == value:
+            return cast(bytes, data)
+    fault = next(_faults(value, hint, where, level), None)
+    if fault is None and refusal is None:
+        return cast(bytes, data)  # equal but for subclasses of dict and list
     raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
+
+
+def named(name: str) -> str:
+    """Return a key as a path has it: printable, and shortened to 40 characters."""
+    return _shortened(name if name.isprintable() else repr(name[:_MAX_NAME])[1:-1])
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
 
 
 def free_values_sound(hint: type[msgspec.Struct]) -> Callable[[Any], bool]:
@@ -64,16 +117,80 @@ def free_values_sound(hint: type[msgspec.Struct]) -> Callable[[Any], bool]:
     return _tools(hint)[1] or (lambda value: True)
 
 
-def parse_json(data: bytes | str | msgspec.Raw, hint: Any, id: str = "", where: str = "") -> Any:
+def parse_json(data: bytes | msgspec.Raw, hint: Any, id: str = "", where: str = "") -> Any:
     """Decode JSON as serde_json does, or raise CorruptSessionError(id, field)."""
 
-    def decode(data: bytes | str | msgspec.Raw) -> Any:
-        bare = data.encode() if isinstance(data, str) else bytes(data)
+    def decode(data: bytes | msgspec.Raw) -> Any:
+        bare = bytes(data)
         if hint != dict[str, msgspec.Raw] and b"0" * 19 in bare.translate(_DIGITS):
             bare = msgspec.json.encode(_without_long_integers(msgspec.json.decode(bare)))
         return _json_decoder(hint).decode(bare)
 
-    return _decoded(decode, data, id, where)
+    value, refusal = attempt(decode, data)
+    if refusal is None:
+        return value
+    path = re.search(r" - at `\$(.*)`$", refusal)
+    missing = re.match(r"Object missing required field `(.*?)`", refusal)
+    parts = [where, path[1].lstrip(".") if path else "", missing[1] if missing else ""]
+    raise CorruptSessionError(id, ".".join(part for part in parts if part).replace(".[", "["))
+
+
+def repeated_field(text: str, fields: Mapping[str, Any]) -> str | None:
+    """Return the path of a field that is there twice, which serde refuses; None without one, "" if it is no JSON.
+
+    Args:
+        text: an object.
+        fields: its fields' types by name. In maps, and of fields that are unknown, the last of a key holds.
+
+    """
+    found = False
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal found
+        unique = dict(pairs)
+        if len(unique) == len(pairs):
+            return unique
+        found = True
+        return _Repeated(pairs)
+
+    # As floats, integers can't be too long.
+    document, refusal = attempt(partial(json.loads, object_pairs_hook=collect, parse_int=float), text)
+    if refusal is not None:
+        return ""
+    return next(_repeats(document, fields, ""), None) if found else None
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which keys are twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs)
+        self.repeated = {key for key, count in counts.items() if count > 1}
+
+
+def _repeats(value: Any, fields: Mapping[str, Any], path: str) -> Iterator[str]:
+    if isinstance(value, _Repeated):
+        yield from (_step(path, name) for name in fields if name in value.repeated)
+    for name, hint in fields.items():
+        if name in value:
+            yield from _repeats_within(value[name], hint, _step(path, name))
+
+
+def _repeats_within(value: Any, hint: Any, path: str) -> Iterator[str]:
+    origin, args = _shape(hint)
+    if origin in (Union, UnionType):
+        for arg in args:
+            yield from _repeats_within(value, arg, path)
+    elif isinstance(value, list) and origin is list:
+        for n, item in enumerate(value):
+            yield from _repeats_within(item, args[0], f"{path}[{n}]")
+    elif isinstance(value, dict) and origin is dict:
+        for key, item in value.items():
+            yield from _repeats_within(item, args[1], _step(path, key))
+    elif isinstance(value, dict) and isinstance(origin, msgspec.StructMeta):
+        infos = msgspec.structs.fields(cast(type, origin))
+        yield from _repeats(value, {f.encode_name: f.type for f in infos}, path)
 
 
 def dump_json(document: dict[str, Any]) -> str:
@@ -84,13 +201,27 @@ def dump_json(document: dict[str, Any]) -> str:
 
 def f32_text(value: float) -> msgspec.Raw:
     """Return a number as serde_json writes an f32: the shortest digits that give the same 32 bits."""
-    single = _to_f32(value)
-    digits = next(text for n in range(9) if _to_f32(float(text := f"{single:.{n}e}")) == single)
-    mantissa, _, exponent = digits.partition("e")
-    if not -6 <= int(exponent) <= 12:
-        return msgspec.Raw(f"{mantissa}e{int(exponent):+d}".encode())
-    plain = f"{Decimal(digits):f}"
+    number = Decimal(_shortest(_to_f32(value)))
+    exponent = number.adjusted()
+    if not -6 <= exponent <= 12:
+        sign, digits, _ = number.as_tuple()
+        first, *rest = map(str, digits)
+        fraction = "." + "".join(rest) if rest else ""
+        return msgspec.Raw(f"{'-' * sign}{first}{fraction}e{exponent:+d}".encode())
+    plain = f"{number:f}"
     return msgspec.Raw((plain if "." in plain else plain + ".0").encode())
+
+
+def _shortest(single: float) -> str:
+    for count in range(9):
+        digits, _, exponent = f"{single:.{count}e}".partition("e")
+        nearest = int(digits.replace(".", ""))
+        # Below a power of two f32s are twice as dense as above: the nearest number may be another's, the next one not.
+        for number in (nearest, nearest + 1, nearest - 1):
+            text = f"{number}e{int(exponent) - count}"
+            if _to_f32(float(text)) == single:
+                return text
+    raise AssertionError("nine digits are enough")
 
 
 def _to_f32(value: float) -> float:
@@ -111,21 +242,6 @@ def _without_long_integers(value: Any) -> Any:
     if type(value) is list:
         return [_without_long_integers(item) for item in value]
     return float(value) if type(value) is int and value not in _INT_RANGE else value
-
-
-def _decoded(decode: Callable[[Any], Any], data: Any, id: str, where: str) -> Any:
-    try:
-        return decode(data)
-    except MemoryError:
-        raise
-    except msgspec.ValidationError as error:
-        message = str(error)
-    except Exception:
-        message = ""
-    path = re.search(r" - at `\$(.*)`$", message)
-    missing = re.match(r"Object missing required field `(.*?)`", message)
-    parts = [where, path[1].lstrip(".") if path else "", missing[1] if missing else ""]
-    raise CorruptSessionError(id, ".".join(part for part in parts if part).replace(".[", "["))
 
 
 # Quick: is a value of this type sound, as far as a typed round trip can't tell?
@@ -160,19 +276,29 @@ _EMPTIES: Final = _ATOMS | {float, dict, list}
 
 
 def _of_each(item: _Walk) -> _Walk:
-    return lambda value: all(map(item, value))
+    return lambda value: type(value) is list and all(map(item, value))
 
 
 def _of_values(item: _Walk) -> _Walk:
-    return lambda value: all(map(item, value.values()))
+    return lambda value: type(value) is dict and all(map(item, value.values()))
 
 
 def _passes(value: object) -> bool:
     return True
 
 
+def _passes_walk(walk: _Walk, value: object) -> bool:
+    try:
+        return walk(value)
+    except RecursionError:
+        return False  # of a recursive type: the diagnosis counts its levels
+
+
 def _walk_for(hint: Any, above: frozenset[Any]) -> _Walk | None:
-    """Return a test of what a typed round trip lets pass in values of type ``hint``; None: of nothing."""
+    """Return a test of what a typed round trip lets pass in values of type ``hint``; None: of nothing.
+
+    Of any value at all it raises nothing.
+    """
     origin, args = _shape(hint)
     if origin is Any or (origin is dict and args == (str, Any)):
         return _is_sound
@@ -188,17 +314,20 @@ def _walk_for(hint: Any, above: frozenset[Any]) -> _Walk | None:
     if isinstance(origin, msgspec.StructMeta):
         if origin in above:  # a recursive type: what is in it is known only later
             return lambda value: cast(_Walk, _tools(origin)[1])(value)
-        fields = msgspec.structs.fields(cast(type, origin))
+        kind = cast(type, origin)
+        fields = msgspec.structs.fields(kind)
         parts = [(f.name, walk) for f in fields if (walk := _walk_for(f.type, above | {origin}))]
 
         def walk_struct(value: object) -> bool:
+            if type(value) is not kind:  # a subclass may say that it is equal
+                return False
             for name, walk in parts:
                 part = getattr(value, name)
                 if (part or type(part) not in _EMPTIES) and type(part) is not str and not walk(part):
                     return False
             return True
 
-        return walk_struct if parts else None
+        return walk_struct
     return None
 
 
@@ -214,8 +343,8 @@ def _shape(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 # Slow: what is wrong with it, and where?
 
 
-def _level(path: str) -> int:
-    return 1 + len(path.replace("[", ".[").split(".")) if path else 1
+def _step(path: str, key: str) -> str:
+    return f"{path}.{named(key)}" if path else named(key)
 
 
 def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
@@ -228,8 +357,11 @@ def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
     elif isinstance(origin, type) and issubclass(origin, msgspec.Struct):
         if type(value) is origin:
             for f in msgspec.structs.fields(origin):
-                name = f"{path}.{f.name}" if path else f.name
-                yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
+                name = _step(path, f.name)
+                if hasattr(value, f.name):
+                    yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
+                else:
+                    yield name, "is not set"
         yield from _leaf_faults(value, hint, path)  # another type, or what __post_init__ refuses
     elif origin is list and isinstance(value, list):
         for n, item in enumerate(value):
@@ -239,7 +371,7 @@ def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
             if args[0] is str and (fault := _key_fault(key)):
                 yield path, fault
             else:
-                yield from _faults(item, args[1], f"{path}.{key}" if path else str(key), depth + 1)
+                yield from _faults(item, args[1], _step(path, str(key)), depth + 1)
     else:
         yield from _leaf_faults(value, hint, path)
 
@@ -274,10 +406,10 @@ def _names(hint: Any) -> list[str]:
 
 
 def _returns(value: Any, hint: Any) -> bool:
-    try:
-        return bool(msgspec.msgpack.decode(encode(value), type=hint) == value)
-    except Exception:
-        return False
+    data, refusal = attempt(encode, value)
+    if refusal is None:
+        back, refusal = attempt(partial(msgspec.msgpack.decode, type=hint), data)
+    return refusal is None and bool(back == value)
 
 
 def _key_fault(key: object) -> str | None:

@@ -18,13 +18,13 @@
     ├── LayoutError
     └── UnsupportedServerError
 
-Messages name sessions and fields, never what is in them. All errors survive pickle and copy: ``args`` are
-always the constructor's arguments.
+Messages name sessions and fields, never what is in them; they end at 500 characters. All errors survive pickle and
+copy: ``args`` are always the constructor's arguments.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "ChecksumMismatchError",
@@ -46,6 +46,13 @@ __all__ = [
     "VersionIncompatibleError",
 ]
 
+_MAX_TEXT: Final = 500  # characters of a message
+_MAX_FIELD: Final = 300  # of a path in it
+
+
+def _shortened(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1] + "…"
+
 
 class StorageError(Exception):
     """The session store could not do what was asked."""
@@ -54,6 +61,12 @@ class StorageError(Exception):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(args or [(self.__doc__ or "").partition("\n")[0]]))
+
+    def __str__(self) -> str:
+        return _shortened(self._text(), _MAX_TEXT)
+
+    def _text(self) -> str:
+        return super().__str__()
 
     @property
     def is_recoverable(self) -> bool:
@@ -70,7 +83,7 @@ class NotFoundError(StorageError):
         super().__init__(id)
         self.id = id
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"session not found: {self.id}"
 
 
@@ -85,7 +98,7 @@ class ConflictError(StorageError):
         self.expected = expected
         self.actual = actual
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"conflict on session {self.id}: expected revision {self.expected}, found {self.actual}"
 
 
@@ -99,7 +112,7 @@ class LeaseHeldError(StorageError):
         self.id = id
         self.remaining = remaining
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         more = "" if self.remaining is None else f", for {self.remaining:.3f} s more unless renewed"
         return f"the lease of session {self.id} is held by another worker{more}"
 
@@ -111,7 +124,7 @@ class LeaseLostError(StorageError):
         super().__init__(id)
         self.id = id
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"the lease of session {self.id} is lost"
 
 
@@ -123,11 +136,12 @@ class SerializationError(StorageError):
     """The value of ``field`` (a dotted path) can't be stored so that it comes back equal."""
 
     def __init__(self, field: str, reason: str) -> None:
+        field = _shortened(field, _MAX_FIELD)
         super().__init__(field, reason)
         self.field = field
         self.reason = reason
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.field or 'value'} can't be encoded: {self.reason}"
 
 
@@ -135,11 +149,12 @@ class CorruptSessionError(StorageError):
     """What is stored for the session can't be decoded; ``field`` (a dotted path, may be empty) says where."""
 
     def __init__(self, id: str, field: str = "") -> None:
+        field = _shortened(field, _MAX_FIELD)
         super().__init__(id, field)
         self.id = id
         self.field = field
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         where = f" at {self.field}" if self.field else ""
         return f"session {self.id or '(unknown id)'} can't be decoded{where}"
 
@@ -152,7 +167,7 @@ class VersionIncompatibleError(StorageError):
         self.found = found
         self.supported = supported
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"session version {self.found} is not supported (supported: {self.supported})"
 
 
@@ -165,7 +180,7 @@ class ChecksumMismatchError(StorageError):
         self.expected = expected
         self.actual = actual
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"checksum mismatch for session {self.id}: expected {self.expected}, got {self.actual}"
 
 

@@ -10,6 +10,8 @@ import builtins
 import errno
 import logging
 import os
+import pwd
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ from .errors import (
     UnavailableError,
 )
 from .ids import check_id
+from .interrupts import raise_interruption
 from .meta import SessionMeta, SyncStatus
 
 __all__ = ["BlockingLocalFileStore", "LocalFileStore", "Unreadable"]
@@ -39,6 +42,8 @@ _log = logging.getLogger("orcs_redis")
 
 _SUFFIX = ".json"
 _DEFAULT_FOLDER = "~/.orcs/sessions"
+_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_LEFTOVER_NS = 3600 * 10**9  # so old is a temporary file of a writer that is no more
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -63,9 +68,10 @@ class BlockingLocalFileStore(Generic[A]):
     @overload
     def __init__(self, path: AnyPath = ..., *, asset_type: type[A]) -> None: ...
     def __init__(self, path: AnyPath = _DEFAULT_FOLDER, *, asset_type: type[Any] | None = None) -> None:
-        self.path = Path(path).expanduser()
+        self.path = _expanded(path)
         self._type = cast(type[A], asset_type or SessionAsset)
         self._unreadable: builtins.list[Unreadable] = []
+        self._has_tidied = False
         with _translated():
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -103,9 +109,8 @@ class BlockingLocalFileStore(Generic[A]):
 
     def delete(self, id: str) -> None:
         """Delete a session; NotFoundError if it is absent."""
-        with _translated(check_id(id)):
+        with self._changing(check_id(id)):
             self._file(id).unlink()
-        self._sync_folder()
 
     def exists(self, id: str) -> bool:
         """Tell whether there is such a session."""
@@ -140,31 +145,50 @@ class BlockingLocalFileStore(Generic[A]):
     def _write(self, id: str, data: bytes) -> int:
         # Not named after the session: the longest ids leave no room. orcs skips names with a leading dot.
         temporary = self.path / f".{uuid.uuid4().hex}.tmp"
-        with _translated():
+        with self._changing():
             try:
                 with open(temporary, "xb") as file:  # noqa: PTH123  # a name is enough
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
                     modified = os.fstat(file.fileno()).st_mtime_ns
+                self._tidy(modified)
                 os.replace(temporary, self._file(id))  # noqa: PTH105
             except BaseException:
                 with suppress(OSError):
                     temporary.unlink()
                 raise
-        self._sync_folder()
         return modified
 
-    def _sync_folder(self) -> None:
-        try:
+    def _tidy(self, now: int) -> None:
+        """Remove, once, what writers that were killed have left; `now` is by the file system's clock, in ns."""
+        if self._has_tidied:
+            return
+        self._has_tidied = True
+        for name in filter(_LEFTOVER.fullmatch, os.listdir(self.path)):  # noqa: PTH208  # names are enough
+            try:
+                # A writer that is alive but was stopped for so long fails, and says so.
+                if os.stat(self.path / name).st_mtime_ns < now - _LEFTOVER_NS:  # noqa: PTH116
+                    os.unlink(self.path / name)  # noqa: PTH108
+            except OSError as error:  # another is faster, or it is not ours
+                raise_interruption(error)
+
+    @contextmanager
+    def _changing(self, id: str | None = None) -> Iterator[None]:
+        """Sync the folder after a change in it. It is opened first: what can't be synced is not begun."""
+        with _translated(id):
             folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with _translated(id):
+                yield
             try:
                 os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system that has no such thing
-                raise OutcomeUnknownError(f"the folder could not be synced: {error.strerror}") from error
+            except OSError as error:
+                raise_interruption(error)
+                if error.errno != errno.EINVAL:  # a file system that has no such thing
+                    raise OutcomeUnknownError(f"the folder could not be synced: {error.strerror}") from error
+        finally:
+            os.close(folder)
 
     def _read(self, id: str) -> tuple[A, int]:
         with _translated(id), open(self._file(id), "rb", opener=_open_at_once) as file:
@@ -242,6 +266,20 @@ class LocalFileStore(Generic[A]):
         await self.aclose()
 
 
+def _expanded(path: AnyPath) -> Path:
+    """Return the path, in which ~/ at the start is the home folder; as in orcs, any other ~ is a name like others."""
+    text = os.fspath(path)
+    if not text.startswith("~/"):
+        return Path(text)
+    home = os.environ.get("HOME")
+    if not home:
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            raise ValueError("~/ is no folder: HOME is not set, and the user has no entry in passwd") from None
+    return Path(home, text.removeprefix("~/"))
+
+
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
@@ -252,6 +290,7 @@ def _translated(id: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        raise_interruption(error)
         if isinstance(error, FileNotFoundError) and id is not None:
             raise NotFoundError(id) from None
         if isinstance(error, IsADirectoryError) and id is not None:

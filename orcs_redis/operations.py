@@ -457,7 +457,7 @@ class Load(Operation[Versioned[A]]):
         session = self._partition.session(self._id)
         return [
             ("HGETALL", session),
-            ("LRANGE", self._partition.turns(self._id), 0, -1),
+            ("LRANGE", self._partition.turns(self._id), b"0", b"-1"),
             ("HGET", session, ".revision"),
             *([("HGET", self._partition.meta, self._id)] if self._absent else []),
         ]

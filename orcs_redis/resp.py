@@ -206,17 +206,33 @@ def joined(calls: Sequence[Joinable]) -> tuple[Argument, ...]:
     for call in calls:
         keys += call.keys
         arguments += call.arguments
-    return (head.verb, head.script, len(keys), *keys, *arguments)
+    return (head.verb, head.script, b"%d" % len(keys), *keys, *arguments)
 
 
 def pack(commands: Sequence[Command]) -> bytes:
     """Return the commands as they go over the wire."""
     return b"".join(
-        [_pack_command(joined((command,)) if type(command) is Joinable else command) for command in commands]
+        [_pack_command(_texts(joined((command,)) if type(command) is Joinable else command)) for command in commands]
     )
 
 
-_pack_command: Callable[[object], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any mixture
+_pack_command: Callable[[object], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any tuple
+_TEXT = frozenset({bytes, str})
+
+
+def _texts(command: Any) -> Any:
+    """Return a command with numbers as text: hiredis crashes if a signal handler raises while it converts one."""
+    return command if _TEXT.issuperset(map(type, command)) else tuple([_bytes(argument) for argument in command])
+
+
+def _bytes(argument: Argument) -> bytes:
+    if isinstance(argument, bytes):
+        return bytes(argument)
+    if isinstance(argument, int):
+        return b"%d" % argument
+    if isinstance(argument, str):
+        return argument.encode()
+    raise TypeError(f"an argument of a command is text, bytes or an integer, not {type(argument).__name__}")
 
 
 def as_error(reply: Reply) -> str | None:

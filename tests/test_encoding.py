@@ -179,7 +179,7 @@ def test_nesting() -> None:
         asset.to_json()
     turn.metadata["a"] = nested(123)
     with pytest.raises(SerializationError, match="nested deeper"):
-        pack(turn, ConversationTurn, "history.turns[0]")
+        pack(turn, ConversationTurn, "history.turns[0]", level=4)
     for value in (a_loop(), nested(100_000)):
         with pytest.raises(SerializationError, match="nested deeper") as caught:
             pack(value, Any, "metadata.x")

@@ -1,0 +1,65 @@
+"""Which errors are no answer to what was asked, but come out of a signal handler of the caller's.
+
+A handler runs between two instructions of the main thread, so what it raises comes out of whatever is done there at
+that moment. A TimeoutError looks like a lost connection then, a ValueError like bad data. So wherever such an error is
+taken for one of these, this is asked first.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import CodeType, FrameType
+
+__all__ = ["interruption", "raise_interruption"]
+
+
+def interruption(error: BaseException) -> BaseException | None:
+    """Return what a signal handler raised, if that is ``error`` or what ``error`` was made from; else None.
+
+    Handlers are known that are written in Python and still installed.
+    """
+    if threading.current_thread() is not threading.main_thread() or not (handlers := set(_handlers())):
+        return None
+    stack = set(_stack())
+    found: BaseException | None = error
+    while found is not None:
+        frames = list(_frames(found))
+        if found is not error and frames and frames[0] in stack:
+            return None  # our caller is handling it: it is the context of all that is raised here, and older
+        if any(frame.f_code in handlers for frame in frames):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def raise_interruption(error: BaseException) -> None:
+    """Raise what a signal handler raised, if ``error`` is that or was made from it."""
+    if (found := interruption(error)) is not None:
+        raise found
+
+
+def _handlers() -> Iterator[CodeType]:
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler):
+            handler = getattr(handler, "func", handler)  # of a partial
+            code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+            if code is not None:
+                yield code
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    entry = error.__traceback__
+    while entry is not None:
+        yield entry.tb_frame
+        entry = entry.tb_next
+
+
+def _stack() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
