@@ -36,6 +36,7 @@ class Options(Generic[A]):
     max_asset_bytes: int = 128 * 1024 * 1024
     max_turn_bytes: int = 16 * 1024 * 1024
     max_fields: int = 1000
+    max_connections: int = 64
 
     def __post_init__(self) -> None:
         check_namespace(self.namespace)
@@ -45,6 +46,8 @@ class Options(Generic[A]):
             type(self.partitions) is not int or not 1 <= self.partitions <= MAX_PARTITIONS
         ):
             raise ValueError(f"partitions is 1 to {MAX_PARTITIONS}")
+        if type(self.max_connections) is not int or self.max_connections < 1:
+            raise ValueError("max_connections is 1 or more")
         for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes", "max_fields"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not value > 0:
@@ -65,6 +68,7 @@ class OptionArguments(TypedDict, total=False):
     max_asset_bytes: int
     max_turn_bytes: int
     max_fields: int
+    max_connections: int
 
 
 class Core(Generic[A]):
@@ -120,7 +124,7 @@ class Core(Generic[A]):
 
     def admit(self) -> None:
         """Let a plan in, whose operations then go on though the store is closing. Raises what `enter` raises."""
-        self._check()
+        self.check_open()
         with self._lock:
             self.active += 1
 
@@ -134,7 +138,8 @@ class Core(Generic[A]):
         if os.getpid() != self._pid:
             raise RuntimeError("this store was opened before a fork: open one in the child")
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the store, UnavailableError if it is closed."""
         self.check_process()
         if self.closed:
             raise UnavailableError("the store is closed")
@@ -149,7 +154,7 @@ class Core(Generic[A]):
 
         """
         if not admitted:
-            self._check()
+            self.check_open()
         if operation.writes and self._denied is not None:
             raise PermissionDeniedError(self._denied)
         with self._lock:
