@@ -86,7 +86,7 @@ class Address:
             text = as_error(reply)
             if text is None:
                 continue
-            raise translate(text)
+            raise translate(text, opening=True)
         check_server(replies[0])
 
 

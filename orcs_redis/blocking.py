@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import select
-import socket
+import math
+import os
+import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 import hiredis
 
 from .address import Address
-from .link import Deliver, Feed, attempt_patience, dial
+from .errors import StorageError, UnavailableError
+from .link import Deliver, Feed, Prepare, attempt_patience, dial, nothing
+from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
 from .resp import Command, Lost, Reply, Trouble, pack
 
-__all__ = ["BlockingLink", "SocketLink"]
+__all__ = ["BlockingLink", "PooledLink", "SocketLink"]
+
+IDLE = 60.0
+"""After how many seconds without use a connection is closed, at the next call."""
 
 _MORE = object()
 _CHUNK = 65536
@@ -36,121 +44,255 @@ class BlockingLink(Protocol):
         """
         ...
 
+    def drop(self, before: float) -> None:
+        """Use no connection any more that was opened before a time of `time.monotonic`: it leads to a wrong server."""
+        ...
+
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Open a connection for what is published, in the event loop of a thread for that."""
         ...
 
     def close(self) -> None:
-        """Close what this link has opened, without its feeds."""
+        """Close what this link has opened, without its feeds. Later calls raise UnavailableError."""
         ...
 
 
-class _Connection:
-    def __init__(self, address: Address, expires: float) -> None:
-        self._reader = hiredis.Reader(notEnoughData=_MORE)
-        timeout = max(0.001, expires - time.monotonic())
-        if address.path is not None:
-            self._socket = socket.socket(socket.AF_UNIX)
-        else:
-            self._socket = socket.create_connection((address.host, address.port), timeout)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            self._socket.settimeout(timeout)
-            if address.path is not None:
-                self._socket.connect(address.path)
-            if address.tls is not None:
-                self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
-            self._poll = select.poll()
-            self._poll.register(self._socket, select.POLLIN)
-            address.check(self.call(address.introduction(), expires, timeout))
-        except BaseException:
-            self.close()
-            raise
+class Pooled(Protocol):
+    """A connection that a thread takes, uses and gives back. It can be opened again after it was closed."""
 
-    def call(self, commands: Sequence[Command], expires: float, patience: float) -> list[Reply]:
-        data = memoryview(pack(commands))
-        replies: list[Reply] = []
-        try:
-            while data:
-                self._socket.settimeout(min(patience, max(0.001, expires - time.monotonic())))
-                data = data[self._socket.send(data) :]
-            while len(replies) < len(commands):
-                reply = self._reader.gets()
-                if reply is _MORE:
-                    self._socket.settimeout(min(patience, max(0.001, expires - time.monotonic())))
-                    received = self._socket.recv(_CHUNK)
-                    if not received:
-                        raise Lost("the connection was closed", sent=True)
-                    self._reader.feed(received)
-                elif type(reply) is not hiredis.PushNotification:
-                    replies.append(reply)
-        except _BROKEN as exc:
-            raise Lost(f"the connection broke ({type(exc).__name__})", sent=True) from exc
-        return replies
+    opened: float  # when, of time.monotonic
+    checked: float  # when the server was last asked for its role
+    used: float  # when it was given back
+
+    def open(self, expires: float) -> Reply:
+        """Connect, and return the server's answer to HELLO. Raises what `BlockingLink.call` raises."""
+        ...
+
+    def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
+        """Return the commands' replies; raises Lost."""
+        ...
 
     def is_usable(self) -> bool:
         """Whether the server has neither closed it nor said what nobody asked for."""
-        return not self._reader.has_data() and not self._poll.poll(0)
+        ...
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.close()
+        """Close it, if it is open."""
+        ...
 
 
-class SocketLink:
-    """Connections to one server, opened when needed; as many as threads wait at the same time."""
+C = TypeVar("C", bound=Pooled)
 
-    def __init__(self, address: Address, deadline: float, prepare: Callable[[], None] | None = None) -> None:
-        """`prepare` is called before each connecting (an embedded server is started by it)."""
-        self._address = address
-        self._patience = attempt_patience(deadline)
-        self._prepare = prepare
-        self._idle: deque[_Connection] = deque()
+
+class PooledLink(Generic[C]):
+    """Connections to one server, opened when needed; as many as threads wait at the same time, up to a number.
+
+    A thread that finds none free waits for one behind those that came before.
+    """
+
+    def __init__(self, make: Callable[[], C], most: int, on_connect: Callable[[], object]) -> None:
+        self._make = make
+        self._most = most
+        self._on_connect = on_connect
+        self._role = Role()
+        self._lock = threading.RLock()  # a signal handler may use the link that it has interrupted
+        self._returned = threading.Condition(self._lock)
+        self._waiting = 0
+        self._idle: deque[C] = deque()  # the last used at the end
+        # All there are. What an interrupted thread has lost is not counted any more.
+        self._connections: WeakSet[C] = WeakSet()
+        self._dropped = -math.inf  # what was opened before is used no more
         self._closed = False
+        self._pid = os.getpid()
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `BlockingLink`."""
-        connection = self._kept() or self._connect(expires)
+        connection = self._take(expires)
         try:
-            replies = connection.call(commands, expires, self._patience)
+            self._make_ready(connection, expires)
+            replies = connection.call(commands, expires)
         except BaseException:
             # Whatever interrupted it, a reply may still come, and would be taken for the next call's.
-            connection.close()
+            self._discard(connection)
             self._drain()
+            self._give(None)
             raise
-        self._idle.append(connection)
-        if self._closed:
-            self._drain()
+        self._give(connection)
         return replies
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
-        """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver)
+    def drop(self, before: float) -> None:
+        """Use no connection any more that was opened before then: see `BlockingLink`."""
+        self._dropped = max(self._dropped, before)
+
+    def is_dropped(self, opened: float) -> bool:
+        """Whether what was opened at a time is to be used no more."""
+        return opened < self._dropped
 
     def close(self) -> None:
         """Close the connections; one that is in use is closed when its call ends."""
         self._closed = True
         self._drain()
+        if os.getpid() == self._pid:  # a forked child has nobody to wake, and the lock may be held for ever
+            with self._lock:
+                self._returned.notify_all()
 
-    def _kept(self) -> _Connection | None:
-        with contextlib.suppress(IndexError):
-            while True:
-                connection = self._idle.pop()
-                if connection.is_usable():
-                    return connection
-                connection.close()
-        return None
+    def _take(self, expires: float) -> C:
+        with self._lock:
+            if self._waiting or not self._is_free():
+                self._wait(expires)
+            if self._closed:
+                raise UnavailableError("the store is closed")
+            if self._idle:
+                return self._idle.pop()
+            connection = self._make()
+            self._connections.add(connection)
+            return connection
 
-    def _connect(self, expires: float) -> _Connection:
+    def _is_free(self) -> bool:
+        return bool(self._idle) or self._closed or len(self._connections) < self._most
+
+    def _wait(self, expires: float) -> None:
+        self._waiting += 1
         try:
-            if self._prepare is not None:
-                self._prepare()
-            return _Connection(self._address, min(expires, time.monotonic() + self._patience))
-        except (OSError, Trouble) as exc:
-            reason = str(exc) if isinstance(exc, Trouble) else type(exc).__name__
-            raise Lost(f"no connection to {self._address}: {reason}", sent=False) from exc
+            while True:
+                if not self._returned.wait(expires - time.monotonic()):
+                    raise Lost(f"all {self._most} connections were in use", sent=False)
+                if self._is_free():
+                    return
+        finally:
+            self._waiting -= 1
+            self._returned.notify()  # the next, if there is more than one free
+
+    def _make_ready(self, connection: C, expires: float) -> None:
+        """Open a connection, unless it is open and leads to the right server."""
+        if not self.is_dropped(connection.opened) and connection.is_usable():
+            now = time.monotonic()
+            if now < connection.checked + ROLE_CHECK:
+                return
+            with contextlib.suppress(Trouble, StorageError):
+                self._role.check(connection.call(ASK_ROLE, expires)[0])
+                connection.checked = now
+                return
+        connection.close()
+        hello = connection.open(expires)
+        connection.opened = connection.checked = time.monotonic()
+        self._role.check(hello)
+        self._on_connect()
+
+    def _give(self, connection: C | None) -> None:
+        """Take a connection back, or None: it was closed."""
+        now = time.monotonic()
+        with self._lock:
+            if connection is not None:
+                connection.used = now
+                self._idle.append(connection)
+            while self._idle and self._idle[0].used < now - IDLE:
+                self._discard(self._idle.popleft())
+            if self._waiting:
+                self._returned.notify()
+        if self._closed:
+            self._drain()
 
     def _drain(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._idle.pop().close()
+                self._discard(self._idle.pop())
+
+    def _discard(self, connection: C) -> None:
+        connection.close()
+        self._connections.discard(connection)
+
+
+class _Connection:
+    opened = checked = used = -math.inf
+
+    def __init__(self, address: Address, patience: float, prepare: Prepare | None) -> None:
+        self._address = address
+        self._patience = patience
+        self._prepare = prepare
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._socket: Any = None  # a socket, while it is open
+
+    def open(self, expires: float) -> Reply:
+        address, expires = self._address, min(expires, time.monotonic() + self._patience)
+        try:
+            if self._prepare is not None:
+                self._prepare(max(0.001, expires - time.monotonic()))
+            self._reader = hiredis.Reader(notEnoughData=_MORE)
+            self._socket = open_socket(address, expires)
+            self._socket.settimeout(max(0.001, expires - time.monotonic()))
+            if address.tls is not None:
+                self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
+            replies = self.call(address.introduction(), expires)
+            address.check(replies)
+        except (OSError, Trouble, UnavailableError) as exc:
+            raise unreachable(address, exc) from exc
+        return replies[0]
+
+    def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
+        request = pack(commands)
+        data = memoryview(request)
+        replies: list[Reply] = []
+        try:
+            while data:
+                self._limit(expires)
+                data = data[self._socket.send(data) :]
+            while len(replies) < len(commands):
+                reply = self._reader.gets()
+                if reply is _MORE:
+                    self._limit(expires)
+                    received = self._socket.recv(_CHUNK)
+                    if not received:
+                        raise ConnectionError("closed by the server")
+                    self._reader.feed(received)
+                elif type(reply) is not hiredis.PushNotification:
+                    replies.append(reply)
+        except TimeoutError as exc:
+            raise Lost("no answer in time", sent=len(data) < len(request)) from exc
+        except _BROKEN as exc:
+            text = f"the connection broke: {reason_of(exc)}"
+            raise Lost(text, sent=len(data) < len(request), size=len(request)) from exc
+        return replies
+
+    def is_usable(self) -> bool:
+        if self._socket is None or self._reader.has_data():
+            return False
+        try:
+            self._socket.settimeout(0)
+            self._socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.close()
+            self._socket = None
+
+    def _limit(self, expires: float) -> None:
+        self._socket.settimeout(min(self._patience, max(0.001, expires - time.monotonic())))
+
+
+class SocketLink(PooledLink[_Connection]):
+    """Connections to the server of an address."""
+
+    def __init__(
+        self,
+        address: Address,
+        deadline: float,
+        prepare: Prepare | None = None,
+        max_connections: int = 64,
+        on_connect: Callable[[], object] = nothing,
+    ) -> None:
+        """`on_connect` is called when a connection was opened, before a call is sent over it."""
+        patience = attempt_patience(deadline)
+        super().__init__(lambda: _Connection(address, patience, prepare), max_connections, on_connect)
+        self._address = address
+        self._prepare = prepare
+
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Open a connection for what is published: see `Feed`."""
+        return await dial(self._address, heartbeat, self._prepare, deliver, self._role)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 import redis
@@ -23,10 +24,17 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from .link import Deliver, Feed, attempt_patience
-from .resp import Command, Lost, Reply, pack, translate
+from .address import check_server
+from .blocking import PooledLink
+from .errors import StorageError, UnavailableError
+from .link import Deliver, Feed, Silence, attempt_patience, nothing
+from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
+from .resp import Command, Lost, Reply, Trouble, as_error, pack, translate
 
 __all__ = ["AsyncClientLink", "BlockingClientLink", "memory_client"]
+
+_CROWDED = "max number of clients"  # to redis-py it is a broken connection
+_BATCH_BYTES = 256 * 1024  # after so many bytes a batch is sent
 
 # redis-py takes the code off these; it is put back, so that there is one translation.
 _CODES: dict[type[Exception], str] = {
@@ -60,10 +68,11 @@ def check_client(client: object, kind: type[Any]) -> None:
 
 
 class _Request:
-    __slots__ = ("commands", "future", "sent")
+    __slots__ = ("data", "future", "replies", "sent")
 
-    def __init__(self, commands: Sequence[Command], future: asyncio.Future[list[Reply]]) -> None:
-        self.commands = commands
+    def __init__(self, data: bytes, replies: int, future: asyncio.Future[list[Reply]]) -> None:
+        self.data = data
+        self.replies = replies  # how many
         self.future = future
         self.sent = False
 
@@ -71,20 +80,34 @@ class _Request:
 class AsyncClientLink:
     """Sends what all tasks ask for while a batch is under way as the next one, over a connection like the client's."""
 
-    def __init__(self, client: redis.asyncio.Redis, deadline: float, *, owned: bool = False) -> None:
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        deadline: float,
+        *,
+        owned: bool = False,
+        on_connect: Callable[[], object] = nothing,
+    ) -> None:
+        """`on_connect` is called when a connection was opened, before a call is sent over it."""
         check_client(client, redis.asyncio.Redis)
         self._client = client
         self._owned = owned
+        self._on_connect = on_connect
         self._patience = attempt_patience(deadline)
-        self._queue: list[_Request] = []
+        self._role = Role()
+        self._queue: deque[_Request] = deque()
         self._pump: asyncio.Task[None] | None = None
         self._connection: Any = None
+        self._opened = self._checked = self._dropped = -math.inf
+        self._closed = False
         self._pid = os.getpid()
 
     async def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `AsyncLink`."""
+        if self._closed:
+            raise UnavailableError("the store is closed")
         loop = asyncio.get_running_loop()
-        request = _Request(commands, loop.create_future())
+        request = _Request(pack(commands), len(commands), loop.create_future())
         self._queue.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
@@ -94,63 +117,126 @@ class AsyncClientLink:
         except TimeoutError:
             raise Lost("no answer in time", sent=request.sent) from None
 
+    def drop(self, before: float) -> None:
+        """Use no connection any more that was opened before then: see `AsyncLink`."""
+        self._dropped = max(self._dropped, before)
+
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Listen with a pub/sub object of the client's: see `Feed`."""
-        return _ClientFeed(self._client, deliver, heartbeat)
+        return _ClientFeed(self._client, deliver, heartbeat, self)
+
+    def is_dropped(self, opened: float) -> bool:
+        """Whether what was opened at a time is to be used no more."""
+        return opened < self._dropped
 
     async def close(self) -> None:
         """Let go of the client; a client of the caller's stays open. See `Link.close` for a forked child."""
+        self._closed = True
         if os.getpid() != self._pid:
             return
-        if self._pump is not None:
-            self._pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._pump
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
-        if self._owned:
-            await self._client.aclose()
+        try:
+            if self._pump is not None:
+                self._pump.cancel()
+                await asyncio.wait([self._pump])
+        finally:
+            if self._connection is not None:
+                await self._connection.disconnect(nowait=True)
+            if self._owned:
+                await self._client.aclose()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._queue:
-            batch, self._queue = self._queue, []
-            try:
-                async with asyncio.timeout(self._patience) as silence:
-                    connection = await self._connected()
-                    batch = [request for request in batch if not request.future.done()]  # or given up
-                    packed = [pack(request.commands) for request in batch]
-                    for request in batch:
-                        request.sent = True
-                    await connection.send_packed_command(packed, check_health=False)
-                    for request in batch:
-                        replies = [await self._reply(connection) for _ in request.commands]
+        batch: list[_Request] = []
+        try:
+            while self._queue:
+                try:
+                    await self._send(batch)
+                except Exception as exc:
+                    await self._disconnect()
+                    for request in batch or self._queue:
                         if not request.future.done():
-                            request.future.set_result(replies)
-                        silence.reschedule(loop.time() + self._patience)
-            except Exception as exc:
-                await self._connection.disconnect(nowait=True)
+                            size = len(request.data) if request.sent else 0
+                            request.future.set_exception(_failure(exc, sent=request.sent, size=size))
+                    if not batch:  # no connection could be had
+                        self._queue.clear()
+                batch.clear()
+        finally:  # closed
+            for request in (*batch, *self._queue):
+                if not request.future.done():
+                    request.future.set_exception(Lost("the store was closed", sent=request.sent))
+
+    async def _send(self, batch: list[_Request]) -> None:
+        """Send what is waiting, as much as makes a batch, and receive the replies."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as limit:
+
+            def look() -> bool:
+                if silence.too_long:
+                    limit.reschedule(loop.time())
+                return not silence.too_long
+
+            silence = Silence(loop, self._patience, look)
+            silence.heard = loop.time()
+            silence.start()
+            try:
+                connection = await self._connected()
+                size = 0
+                while self._queue and size < _BATCH_BYTES:
+                    request = self._queue.popleft()
+                    if not request.future.done():  # cancelled, or its time is over
+                        batch.append(request)
+                        size += len(request.data)
                 for request in batch:
+                    request.sent = True
+                await connection.send_packed_command([request.data for request in batch], check_health=False)
+                for request in batch:
+                    replies = [await self._reply(connection) for _ in range(request.replies)]
                     if not request.future.done():
-                        request.future.set_exception(_failure(exc, sent=request.sent))
+                        request.future.set_result(replies)
+                    silence.heard = loop.time()
+            finally:
+                silence.stop()
 
     async def _connected(self) -> Any:
+        """Return a connection that leads to the right server."""
+        loop = asyncio.get_running_loop()
         if self._connection is None:
             settings = {"socket_timeout": None, "retry": AsyncRetry(NoBackoff(), 0)}
             pool: Any = self._client.connection_pool
             self._connection = pool.connection_class(**pool.connection_kwargs | settings)
         connection = self._connection
+        if connection.is_connected and not self.is_dropped(self._opened) and await self._is_quiet(connection):
+            if loop.time() < self._checked + ROLE_CHECK:
+                return connection
+            with contextlib.suppress(Trouble, StorageError):
+                self._role.check(await self._ask_role(connection))
+                self._checked = loop.time()
+                return connection
+        await self._disconnect()
         await connection.connect()
+        hello = await self._ask_role(connection)
+        self._opened = self._checked = loop.time()
+        _check_greeting(hello)
+        self._role.check(hello)
+        self._on_connect()
+        return connection
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.disconnect(nowait=True)
+
+    async def _ask_role(self, connection: Any) -> Reply:
+        await connection.send_packed_command([pack(ASK_ROLE)], check_health=False)
+        return await self._reply(connection)
+
+    @staticmethod
+    async def _is_quiet(connection: Any) -> bool:
+        """Whether the server has neither closed it nor said what nobody asked for."""
         try:
             # The name before redis-py 8; what it may destroy is what nobody asked for.
             can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
-            quiet = not await can_read()
+            return not await can_read()
         except (OSError, exceptions.RedisError):
-            quiet = False
-        if not quiet:  # the server closed it
-            await connection.disconnect(nowait=True)
-            await connection.connect()
-        return connection
+            return False
 
     @staticmethod
     async def _reply(connection: Any) -> Reply:
@@ -160,72 +246,63 @@ class AsyncClientLink:
             return _as_reply(error)
 
 
-class BlockingClientLink:
-    """Connections like the client's, without its retries, which nothing could stop: one for each waiting thread."""
+class _ClientConnection:
+    """A connection like the client's, without its retries, which nothing could stop."""
 
-    def __init__(self, client: redis.Redis, deadline: float, *, owned: bool = False) -> None:
-        check_client(client, redis.Redis)
+    opened = checked = used = -math.inf
+
+    def __init__(self, client: redis.Redis, patience: float) -> None:
         self._client = client
-        self._owned = owned
-        self._patience = attempt_patience(deadline)
-        self._idle: deque[Any] = deque()
+        self._patience = patience
+        self._connection: Any = None
 
-    def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
-        """Return the commands' replies: see `BlockingLink`."""
-        data = pack(commands)
-        sent = False
-        connection = self._kept() or self._connection(expires)
-        try:
-            connection.connect()
-            sent = True
-            connection.send_packed_command([data], check_health=False)
-            replies = [self._reply(connection) for _ in commands]
-        except BaseException as exc:
-            connection.disconnect()
-            self._drain()
-            if not isinstance(exc, Exception):
-                raise
-            failure = _failure(exc, sent=sent)
-        else:
-            if connection.socket_timeout == self._patience:
-                self._idle.append(connection)
-            else:
-                connection.disconnect()
-            return replies
-        raise failure  # here, since the client's exception may quote what was sent
-
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
-        """Listen with a pub/sub object of the client's: see `Feed`."""
-        return _ClientFeed(self._client, deliver, heartbeat)
-
-    def close(self) -> None:
-        """Let go of the client; a client of the caller's stays open."""
-        self._drain()
-        if self._owned:
-            self._client.close()
-
-    def _kept(self) -> Any:
-        with contextlib.suppress(IndexError):
-            while True:
-                connection = self._idle.pop()
-                with contextlib.suppress(OSError, exceptions.RedisError):
-                    if not connection.can_read():
-                        return connection
-                connection.disconnect()  # the server closed it
-        return None
-
-    def _connection(self, expires: float) -> Any:
+    def open(self, expires: float) -> Reply:
         pool: Any = self._client.connection_pool
-        timeout = min(self._patience, max(0.001, expires - time.monotonic()))
+        timeout = self._limit(expires)
         settings = {"socket_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
         if "socket_connect_timeout" in pool.connection_kwargs:
             settings["socket_connect_timeout"] = timeout
-        return pool.connection_class(**pool.connection_kwargs | settings)
+        try:
+            self._connection = pool.connection_class(**pool.connection_kwargs | settings)
+            self._connection.connect()
+            (hello,) = self.call(ASK_ROLE, expires)
+            _check_greeting(hello)
+            return hello
+        except Exception as exc:
+            failure = _failure(exc, sent=False)
+        raise failure  # here, since the client's exception may quote what was sent
 
-    def _drain(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().disconnect()
+    def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
+        data, sent = pack(commands), False
+        connection = self._connection
+        # A setting of redis-py's is for all time, the socket's own for the next step. A fake socket has none.
+        set_timeout: Any = getattr(getattr(connection, "_sock", None), "settimeout", lambda _: None)
+        try:
+            set_timeout(self._limit(expires))
+            sent = True
+            connection.send_packed_command([data], check_health=False)
+            replies = []
+            for _ in commands:
+                set_timeout(self._limit(expires))
+                replies.append(self._reply(connection))
+            return replies
+        except Exception as exc:
+            failure = _failure(exc, sent=sent, size=len(data))
+        raise failure  # here, since the client's exception may quote what was sent
+
+    def is_usable(self) -> bool:
+        if self._connection is not None:
+            with contextlib.suppress(OSError, exceptions.RedisError):
+                return not self._connection.can_read()
+        return False
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
+
+    def _limit(self, expires: float) -> float:
+        return min(self._patience, max(0.001, expires - time.monotonic()))
 
     @staticmethod
     def _reply(connection: Any) -> Reply:
@@ -233,6 +310,41 @@ class BlockingClientLink:
             return _unwrapped(connection.read_response(disable_decoding=True, disconnect_on_error=False))
         except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
             return _as_reply(error)
+
+
+class BlockingClientLink(PooledLink[_ClientConnection]):
+    """Connections like the client's, beside its own; not more than its pool may have."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        deadline: float,
+        *,
+        max_connections: int = 64,
+        owned: bool = False,
+        on_connect: Callable[[], object] = nothing,
+    ) -> None:
+        """`on_connect` is called when a connection was opened, before a call is sent over it."""
+        check_client(client, redis.Redis)
+        patience = attempt_patience(deadline)
+        most = min(max_connections, client.connection_pool.max_connections)
+        super().__init__(lambda: _ClientConnection(client, patience), most, on_connect)
+        self._client = client
+        self._owned = owned
+
+    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+        """Listen with a pub/sub object of the client's: see `Feed`."""
+        return _ClientFeed(self._client, deliver, heartbeat, self)
+
+    def close(self) -> None:
+        """Let go of the client; a client of the caller's stays open."""
+        super().close()
+        if self._owned:
+            self._client.close()
+
+
+class _Dropping(Protocol):
+    def is_dropped(self, opened: float) -> bool: ...
 
 
 class _ClientFeed:
@@ -244,8 +356,10 @@ class _ClientFeed:
 
     _POLL = 0.1  # seconds
 
-    def __init__(self, client: Any, deliver: Deliver, heartbeat: float) -> None:
+    def __init__(self, client: Any, deliver: Deliver, heartbeat: float, link: _Dropping) -> None:
         self._pubsub = client.pubsub()
+        self._link = link
+        self._opened = time.monotonic()
         self._deliver = deliver
         self._heartbeat = heartbeat
         self._orders: deque[tuple[str, str]] = deque()
@@ -262,6 +376,8 @@ class _ClientFeed:
         heard = asked = time.monotonic()
         try:
             while True:
+                if self._link.is_dropped(self._opened):
+                    raise Lost("the client's connection leads to a wrong server", sent=False)
                 while self._orders:
                     verb, channel = self._orders.popleft()
                     (self._channels.add if verb == "subscribe" else self._channels.discard)(channel)
@@ -281,7 +397,8 @@ class _ClientFeed:
                     asked = now
                     await self._call("ping")
         except (OSError, exceptions.RedisError) as exc:
-            raise Lost(f"the client failed: {type(exc).__name__}", sent=False) from exc
+            failure = _failure(exc, sent=False)
+        raise failure
 
     async def close(self) -> None:
         if self._busy is not None:
@@ -305,11 +422,26 @@ class _ClientFeed:
             return await asyncio.shield(self._busy)
 
 
-def _failure(error: Exception, *, sent: bool) -> Exception:
+def _failure(error: Exception, *, sent: bool, size: int = 0) -> Trouble | StorageError:
     """Name what the client raised. A command of its own that was refused (HELLO, AUTH, SELECT) is a server's error."""
-    if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError)):
-        return translate(str(_as_reply(error)))
-    return Lost(f"the client failed: {type(error).__name__}", sent=sent)
+    if isinstance(error, StorageError):
+        return error
+    if isinstance(error, Trouble):
+        return Lost(str(error), sent=sent)
+    text = str(_as_reply(error))
+    if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError)) or _CROWDED in text:
+        return translate(text, opening=True)
+    failure = unreachable("the client's server", error)
+    if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
+        size = 0
+    return Lost(str(failure), sent=sent, size=size) if isinstance(failure, Lost) else failure
+
+
+def _check_greeting(hello: Reply) -> None:
+    text = as_error(hello)
+    if text is not None:
+        raise translate(text, opening=True)
+    check_server(hello)
 
 
 def _unwrapped(reply: Reply) -> Reply:

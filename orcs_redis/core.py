@@ -48,6 +48,8 @@ class Options(Generic[A]):
             type(self.partitions) is not int or not 1 <= self.partitions <= MAX_PARTITIONS
         ):
             raise ValueError(f"partitions is 1 to {MAX_PARTITIONS}")
+        if type(self.max_connections) is not int or self.max_connections < 1:
+            raise ValueError("max_connections is 1 or more")
         for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes", "max_fields"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not value > 0:
@@ -157,6 +159,11 @@ class Core(Generic[A]):
             raise UnavailableError("the store is not connected")
         return self._changes
 
+    def connected(self) -> None:
+        """Note that a connection was opened: a process that was cloned since must not go on as its twin does."""
+        if self._operations is not None:
+            self._operations.renew()
+
     def open(self) -> Plan[None]:
         """Read or create the namespace, and find out whether writing is allowed."""
         options = self.options
@@ -171,7 +178,7 @@ class Core(Generic[A]):
 
     def admit(self) -> None:
         """Let a plan in, whose operations then go on though the store is closing. Raises what `enter` raises."""
-        self._check()
+        self.check_open()
         with self._lock:
             self.active += 1
 
@@ -185,7 +192,8 @@ class Core(Generic[A]):
         if os.getpid() != self._pid:
             raise RuntimeError("this store was opened before a fork: open one in the child")
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the store, UnavailableError if it is closed."""
         self.check_process()
         if self.closed:
             raise UnavailableError("the store is closed")
@@ -200,7 +208,7 @@ class Core(Generic[A]):
 
         """
         if not admitted:
-            self._check()
+            self.check_open()
         if operation.writes and self._denied is not None:
             raise PermissionDeniedError(self._denied)
         with self._lock:

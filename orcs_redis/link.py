@@ -9,23 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import hiredis
 import msgspec
 
 from .address import Address
+from .errors import StorageError, UnavailableError
+from .network import ASK_ROLE, ROLE_CHECK, Role, in_thread, open_socket, reason_of, unreachable
 from .resp import JOINED, Command, Joinable, Lost, Reply, Trouble, check, divided, joinable_run, joined, pack
 
-__all__ = ["AsyncLink", "Deliver", "Feed", "Link", "attempt_patience", "dial"]
+__all__ = ["AsyncLink", "Deliver", "Feed", "Link", "Prepare", "Silence", "attempt_patience", "dial", "nothing"]
 
 Push: TypeAlias = Callable[[Reply], None]
 
 _MORE = object()
 _INPUT = 128 * 1024  # bytes read at once
+_OUTPUT = 64 * 1024  # bytes after which the transport is asked whether it takes more
+
+# Called before each connecting, in a thread, with the seconds that it may take (an embedded server is started by it).
+Prepare: TypeAlias = Callable[[float], object]
+
+
+def nothing() -> None:
+    """Do nothing: the default of what is called at each connecting."""
 
 
 def attempt_patience(deadline: float) -> float:
@@ -46,12 +58,16 @@ class AsyncLink(Protocol):
         """
         ...
 
+    def drop(self, before: float) -> None:
+        """Use no connection any more that was opened before a time of the loop's clock: it leads to a wrong server."""
+        ...
+
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Open a connection for what is published."""
         ...
 
     async def close(self) -> None:
-        """Close what this link has opened, without its feeds."""
+        """Close what this link has opened, without its feeds. Later calls raise UnavailableError."""
         ...
 
 
@@ -78,6 +94,43 @@ class Feed(Protocol):
         ...
 
 
+class Silence:
+    """Notices that nothing comes over a connection, in time during which this loop was not busy with something else."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, look: Callable[[], bool]) -> None:
+        """`look` is called from time to time while the watch is on, and returns whether it is to go on."""
+        self._loop = loop
+        self._patience = patience
+        self._look = look
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.heard = 0.0  # when the other side last showed that it is there
+
+    def start(self) -> None:
+        """Begin to look, if that is not under way."""
+        if self._timer is None:
+            self._due = self._loop.time() + self._patience / 10
+            self._timer = self._loop.call_at(self._due, self._tick)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the other side has been silent for too long."""
+        return self._loop.time() - self.heard > self._patience
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        self.heard = min(now, self.heard + now - self._due)  # while this loop was late, nothing could be heard
+        if self._look():
+            self.start()
+
+
 class _Call(msgspec.Struct, eq=False):
     """What is asked for by one caller: a call that may be joined to others, or what goes over the wire."""
 
@@ -91,6 +144,9 @@ class _Call(msgspec.Struct, eq=False):
     @property
     def members(self) -> Sequence[_Call]:
         return (self,)
+
+    def size(self) -> int:
+        return len(self.data) if self.joinable is None else self.joinable.size()
 
     def finish(self) -> None:
         if not self.future.done():
@@ -122,7 +178,6 @@ class _Connection(asyncio.BufferedProtocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, push: Push | None = None) -> None:
         self._loop = loop
-        self._patience = patience
         self._push = push
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._transport: asyncio.Transport | None = None
@@ -131,11 +186,13 @@ class _Connection(asyncio.BufferedProtocol):
         self._output: list[bytes] = []
         self._paused = False
         self._scheduled = False
-        self._heard = 0.0  # when the other side last showed that it is there
+        self._silence = Silence(loop, patience, self._look)
         self._unsent = 0
         self._input = bytearray(_INPUT)  # kept: fresh memory for each reading costs page faults
         self._view = memoryview(self._input)
-        self._watch: asyncio.TimerHandle | None = None
+        self._doubt: asyncio.TimerHandle | None = None
+        self.opened = loop.time()
+        self.ready = False  # whether it is open, and the server was asked for its role not long ago
         self.closed = self._loop.create_future()
 
     # What callers use
@@ -171,9 +228,23 @@ class _Connection(asyncio.BufferedProtocol):
             else:
                 self._flush()
 
+    async def greet(self, commands: Sequence[Command]) -> list[Reply]:
+        """Ask for the server's role, among other things; from the answer on it is ready for a while."""
+        # However long what is before it takes: whether the server is silent, `_look` says.
+        replies = await self.submit(commands, math.inf)
+        self.ready = True
+        self._doubt = self._loop.call_later(ROLE_CHECK, self._unready)
+        return replies
+
     def abort(self) -> None:
+        self._unready()
         if self._transport is not None:
             self._transport.abort()
+
+    def _unready(self) -> None:
+        self.ready = False
+        if self._doubt is not None:
+            self._doubt.cancel()
 
     # What asyncio calls
 
@@ -184,7 +255,7 @@ class _Connection(asyncio.BufferedProtocol):
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._heard = self._loop.time()
+        self._silence.heard = self._loop.time()
         waiting, gets = self._waiting, self._reader.gets
         self._reader.feed(self._input, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
         try:
@@ -209,17 +280,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        reason = f"the connection broke ({type(exc).__name__})" if exc else "the connection was closed"
+        reason = f"the connection broke: {reason_of(exc)}" if exc else "the connection was closed"
         for entry in self._waiting:
             for call in entry.members:
-                call.fail(Lost(reason, sent=True))
+                call.fail(Lost(reason, sent=True, size=call.size()))
         for call in self._queued:
             call.fail(Lost(reason, sent=False))
         self._waiting.clear()
         self._queued.clear()
         self._output.clear()
-        if self._watch is not None:
-            self._watch.cancel()
+        self._silence.stop()
+        self._unready()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -230,45 +301,52 @@ class _Connection(asyncio.BufferedProtocol):
         if self._paused or self._transport is None or not (self._output or self._queued):
             return
         if not self._waiting:
-            self._heard = self._loop.time()
-        output, queued = self._output, self._queued
-        self._output, self._queued = [], []
-        at = 0
-        while at < len(queued):
+            self._silence.heard = self._loop.time()
+        # Without those that were cancelled, or whose time was over, before they went out.
+        queued = [call for call in self._queued if not call.future.done()]
+        output, self._output, self._queued = self._output, [], []
+        at = size = 0
+        while at < len(queued) and not self._paused:
             call = queued[at]
             if call.joinable is None:
                 self._waiting.append(call)
-                output.append(call.data)
+                data = call.data
                 at += 1
             else:
                 run = joinable_run(call.joinable for call in itertools.islice(queued, at, None))
-                output += self._joined(queued[at : at + len(run)], run)
+                data = self._joined(queued[at : at + len(run)], run)
                 at += len(run)
-        self._transport.write(output[0] if len(output) == 1 else b"".join(output))
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._patience / 10, self._look)
+            output.append(data)
+            size += len(data)
+            if size > _OUTPUT:  # what the transport does not take yet is not sent yet
+                self._transport.write(b"".join(output))
+                output, size = [], 0
+        if output:
+            self._transport.write(output[0] if len(output) == 1 else b"".join(output))
+        self._queued = queued[at:]
+        self._scheduled = self._paused
+        self._silence.start()
 
-    def _joined(self, calls: Sequence[_Call], run: Sequence[Joinable]) -> list[bytes]:
+    def _joined(self, calls: Sequence[_Call], run: Sequence[Joinable]) -> bytes:
         """Return what to write for calls that go out as one."""
         try:
             data = pack((joined(run),))
         except Exception as exc:  # whoever brought what can't be packed: the others go out
             if len(calls) == 1:
                 calls[0].fail(exc)
-                return []
-            return [part for call, one in zip(calls, run, strict=True) for part in self._joined((call,), (one,))]
+                return b""
+            return b"".join([self._joined((call,), (one,)) for call, one in zip(calls, run, strict=True)])
         self._waiting.append(calls[0] if len(calls) == 1 else _Joined(calls))
-        return [data]
+        return data
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
         """End the calls whose time is over, and the connection if it has been silent for too long."""
-        self._watch = None
         if not self._waiting and not self._queued:
-            return
+            return False
         now = self._loop.time()
         unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
         if unsent < self._unsent:
-            self._heard = now
+            self._silence.heard = now
         self._unsent = unsent
         for entry in self._waiting:
             for call in entry.members:
@@ -276,45 +354,62 @@ class _Connection(asyncio.BufferedProtocol):
                     call.fail(Lost("no answer in time", sent=True))
         for call in self._queued:
             if call.expires <= now:
-                call.fail(Lost("no answer in time", sent=True))  # it stays queued and will be sent
-        if now - self._heard > self._patience:
+                call.fail(Lost("it could not be sent in time", sent=False))
+        if self._silence.too_long:
             self.abort()
-            return
-        self._watch = self._loop.call_later(self._patience / 10, self._look)
+            return False
+        return True
 
 
 class Link:
     """A connection to one server that is opened when needed and again when it broke."""
 
-    def __init__(self, address: Address, deadline: float, prepare: Callable[[], None] | None = None) -> None:
-        """`prepare` is called in a thread before each connecting (an embedded server is started by it)."""
+    def __init__(
+        self,
+        address: Address,
+        deadline: float,
+        prepare: Prepare | None = None,
+        on_connect: Callable[[], object] = nothing,
+    ) -> None:
+        """`on_connect` is called when a connection was opened, before a call is sent over it."""
         self._address = address
-        self._deadline = deadline
+        self._patience = attempt_patience(deadline)
         self._prepare = prepare
+        self._on_connect = on_connect
+        self._role = Role()
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
+        self._closed = False
         self._pid = os.getpid()
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver)
+        return await dial(self._address, heartbeat, self._prepare, deliver, self._role)
 
     def call(self, commands: Sequence[Command], expires: float) -> Awaitable[list[Reply]]:
         """Return the commands' replies: see `AsyncLink`."""
         connection = self._connection
-        if connection is None or connection.closed.done():
+        if connection is None or not connection.ready:
             return self._connect_and_call(commands, expires)
         return connection.submit(commands, expires)
 
+    def drop(self, before: float) -> None:
+        """Use no connection any more that was opened before then: see `AsyncLink`."""
+        if self._connection is not None and self._connection.opened < before:
+            self._connection.abort()
+            self._connection = None
+
     async def close(self) -> None:
         """Close the connection. A forked child leaves it alone: socket and selector are its parent's too."""
+        self._closed = True
         if os.getpid() != self._pid:
             return
+        if self._connection is not None:
+            self._connection.abort()
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         if self._connection is not None:
-            self._connection.abort()
             await self._connection.closed
 
     async def _connect_and_call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
@@ -322,63 +417,80 @@ class Link:
         return await connection.submit(commands, expires)
 
     async def _connected(self, expires: float) -> _Connection:
-        """Connect, once for all who wait for it."""
+        """Connect, or ask for the server's role again, once for all who wait for it."""
+        if self._closed:
+            raise UnavailableError("the store is closed")
         loop = asyncio.get_running_loop()
         if self._connecting is None or self._connecting.done():
             self._connecting = loop.create_task(self._connect())
             # Its failure is told to those who wait; there may be none left.
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        try:
-            async with asyncio.timeout_at(expires):
-                return await asyncio.shield(self._connecting)
-        except TimeoutError:
-            raise Lost(f"no connection to {self._address} in time", sent=False) from None
+        connecting = self._connecting
+        await asyncio.wait([connecting], timeout=expires - loop.time())
+        if connecting.cancelled():
+            raise UnavailableError("the store is closed")
+        if not connecting.done():
+            raise Lost(f"no connection to {self._address} in time", sent=False)
+        return connecting.result()
 
     async def _connect(self) -> _Connection:
         # Kept by the task itself: those who wait for it may all have gone.
-        self._connection = await _connect(self._address, attempt_patience(self._deadline), self._prepare)
-        return self._connection
+        connection = self._connection
+        if connection is not None:
+            try:
+                self._role.check((await connection.greet(ASK_ROLE))[0])
+            except (Trouble, StorageError):
+                connection.abort()
+                self._connection = None
+            else:
+                return connection
+        self._connection = connection = await _connect(self._address, self._patience, self._prepare, self._role)
+        self._on_connect()
+        return connection
 
 
 async def _connect(
-    address: Address, patience: float, prepare: Callable[[], None] | None, push: Push | None = None
+    address: Address, patience: float, prepare: Prepare | None, role: Role, push: Push | None = None
 ) -> _Connection:
     """Open a connection and introduce ourselves, within `patience` seconds."""
     loop = asyncio.get_running_loop()
     connection = _Connection(loop, patience, push)
     try:
-        if prepare is not None:
-            await asyncio.to_thread(prepare)
         async with asyncio.timeout(patience):
-            if address.path is not None:
-                await loop.create_unix_connection(lambda: connection, address.path)
-            else:
-                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls)
-            replies = await connection.submit(address.introduction(), loop.time() + patience)
+            if prepare is not None:
+                await in_thread(prepare, patience, discard=lambda _: None)
+            expires = time.monotonic() + patience
+            connected = await in_thread(open_socket, address, expires, discard=lambda late: late.close())
+            connected.setblocking(False)
+            create: Any = loop.create_connection if address.path is None else loop.create_unix_connection
+            host = {"server_hostname": address.host} if address.tls is not None else {}
+            await create(lambda: connection, sock=connected, ssl=address.tls, **host)
+            replies = await connection.greet(address.introduction())
         address.check(replies)
-    except (OSError, TimeoutError, Trouble) as exc:
+        role.check(replies[0])
+    except (OSError, Trouble, UnavailableError) as exc:
         connection.abort()
-        reason = str(exc) if isinstance(exc, Trouble) else type(exc).__name__
-        raise Lost(f"no connection to {address}: {reason}", sent=False) from exc
+        raise unreachable(address, exc) from exc
     except BaseException:
         connection.abort()
         raise
     return connection
 
 
-async def dial(address: Address, heartbeat: float, prepare: Callable[[], None] | None, deliver: Deliver) -> Feed:
-    """Open a connection for what is published; in RESP3, PING is answered between messages."""
-    feed = _LinkFeed(heartbeat, deliver)
-    feed.connection = await _connect(address, heartbeat / 2, prepare, feed.push)
+async def dial(address: Address, heartbeat: float, prepare: Prepare | None, deliver: Deliver, role: Role) -> Feed:
+    """Open a connection for what is published; in RESP3, HELLO is answered between messages."""
+    feed = _LinkFeed(heartbeat, deliver, role)
+    feed.connection = await _connect(address, heartbeat / 2, prepare, role, feed.push)
     return feed
 
 
 class _LinkFeed:
     connection: _Connection
 
-    def __init__(self, heartbeat: float, deliver: Deliver) -> None:
+    def __init__(self, heartbeat: float, deliver: Deliver, role: Role) -> None:
         self._heartbeat = heartbeat
         self._deliver = deliver
+        self._role = role
         self._refusals: list[Reply] = []
 
     def push(self, message: Reply) -> None:
@@ -399,13 +511,13 @@ class _LinkFeed:
         self.connection.send([("UNSUBSCRIBE", channel)])
 
     async def watch(self) -> None:
-        loop, closed = asyncio.get_running_loop(), self.connection.closed
+        closed = self.connection.closed
         while True:
             await asyncio.wait([closed], timeout=self._heartbeat / 2)
             check(self._refusals)
             if closed.done():
                 raise Lost("the connection broke", sent=False)
-            check(await self.connection.submit([("PING",)], loop.time() + self._heartbeat / 2))
+            self._role.check((await self.connection.submit(ASK_ROLE, math.inf))[0])
 
     async def close(self) -> None:
         self.connection.abort()

@@ -149,6 +149,10 @@ class Operations(Generic[A]):
         """Whether writing is allowed."""
         return Probe(self._namespace)
 
+    def renew(self) -> None:
+        """Begin a new epoch with the next write."""
+        self._namespace.renew()
+
     def ping(self) -> Ping:
         """A round trip."""
         return Ping()

@@ -37,6 +37,7 @@ __all__ = [
     "Retry",
     "Torn",
     "Trouble",
+    "WrongServer",
     "as_error",
     "as_map",
     "check",
@@ -57,6 +58,7 @@ JOINED = 16
 """How many calls go out as one at most."""
 
 _JOINED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
+_LARGE = 256 * 1024  # bytes of a request from which on a hosted server may have a limit
 
 
 class Head(NamedTuple):
@@ -91,6 +93,7 @@ class Trouble(Exception):
 
     sent = False  # whether it may have been, or may yet be, executed all the same
     pause = True  # whether to wait before the next attempt
+    large = False  # whether sending it again is expensive, and likely to fail again
 
     def final(self, *, maybe_applied: bool) -> StorageError:
         """Return what the caller is told when there is no time for another attempt."""
@@ -102,13 +105,20 @@ class Trouble(Exception):
 class Lost(Trouble):
     """There is no connection, it broke, or no answer came over it."""
 
-    def __init__(self, reason: str, *, sent: bool) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, *, sent: bool, size: int = 0) -> None:
+        """`size`: bytes of the request over which a connection broke, 0 if it did not break."""
         self.sent = sent
+        self.large = size >= _LARGE
+        hint = f": a limit of the server's on the size of requests? This one has {size} bytes" if self.large else ""
+        super().__init__(reason + hint)
 
 
 class Again(Trouble):
     """The server refused for now: it was not executed."""
+
+
+class WrongServer(Again):
+    """The connection leads to a server that does not do it: it was not executed, and may be over another connection."""
 
 
 class NoScript(Trouble):
@@ -172,7 +182,9 @@ class Retry:
         delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
         if now + delay >= self._expires:
             raise problem.final(maybe_applied=self._maybe_applied) from None
-        if problem.pause:
+        if problem.large:
+            self._delay = min(max(2 * self._delay, 0.1), 5.0)
+        elif problem.pause:
             self._delay = min(2 * self._delay or 0.005, 0.2)
         return delay
 
@@ -259,18 +271,38 @@ def check(replies: Sequence[Reply]) -> None:
             raise translate(str(reply))
 
 
-_FOR_NOW = ("LOADING", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "BUSY")
+# Refusals that may pass: nothing was executed. In a script they come before its first write.
+_FOR_NOW = {
+    "BUSY": "a script keeps it busy",
+    "CLUSTERDOWN": "its cluster is down",
+    "LOADING": "it is loading its data",
+    "MISCONF": "it can't save to its disk",
+    "NOREPLICAS": "too few replicas are connected to it",
+    "TRYAGAIN": "a slot is moving",
+}
+_ELSEWHERE = {
+    "MASTERDOWN": "it is a replica without its master",
+    "NOAUTH": "the connection is not authenticated any more",
+    "READONLY": "it is a replica",
+}
 _DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
 
 
-def translate(text: str) -> StorageError | Trouble:
-    """Name a server's error in our terms. Arguments that it quotes (they may be a payload) are left out."""
+def translate(text: str, *, opening: bool = False) -> StorageError | Trouble:
+    """Name a server's error in our terms; `opening`: it refuses a new connection.
+
+    Arguments that it quotes (they may be a payload) are left out.
+    """
     code, _, rest = text.partition(" ")
     gist = text.partition("'")[0].partition("`")[0].strip()[:160]
     if code == "NOSCRIPT":
         return NoScript(gist)
-    if code in _FOR_NOW or "max number of clients" in text:
+    if code in _FOR_NOW:
+        return Again(f"the server refuses for now: {_FOR_NOW[code]} ({code})")
+    if "max number of clients" in text:
         return Again(f"the server refuses for now: {gist}")
+    if code in _ELSEWHERE and not (opening and code == "NOAUTH"):
+        return WrongServer(f"the server refuses: {_ELSEWHERE[code]} ({code})")
     if "unknown command" in text or code == "NOPROTO":
         return UnsupportedServerError("the server lacks a command: Redis 7.0 or Valkey 7.2 is needed")
     if code in _DENIED or "ACL failure" in text or "The user executing the script" in text:
@@ -279,8 +311,6 @@ def translate(text: str) -> StorageError | Trouble:
         return PermissionDeniedError("the server denied it: wrong user name or password")
     if code == "OOM":
         return StoreFullError("the server is out of memory (maxmemory)")
-    if code in ("READONLY", "MISCONF", "NOREPLICAS"):
-        return UnavailableError(f"the server takes no writes: {gist}")
     if code == "WRONGTYPE":
         return LayoutError("a key holds another type than this store's")
     if code in ("MOVED", "ASK", "CROSSSLOT"):

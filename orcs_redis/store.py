@@ -21,9 +21,10 @@ from .lease import AsyncLeasing, Lease, LeaseInfo
 from .link import AsyncLink, Link
 from .local import LocalFileStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
+from .network import in_thread
 from .operations import Operation
 from .plans import Pause, Plan
-from .resp import Retry, Trouble
+from .resp import Retry, Trouble, WrongServer
 from .subscription import Subscription
 from .watch import Change, Watcher, waking
 
@@ -98,18 +99,20 @@ class RedisSessionStore(Generic[A]):
         attachment: Attachment | None = None
         match target:
             case Address() as address:
-                link: AsyncLink = Link(address, core.deadline)
+                link: AsyncLink = Link(address, core.deadline, on_connect=core.connected)
             case MemoryName(name):
-                link = AsyncClientLink(memory_client(name, "FakeAsyncRedis"), core.deadline, owned=True)
+                fake = memory_client(name, "FakeAsyncRedis")
+                link = AsyncClientLink(fake, core.deadline, owned=True, on_connect=core.connected)
             case EmbeddedFolder(path):
-                from .embedded import attach
+                from .embedded import Attachment, attach
 
-                attachment = await _attach(attach, path, core.deadline)
-                link = Link(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
+                attachment = await in_thread(attach, path, core.deadline, discard=Attachment.release)
+                where = Address(path=str(attachment.socket))
+                link = Link(where, core.deadline, attachment.ensure, on_connect=core.connected)
             case FileFolder():
                 raise ValueError("file: is a LocalFileStore's: use open_store")
             case None:
-                link = AsyncClientLink(cast(Any, client), core.deadline)
+                link = AsyncClientLink(cast(Any, client), core.deadline, on_connect=core.connected)
         store = cls(core, link, attachment)
         try:
             await store._run(core.open())
@@ -122,13 +125,14 @@ class RedisSessionStore(Generic[A]):
         """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
         core = self._core
         core.closed = True
-        if core.active:
-            self._idle = self._idle or self._loop.create_future()
-            await asyncio.wait([self._idle], timeout=core.deadline + 1)
-        await self._subscription.close()
-        await self._link.close()
-        if self._attachment is not None:
-            self._attachment.release()
+        async with contextlib.AsyncExitStack() as stack:  # also if this is cancelled while it waits
+            if self._attachment is not None:
+                stack.callback(self._attachment.release)
+            stack.push_async_callback(self._link.close)
+            stack.push_async_callback(self._subscription.close)
+            if core.active:
+                self._idle = self._idle or self._loop.create_future()
+                await asyncio.wait([self._idle], timeout=core.deadline + 1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -387,7 +391,8 @@ class RedisSessionStore(Generic[A]):
             core.check_process()
             raise RuntimeError("this store belongs to another event loop: open one in this loop")
         core.enter(operation, admitted=admitted)
-        expires = loop.time() + (operation.deadline or core.deadline)
+        began = loop.time()
+        expires = began + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
         try:
@@ -395,10 +400,13 @@ class RedisSessionStore(Generic[A]):
                 try:
                     return operation.decode(await self._link.call(operation.commands(), expires))
                 except (Trouble, StorageError) as problem:
+                    if isinstance(problem, WrongServer):
+                        self._link.drop(began)
                     retry = retry or Retry(expires)
                     delay = retry.after(problem, loop.time(), operation)
                 if delay:
                     await asyncio.sleep(delay)
+                began = loop.time()
         except BaseException as exc:
             error = exc
             raise
@@ -446,17 +454,6 @@ async def _pause(pause: Pause) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(None if pause.seconds == math.inf else pause.seconds):
             await pause.wake.wait()
-
-
-async def _attach(attach: Callable[..., Attachment], *arguments: object) -> Attachment:
-    """Attach in a thread; a caller that is cancelled leaves no attachment behind."""
-    task = asyncio.create_task(asyncio.to_thread(attach, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with contextlib.suppress(StorageError):
-            (await task).release()
-        raise
 
 
 @overload

@@ -21,6 +21,7 @@ from .resp import Trouble
 __all__ = ["Background", "Listener", "Subscription"]
 
 _FIRST_DELAY = 0.01  # seconds
+_LONGEST_DELAY = 60.0  # until a refused subscription is tried again
 _log = logging.getLogger("orcs_redis")
 
 # Called with a message, or with None: messages may have been missed, or begin to come now.
@@ -37,10 +38,13 @@ class Subscription:
         self._listeners: dict[str, list[Listener]] = {}
         self._feed: Feed | None = None
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self._ending: set[asyncio.Task[None]] = set()
 
     def listen(self, channel: str, listener: Listener) -> None:
         """Call `listener` with each message of a channel, and with None when it has to look for itself."""
+        if self._closed:
+            return
         listeners = self._listeners.setdefault(channel, [])
         listeners.append(listener)
         if self._task is None or self._task.done():
@@ -61,6 +65,7 @@ class Subscription:
 
     async def close(self) -> None:
         """Close the connection; nobody is called any more."""
+        self._closed = True
         for channel in self._listeners:
             self._deliver(channel, None)  # whoever waits for a message waits in vain
         self._listeners.clear()
@@ -77,14 +82,20 @@ class Subscription:
 
     def _deliver(self, channel: str, message: bytes | None) -> None:
         for listener in tuple(self._listeners.get(channel, ())):
-            listener(message)
+            try:
+                listener(message)
+            except Exception:  # a message that is none of ours: whatever it was to say can be looked for
+                listener(None)
 
     async def _run(self) -> None:
-        delay = _FIRST_DELAY
+        loop = asyncio.get_running_loop()
+        pause = refusal = _FIRST_DELAY
+        logged = ""
         while True:
+            began = loop.time()
             try:
                 feed = await self._dial(self._deliver, self._heartbeat)
-                delay, self._feed = _FIRST_DELAY, feed
+                pause, self._feed = _FIRST_DELAY, feed
                 try:
                     for channel in self._listeners:
                         feed.subscribe(channel)
@@ -93,13 +104,19 @@ class Subscription:
                     self._feed = None
                     await feed.close()
             except Trouble:
-                await asyncio.sleep(delay * random.uniform(0.5, 1.5))
-                delay = min(2 * delay, 0.5)
-            except StorageError as exc:  # no rights, say
-                _log.warning("nothing is heard of changes, they are looked for every second: %s", exc)
-                for channel in tuple(self._listeners):
-                    self._deliver(channel, None)
-                await asyncio.sleep(1)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, 0.5)
+            except Exception as exc:  # no rights, say
+                problem = str(exc) if isinstance(exc, StorageError) else type(exc).__name__
+                if problem != logged:
+                    _log.warning("nothing is received of changes, they are looked for every second: %s", problem)
+                    logged = problem
+                refusal = 1.0 if loop.time() > began + _LONGEST_DELAY else min(2 * max(refusal, 0.5), _LONGEST_DELAY)
+                until = loop.time() + refusal
+                while loop.time() < until:
+                    for channel in tuple(self._listeners):
+                        self._deliver(channel, None)
+                    await asyncio.sleep(1)
 
 
 class Background:

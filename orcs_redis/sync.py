@@ -69,7 +69,7 @@ from .meta import BlockingSessionStore as SessionStore
 from .meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
 from .operations import Operation
 from .plans import Pause, Plan, alone
-from .resp import Command, Reply, Retry, Trouble, divided, joinable_run, joined
+from .resp import Command, Reply, Retry, Trouble, WrongServer, divided, joinable_run, joined
 from .subscription import Background, Listener, Subscription
 from .watch import Change, Watcher, waking
 
@@ -185,21 +185,24 @@ class RedisSessionStore(Generic[A]):
     @classmethod
     def _open(cls, options: Options[Any], target: Target | None, client: redis.Redis | None) -> RedisSessionStore[Any]:
         core = Core(options)
+        most, renew = options.max_connections, core.connected
         attachment: Attachment | None = None
         match target:
             case Address() as address:
-                link: BlockingLink = SocketLink(address, core.deadline)
+                link: BlockingLink = SocketLink(address, core.deadline, max_connections=most, on_connect=renew)
             case MemoryName(name):
-                link = BlockingClientLink(memory_client(name, "FakeRedis"), core.deadline, owned=True)
+                fake = memory_client(name, "FakeRedis")
+                link = BlockingClientLink(fake, core.deadline, max_connections=most, owned=True, on_connect=renew)
             case EmbeddedFolder(path):
                 from .embedded import attach
 
                 attachment = attach(path, core.deadline)
-                link = SocketLink(Address(path=str(attachment.socket)), core.deadline, attachment.ensure)
+                where = Address(path=str(attachment.socket))
+                link = SocketLink(where, core.deadline, attachment.ensure, max_connections=most, on_connect=renew)
             case FileFolder():
                 raise ValueError("file: is a LocalFileStore's: use open_store")
             case None:
-                link = BlockingClientLink(cast(Any, client), core.deadline)
+                link = BlockingClientLink(cast(Any, client), core.deadline, max_connections=most, on_connect=renew)
         store = cls(core, link, attachment)
         try:
             store._run(core.open())
@@ -376,7 +379,8 @@ class RedisSessionStore(Generic[A]):
         """Send an operation until there is an answer or the deadline has come; `replies`: of a first sending."""
         core = self._core
         core.enter(operation, admitted=admitted)
-        expires = expires or time.monotonic() + (operation.deadline or core.deadline)
+        began = time.monotonic() if expires is None else expires - core.deadline
+        expires = expires or began + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
         try:
@@ -388,11 +392,14 @@ class RedisSessionStore(Generic[A]):
                         replies = self._link.call(operation.commands(), expires)
                     return operation.decode(replies)
                 except (Trouble, StorageError) as problem:
+                    if isinstance(problem, WrongServer):
+                        self._link.drop(began)
                     retry = retry or Retry(expires)
                     delay = retry.after(problem, time.monotonic(), operation)
                     replies = None
                 if delay:
                     time.sleep(delay)
+                began = time.monotonic()
         except BaseException as exc:
             error = exc
             raise
@@ -439,6 +446,7 @@ class RedisSessionStore(Generic[A]):
     def _listen(self, channel: str, listener: Listener) -> Callable[[], None]:
         """Have `listener` called, in another thread, with a channel's messages; return how to end that."""
         with self._listening:
+            self._core.check_open()
             if self._background is None:
                 self._background = Background()
                 self._subscription = Subscription(self._link.feed, self._core.options.heartbeat)

@@ -227,7 +227,7 @@ def test_how_many_go_together() -> None:
     assert joinable_run([("PING",), small]) == []
     assert joinable_run([large, large]) == [large]
     assert joined([small, Joinable(HEAD, ["k", "l"], [b"y", 2])]) == (
-        "EVALSHA", b"digest", 4, "state", "k", "k", "l", "incarnation", b"x", b"y", 2,
+        "EVALSHA", b"digest", b"4", "state", "k", "k", "l", "incarnation", b"x", b"y", 2,
     )  # fmt: skip
 
 
