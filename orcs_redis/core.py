@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 from .address import Address, Credentials, EmbeddedFolder, FileFolder, MemoryName, parse_url
 from .asset import SessionAsset
 from .codec import Codec
-from .errors import OutcomeUnknownError, PermissionDeniedError, UnavailableError
+from .errors import OutcomeUnknownError, PermissionDeniedError, StorageError, UnavailableError
 from .keys import MAX_PARTITIONS, check_namespace
 from .lease import Leases
 from .meta import SyncMode, SyncStatus
@@ -20,9 +22,18 @@ from .operations import Operation
 from .plans import Operations, Plan, open_namespace
 from .watch import Changes
 
-__all__ = ["Core", "OptionArguments", "Options", "Target", "choose", "resolve"]
+__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Core", "OptionArguments", "Options", "Target", "choose", "resolve"]
 
 A = TypeVar("A", bound=SessionAsset)
+
+IN_FLIGHT = 256
+"""How many calls a store has under way at a time, where its callers would have more."""
+
+NO_OUTCOME = (UnavailableError, OutcomeUnknownError)
+"""What a call ends in if no server has done what it was asked for."""
+
+NOT_SENT = "not sent: the server has done nothing for a deadline"
+"""What is said of calls that wait for others when nothing comes of those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +91,8 @@ Target: TypeAlias = Address | EmbeddedFolder | MemoryName | FileFolder
 
 # The options that stand for nothing there.
 _UNKNOWN: dict[object, frozenset[str]] = {
-    None: frozenset({"credentials", "max_connections"}),  # a client of the caller's
-    MemoryName: frozenset({"credentials", "max_connections"}),
+    None: frozenset({"credentials"}),  # a client of the caller's
+    MemoryName: frozenset({"credentials"}),
     EmbeddedFolder: frozenset({"credentials"}),
     FileFolder: frozenset(OptionArguments.__optional_keys__),
 }
@@ -119,16 +130,20 @@ def choose(
 
 
 class Core(Generic[A]):
-    """A store's state."""
+    """A store's state.
+
+    There is no lock: a signal handler or a finalizer may use the store wherever its thread was interrupted. What is
+    under way is a dict, whose single steps can't be interrupted, and not a counter, which an exception out of a signal
+    handler could leave wrong.
+    """
 
     def __init__(self, options: Options[A]) -> None:
         self.options = options
         self.deadline = options.deadline
         self.closed = False
-        self.active = 0  # operations under way
+        self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
+        self.answered = -math.inf  # when an operation last had an outcome, in seconds of time.monotonic()
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # blocking stores are used by many threads
-        self._pending = 0  # writes under way
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
         self._denied: str | None = None
@@ -169,29 +184,37 @@ class Core(Generic[A]):
         self._leases = Leases(namespace)
         self._changes = Changes(namespace)
 
-    def admit(self) -> None:
-        """Let a plan in, whose operations then go on though the store is closing. Raises what `enter` raises."""
-        self._check()
-        with self._lock:
-            self.active += 1
+    def admit(self, call: object) -> None:
+        """Let a call of several operations in, which goes on though the store is closing, until it is out of `active`.
 
-    def dismiss(self) -> None:
-        """Note that a plan has ended."""
-        with self._lock:
-            self.active -= 1
+        Raises what `check_open` raises.
+        """
+        self.check_open()
+        self.active[call] = 0, threading.get_ident()
+
+    def is_busy(self) -> bool:
+        """Whether another thread has something under way."""
+        me = threading.get_ident()
+        return any(thread != me for _, thread in tuple(self.active.values()))
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the store."""
+        return os.getpid() != self._pid
 
     def check_process(self) -> None:
         """Raise RuntimeError in a fork of the process that opened the store."""
-        if os.getpid() != self._pid:
+        if self.is_forked:
             raise RuntimeError("this store was opened before a fork: open one in the child")
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the store, UnavailableError if it is closed."""
         self.check_process()
         if self.closed:
             raise UnavailableError("the store is closed")
 
-    def enter(self, operation: Operation[Any], *, admitted: bool = False) -> None:
-        """Note that an operation begins.
+    def enter(self, operation: Operation[Any], call: object = None) -> None:
+        """Note that an operation begins, by itself or in a call that was admitted.
 
         Raises:
             RuntimeError: this process is a fork of the one that opened the store.
@@ -199,29 +222,26 @@ class Core(Generic[A]):
             PermissionDeniedError: a write, and writing is not allowed.
 
         """
-        if not admitted:
-            self._check()
+        if call is None:
+            self.check_open()
         if operation.writes and self._denied is not None:
             raise PermissionDeniedError(self._denied)
-        with self._lock:
-            self._pending += operation.writes
-            self.active += 1
+        self.active[call or operation] = operation.writes, threading.get_ident()
 
     def allows(self, operation: Operation[Any]) -> bool:
-        """Whether `enter` would let it in."""
-        return os.getpid() == self._pid and not self.closed and not (operation.writes and self._denied is not None)
+        """Whether `enter` would let an operation of a plan in."""
+        return not (operation.writes and self._denied is not None)
 
     def leave(self, operation: Operation[Any], error: BaseException | None, now: float) -> None:
-        """Note how it ended, at `now` in seconds since 1970."""
+        """Note how it ended, at `now` in seconds of time.monotonic(); by itself, it is out of `active` already."""
         operation.end()
-        with self._lock:
-            self._pending -= operation.writes
-            self.active -= 1
-        if isinstance(error, (UnavailableError, OutcomeUnknownError)):
-            self._failing = True
-        elif error is None:
+        if error is None:
             self._failing = False
-            self._last_success = now
+            self.answered, self._last_success = now, time.time()
+        elif isinstance(error, NO_OUTCOME):
+            self._failing = True
+        elif isinstance(error, StorageError):
+            self.answered = now
 
     def sync_status(self) -> SyncStatus:
         """How the store stands with its server, without asking it."""
@@ -231,7 +251,7 @@ class Core(Generic[A]):
         return SyncStatus(
             mode=SyncMode.ERROR if self._failing else SyncMode.ONLINE,
             last_sync=None if last is None else datetime.fromtimestamp(last, UTC),
-            pending_uploads=self._pending,
+            pending_uploads=sum(writes for writes, _ in tuple(self.active.values())),
         )
 
 
