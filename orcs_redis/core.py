@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 from .address import Address, Credentials, EmbeddedFolder, FileFolder, MemoryName, parse_url
 from .asset import SessionAsset
 from .codec import Codec
-from .errors import OutcomeUnknownError, PermissionDeniedError, UnavailableError
+from .errors import OutcomeUnknownError, PermissionDeniedError, StorageError, UnavailableError
 from .keys import MAX_PARTITIONS, check_namespace
 from .lease import Leases
 from .meta import SyncMode, SyncStatus
@@ -20,9 +22,20 @@ from .operations import Operation
 from .plans import Operations, Plan, open_namespace
 from .watch import Changes
 
-__all__ = ["Core", "OptionArguments", "Options", "Target", "choose", "resolve"]
+__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Core", "OptionArguments", "Options", "Target", "choose", "resolve"]
 
 A = TypeVar("A", bound=SessionAsset)
+
+_DENIAL_TIME = 1.0  # seconds
+
+IN_FLIGHT = 256
+"""How many calls a store has under way at a time, where its callers would have more."""
+
+NO_OUTCOME = (UnavailableError, OutcomeUnknownError)
+"""What a call ends in if no server has done what it was asked for."""
+
+NOT_SENT = "not sent: the server has done nothing for a deadline"
+"""What is said of calls that wait for others when nothing comes of those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +71,6 @@ class Options(Generic[A]):
             raise ValueError("a value in Redis has 512 MB at most: the limits end at 400 MiB")
         if self.max_fields > 3500:
             raise ValueError("max_fields is 3500 at most: a script in Redis can't pass on more at once")
-        if type(self.max_connections) is not int or self.max_connections < 1:
-            raise ValueError("max_connections is 1 or more")
         if self.credentials is not None and not callable(self.credentials):
             raise TypeError("credentials is a callable that returns a user name and a password")
 
@@ -82,8 +93,8 @@ Target: TypeAlias = Address | EmbeddedFolder | MemoryName | FileFolder
 
 # The options that stand for nothing there.
 _UNKNOWN: dict[object, frozenset[str]] = {
-    None: frozenset({"credentials", "max_connections"}),  # a client of the caller's
-    MemoryName: frozenset({"credentials", "max_connections"}),
+    None: frozenset({"credentials"}),  # a client of the caller's
+    MemoryName: frozenset({"credentials"}),
     EmbeddedFolder: frozenset({"credentials"}),
     FileFolder: frozenset(OptionArguments.__optional_keys__),
 }
@@ -121,19 +132,24 @@ def choose(
 
 
 class Core(Generic[A]):
-    """A store's state."""
+    """A store's state.
+
+    There is no lock: a signal handler or a finalizer may use the store wherever its thread was interrupted. What is
+    under way is a dict, whose single steps can't be interrupted, and not a counter, which an exception out of a signal
+    handler could leave wrong.
+    """
 
     def __init__(self, options: Options[A]) -> None:
         self.options = options
         self.deadline = options.deadline
         self.closed = False
-        self.active = 0  # operations under way
+        self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
+        self.answered = -math.inf  # when an operation last had an outcome, in seconds of time.monotonic()
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # blocking stores are used by many threads
-        self._pending = 0  # writes under way
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
-        self._denied: str | None = None
+        self._denied: str | None = None  # why writing was refused when the server was last asked,
+        self._denied_until = 0.0  # which is not done again until then
         self._operations: Operations[A] | None = None
         self._leases: Leases | None = None
         self._changes: Changes | None = None
@@ -171,25 +187,33 @@ class Core(Generic[A]):
         codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
         operations = Operations(namespace, codec)
         denied = yield operations.probe()
-        self._denied = None if denied is None else str(denied)
+        if denied is not None:
+            self._deny(denied)
         self._operations = operations
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
 
-    def admit(self) -> None:
-        """Let a plan in, whose operations then go on though the store is closing. Raises what `enter` raises."""
-        self.check_open()
-        with self._lock:
-            self.active += 1
+    def admit(self, call: object) -> None:
+        """Let a call of several operations in, which goes on though the store is closing, until it is out of `active`.
 
-    def dismiss(self) -> None:
-        """Note that a plan has ended."""
-        with self._lock:
-            self.active -= 1
+        Raises what `check_open` raises.
+        """
+        self.check_open()
+        self.active[call] = 0, threading.get_ident()
+
+    def is_busy(self) -> bool:
+        """Whether another thread has something under way."""
+        me = threading.get_ident()
+        return any(thread != me for _, thread in tuple(self.active.values()))
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the store."""
+        return os.getpid() != self._pid
 
     def check_process(self) -> None:
         """Raise RuntimeError in a fork of the process that opened the store."""
-        if os.getpid() != self._pid:
+        if self.is_forked:
             raise RuntimeError("this store was opened before a fork: open one in the child")
 
     def check_open(self) -> None:
@@ -198,8 +222,8 @@ class Core(Generic[A]):
         if self.closed:
             raise UnavailableError("the store is closed")
 
-    def enter(self, operation: Operation[Any], *, admitted: bool = False) -> None:
-        """Note that an operation begins.
+    def enter(self, operation: Operation[Any], call: object = None) -> None:
+        """Note that an operation begins, by itself or in a call that was admitted.
 
         Raises:
             RuntimeError: this process is a fork of the one that opened the store.
@@ -207,29 +231,34 @@ class Core(Generic[A]):
             PermissionDeniedError: a write, and writing is not allowed.
 
         """
-        if not admitted:
+        if call is None:
             self.check_open()
-        if operation.writes and self._denied is not None:
+        if not self.allows(operation):
             raise PermissionDeniedError(self._denied)
-        with self._lock:
-            self._pending += operation.writes
-            self.active += 1
+        self.active[call or operation] = operation.writes, threading.get_ident()
 
     def allows(self, operation: Operation[Any]) -> bool:
-        """Whether `enter` would let it in."""
-        return os.getpid() == self._pid and not self.closed and not (operation.writes and self._denied is not None)
+        """Whether `enter` would let an operation of a plan in."""
+        return not (operation.writes and self._denied is not None and time.monotonic() < self._denied_until)
+
+    def _deny(self, error: StorageError) -> None:
+        self._denied, self._denied_until = str(error), time.monotonic() + _DENIAL_TIME
 
     def leave(self, operation: Operation[Any], error: BaseException | None, now: float) -> None:
-        """Note how it ended, at `now` in seconds since 1970."""
+        """Note how it ended, at `now` in seconds of time.monotonic(); by itself, it is out of `active` already."""
         operation.end()
-        with self._lock:
-            self._pending -= operation.writes
-            self.active -= 1
-        if isinstance(error, (UnavailableError, OutcomeUnknownError)):
-            self._failing = True
-        elif error is None:
+        if self._denied is not None and operation.writes:
+            if error is None:
+                self._denied = None
+            elif isinstance(error, PermissionDeniedError):
+                self._deny(error)
+        if error is None:
             self._failing = False
-            self._last_success = now
+            self.answered, self._last_success = now, time.time()
+        elif isinstance(error, NO_OUTCOME):
+            self._failing = True
+        elif isinstance(error, StorageError):
+            self.answered = now
 
     def sync_status(self) -> SyncStatus:
         """How the store stands with its server, without asking it."""
@@ -239,7 +268,7 @@ class Core(Generic[A]):
         return SyncStatus(
             mode=SyncMode.ERROR if self._failing else SyncMode.ONLINE,
             last_sync=None if last is None else datetime.fromtimestamp(last, UTC),
-            pending_uploads=self._pending,
+            pending_uploads=sum(writes for writes, _ in tuple(self.active.values())),
         )
 
 

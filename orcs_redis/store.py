@@ -6,8 +6,8 @@ import asyncio
 import builtins
 import contextlib
 import math
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, ove
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName
 from .asset import ConversationTurn, SessionAsset
 from .clients import AsyncClientLink, memory_client
-from .core import Core, OptionArguments, Options, Target, choose
-from .errors import StorageError
+from .core import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Core, OptionArguments, Options, Target, choose
+from .errors import StorageError, UnavailableError
 from .lease import AsyncLeasing, Lease, LeaseInfo
 from .link import AsyncLink, Link
 from .local import LocalFileStore
@@ -56,6 +56,7 @@ class RedisSessionStore(Generic[A]):
         self._attachment = attachment
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Future[None] | None = None
+        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # calls that may not send yet
         self._subscription = Subscription(link.feed, core.options.heartbeat)
 
     @overload
@@ -96,6 +97,7 @@ class RedisSessionStore(Generic[A]):
         cls, options: Options[Any], target: Target | None, client: redis.asyncio.Redis | None
     ) -> RedisSessionStore[Any]:
         core = Core(options)
+        until = asyncio.get_running_loop().time() + core.deadline
         attachment: Attachment | None = None
         match target:
             case Address() as address:
@@ -115,7 +117,7 @@ class RedisSessionStore(Generic[A]):
                 link = AsyncClientLink(cast(Any, client), core.deadline, on_connect=core.connected)
         store = cls(core, link, attachment)
         try:
-            await store._run(core.open())
+            await store._run(core.open(), until)
         except BaseException:
             await store.aclose()
             raise
@@ -125,6 +127,8 @@ class RedisSessionStore(Generic[A]):
         """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
         core = self._core
         core.closed = True
+        if core.is_forked:  # sockets and selector are the parent's
+            return
         async with contextlib.AsyncExitStack() as stack:  # also if this is cancelled while it waits
             if self._attachment is not None:
                 stack.callback(self._attachment.release)
@@ -376,75 +380,155 @@ class RedisSessionStore(Generic[A]):
         return self._core.sync_status()
 
     async def _each(self, call: Callable[[Any], Any], items: Iterable[Any]) -> builtins.list[Any]:
-        async def one(item: Any) -> Any:
-            try:
-                return await call(item)
-            except StorageError as error:
-                return error
+        """Call a method with each item, a number of them at a time; a dead server is waited for once."""
+        waiting = deque(enumerate(items))
+        results: builtins.list[Any] = [None] * len(waiting)
+        dead = False
 
-        return await asyncio.gather(*map(one, items))
+        async def work() -> None:
+            nonlocal dead
+            while waiting:
+                n, item = waiting.popleft()
+                began = self._loop.time()
+                try:
+                    if dead:
+                        raise UnavailableError(NOT_SENT)
+                    results[n] = await call(item)
+                except StorageError as error:
+                    results[n] = error
+                    dead |= isinstance(error, NO_OUTCOME) and self._core.answered < began
 
-    async def _perform(self, operation: Operation[T], *, admitted: bool = False) -> T:
-        """Send an operation until there is an answer or the deadline has come."""
+        await _all(work() for _ in range(min(len(waiting), IN_FLIGHT // 2)))  # other callers have their half
+        return results
+
+    async def _perform(self, operation: Operation[T], until: float | None = None, call: object = None) -> T:
+        """Send an operation until there is an answer or the deadline has come.
+
+        Args:
+            operation: what to do.
+            until: the deadline of the call that it is part of.
+            call: that call, which was admitted.
+
+        """
         core, loop = self._core, self._loop
         if asyncio.get_running_loop() is not loop:
-            core.check_process()
-            raise RuntimeError("this store belongs to another event loop: open one in this loop")
-        core.enter(operation, admitted=admitted)
-        began = loop.time()
-        expires = began + (operation.deadline or core.deadline)
+            self._refuse_loop()
         retry: Retry | None = None
         error: BaseException | None = None
+        began, expires = math.inf, 0.0
         try:
+            core.enter(operation, call)
+            if call is None and len(core.active) - len(self._waiting) > IN_FLIGHT:
+                await self._take_turn(operation)
+            began = loop.time()
+            expires = until or began + (operation.deadline or core.deadline)
             while True:
+                sent = loop.time()
                 try:
                     return operation.decode(await self._link.call(operation.commands(), expires))
                 except (Trouble, StorageError) as problem:
                     if isinstance(problem, WrongServer):
-                        self._link.drop(began)
+                        self._link.drop(sent)
                     retry = retry or Retry(expires)
                     delay = retry.after(problem, loop.time(), operation)
                 if delay:
                     await asyncio.sleep(delay)
-                began = loop.time()
         except BaseException as exc:
             error = exc
+            if self._waiting and isinstance(exc, NO_OUTCOME) and core.answered < began <= expires - 0.9 * core.deadline:
+                self._give_up()
             raise
         finally:
-            core.leave(operation, error, time.time())
-            self._check_idle()
+            if call is None:
+                core.active.pop(operation, None)
+            core.leave(operation, error, loop.time())
+            if call is None:
+                self._end_turn()
 
-    def _check_idle(self) -> None:
-        if self._idle is not None and not self._core.active and not self._idle.done():
+    def _refuse_loop(self) -> None:
+        self._core.check_process()
+        raise RuntimeError("this store belongs to another event loop: open one in this loop")
+
+    async def _take_turn(self, call: Operation[Any] | Plan[Any]) -> None:
+        """Wait until a call may send; its deadline begins only then.
+
+        Raises:
+            UnavailableError: nothing came of those that were sent before it.
+
+        """
+        if isinstance(call, Operation) and call.deadline is not None:
+            return  # the renewal of a lease has no time to wait
+        turn = self._waiting[call] = self._loop.create_future()
+        try:
+            await turn
+        finally:
+            self._waiting.pop(call, None)
+
+    def _end_turn(self) -> None:
+        """Let others send in the place of a call that has ended."""
+        active, waiting = self._core.active, self._waiting
+        while waiting and len(active) - len(waiting) < IN_FLIGHT:
+            _, turn = waiting.popitem(last=False)
+            if not turn.done():  # else its caller was cancelled
+                turn.set_result(None)
+        if self._idle is not None and not active and not self._idle.done():
             self._idle.set_result(None)
 
-    async def _run(self, plan: Plan[T]) -> T:
-        """Perform a plan's operations, one after the other; `aclose` waits for the last."""
-        self._core.admit()
-        try:
-            return await self._follow(plan, admitted=True)
-        finally:
-            self._core.dismiss()
-            self._check_idle()
+    def _give_up(self) -> None:
+        """Wait for a dead server once, not again for each that waits."""
+        for turn in self._waiting.values():
+            if not turn.done():
+                turn.set_exception(UnavailableError(NOT_SENT))
 
-    async def _follow(self, plan: Plan[T], *, admitted: bool = False) -> T:
-        """Perform a plan's operations, one after the other, until the store is closed."""
+    async def _run(self, plan: Plan[T], until: float | None = None) -> T:
+        """Perform a plan's operations, one after the other; `aclose` waits for the last."""
+        core, loop = self._core, self._loop
+        if asyncio.get_running_loop() is not loop:
+            self._refuse_loop()
+        try:
+            core.admit(plan)
+            if len(core.active) - len(self._waiting) > IN_FLIGHT:
+                await self._take_turn(plan)
+            return await self._follow(plan, until or loop.time() + core.deadline, plan)
+        finally:
+            core.active.pop(plan, None)
+            self._end_turn()
+
+    async def _follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
+        """Perform a plan's operations, one after the other, until the store is closed.
+
+        With `until` they have one deadline, which begins anew when the plan has paused.
+        """
         with contextlib.closing(plan):
             try:
                 step = next(plan)
                 while True:
                     if isinstance(step, Pause):
                         await _pause(step)
+                        if until is not None:
+                            until = self._loop.time() + self._core.deadline
                         step = plan.send(None)
                         continue
                     try:
-                        result = await self._perform(step, admitted=admitted)
+                        result = await self._perform(step, until, call)
                     except StorageError as error:
                         step = plan.throw(error)
                     else:
                         step = plan.send(result)
             except StopIteration as stop:
                 return cast(T, stop.value)
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines side by side; an error ends all of them, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 async def _pause(pause: Pause) -> None:

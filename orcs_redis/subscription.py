@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -123,22 +125,31 @@ class Background:
     """An event loop in a thread, for what a blocking store must be told of while its caller does something else."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="orcs-redis", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="orcs-redis", daemon=True)
         self._thread.start()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function in the loop, without waiting for it; once closed, there is nothing left to call it for."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *arguments)
+        if os.getpid() == self._pid:  # in a forked child there is no thread, and waking it would wake the parent's
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *arguments)
 
-    def close(self, last: Callable[[], Awaitable[None]]) -> None:
-        """Run `last`, and end the thread."""
+    def close(self, last: Callable[[], Awaitable[None]], until: float) -> None:
+        """Run `last`, and end the thread; wait for that, but not beyond `until`, in seconds of time.monotonic()."""
 
         async def finish() -> None:
-            await last()
+            try:
+                await last()
+            finally:
+                self._loop.stop()
 
-        asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        asyncio.run_coroutine_threadsafe(finish(), self._loop)
+        # Who closes it may be a finalizer in that thread, or a signal handler whose thread keeps it waiting.
+        if threading.current_thread() is not self._thread:
+            self._thread.join(max(0.0, until - time.monotonic()))
+
+    def _run(self) -> None:
+        self._loop.run_forever()
         self._loop.close()

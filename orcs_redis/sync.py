@@ -42,7 +42,7 @@ from .asset import (
 )
 from .blocking import BlockingLink, SocketLink
 from .clients import BlockingClientLink, memory_client
-from .core import Core, OptionArguments, Options, Target, choose
+from .core import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Core, OptionArguments, Options, Target, choose
 from .errors import (
     ChecksumMismatchError,
     ConflictError,
@@ -132,8 +132,6 @@ __all__ = [
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
 
-_BATCH = 256  # operations in one write
-
 
 class RedisSessionStore(Generic[A]):
     """Sessions in Redis or Valkey, shared by everyone who opens the same namespace.
@@ -145,9 +143,8 @@ class RedisSessionStore(Generic[A]):
         self._core = core
         self._link = link
         self._attachment = attachment
-        self._listening = threading.Lock()
-        self._background: Background | None = None
-        self._subscription: Subscription
+        self._listening = threading.RLock()  # a signal handler may want it, too
+        self._listeners: tuple[Background, Subscription] | None = None
 
     @overload
     @classmethod
@@ -186,6 +183,7 @@ class RedisSessionStore(Generic[A]):
     def _open(cls, options: Options[Any], target: Target | None, client: redis.Redis | None) -> RedisSessionStore[Any]:
         core = Core(options)
         most, renew = options.max_connections, core.connected
+        until = time.monotonic() + core.deadline
         attachment: Attachment | None = None
         match target:
             case Address() as address:
@@ -205,7 +203,7 @@ class RedisSessionStore(Generic[A]):
                 link = BlockingClientLink(cast(Any, client), core.deadline, max_connections=most, on_connect=renew)
         store = cls(core, link, attachment)
         try:
-            store._run(core.open())
+            store._run(core.open(), until)
         except BaseException:
             store.close()
             raise
@@ -215,13 +213,15 @@ class RedisSessionStore(Generic[A]):
         """Let what other threads have under way end, then close the connections."""
         core = self._core
         core.closed = True
-        until = time.monotonic() + core.deadline + 1
-        while core.active and time.monotonic() < until:
-            time.sleep(0.005)
-        with self._listening:
-            background, self._background = self._background, None
-        if background is not None:
-            background.close(self._subscription.close)
+        if not core.is_forked:  # the child of a fork has nobody to wait for
+            until = time.monotonic() + core.deadline + 1
+            while core.is_busy() and time.monotonic() < until:
+                time.sleep(0.005)
+            with self._listening:
+                listeners, self._listeners = self._listeners, None
+            if listeners is not None:
+                background, subscription = listeners
+                background.close(subscription.close, until)
         self._link.close()
         if self._attachment is not None:
             self._attachment.release()
@@ -371,56 +371,72 @@ class RedisSessionStore(Generic[A]):
     def _perform(
         self,
         operation: Operation[T],
-        replies: Sequence[Reply] | Trouble | None = None,
-        expires: float | None = None,
-        *,
-        admitted: bool = False,
+        until: float | None = None,
+        call: object = None,
+        replies: Sequence[Reply] | Trouble | StorageError | None = None,
     ) -> T:
-        """Send an operation until there is an answer or the deadline has come; `replies`: of a first sending."""
+        """Send an operation until there is an answer or the deadline has come.
+
+        Args:
+            operation: what to do.
+            until: the deadline of the call that it is part of.
+            call: that call, which was admitted.
+            replies: what came of a first sending.
+
+        """
         core = self._core
-        core.enter(operation, admitted=admitted)
-        began = time.monotonic() if expires is None else expires - core.deadline
-        expires = expires or began + (operation.deadline or core.deadline)
         retry: Retry | None = None
         error: BaseException | None = None
         try:
+            core.enter(operation, call)
+            expires = until or time.monotonic() + (operation.deadline or core.deadline)
+            sent = expires - core.deadline  # what came of a first sending was sent then or later
             while True:
                 try:
-                    if isinstance(replies, Trouble):
+                    if isinstance(replies, Exception):
                         raise replies
                     if replies is None:
+                        sent = time.monotonic()
                         replies = self._link.call(operation.commands(), expires)
                     return operation.decode(replies)
                 except (Trouble, StorageError) as problem:
                     if isinstance(problem, WrongServer):
-                        self._link.drop(began)
+                        self._link.drop(sent)
                     retry = retry or Retry(expires)
                     delay = retry.after(problem, time.monotonic(), operation)
                     replies = None
                 if delay:
                     time.sleep(delay)
-                began = time.monotonic()
         except BaseException as exc:
             error = exc
             raise
         finally:
-            core.leave(operation, error, time.time())
+            if call is None:
+                core.active.pop(operation, None)
+            core.leave(operation, error, time.monotonic())
 
-    def _run(self, plan: Plan[T]) -> T:
+    def _run(self, plan: Plan[T], until: float | None = None) -> T:
         """Perform a plan's operations, one after the other; `close` waits for the last."""
-        self._core.admit()
+        core = self._core
         try:
-            return self._follow(plan, admitted=True)
+            core.admit(plan)
+            return self._follow(plan, until or time.monotonic() + core.deadline, plan)
         finally:
-            self._core.dismiss()
+            core.active.pop(plan, None)
 
-    def _follow(self, plan: Plan[T], *, admitted: bool = False) -> T:
-        """Perform a plan's operations, one after the other, until the store is closed."""
+    def _follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
+        """Perform a plan's operations, one after the other, until the store is closed.
+
+        With `until` they have one deadline, which begins anew when the plan has paused.
+        """
         with contextlib.closing(plan):
             try:
                 step = next(plan)
                 while True:
-                    step = self._step(plan, step, admitted=admitted)
+                    pauses = isinstance(step, Pause)
+                    step = self._step(plan, step, until, call)
+                    if pauses and until is not None:
+                        until = time.monotonic() + self._core.deadline
             except StopIteration as stop:
                 return cast(T, stop.value)
 
@@ -428,48 +444,75 @@ class RedisSessionStore(Generic[A]):
         self,
         plan: Plan[Any],
         step: Any,
-        replies: Sequence[Reply] | Trouble | None = None,
-        expires: float | None = None,
-        *,
-        admitted: bool = False,
+        until: float | None = None,
+        call: object = None,
+        replies: Sequence[Reply] | Trouble | StorageError | None = None,
     ) -> Any:
         """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
             (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
             return plan.send(None)
         try:
-            result = self._perform(step, replies, expires, admitted=admitted)
+            result = self._perform(step, until, call, replies)
         except StorageError as error:
             return plan.throw(error)
         return plan.send(result)
 
     def _listen(self, channel: str, listener: Listener) -> Callable[[], None]:
         """Have `listener` called, in another thread, with a channel's messages; return how to end that."""
+        self._core.check_process()  # first: in the child of a fork, the lock may be held for ever
         with self._listening:
             self._core.check_open()
-            if self._background is None:
-                self._background = Background()
-                self._subscription = Subscription(self._link.feed, self._core.options.heartbeat)
-        background, subscription = self._background, self._subscription
+            if self._listeners is None:
+                self._listeners = Background(), Subscription(self._link.feed, self._core.options.heartbeat)
+            background, subscription = self._listeners
         background.call(subscription.listen, channel, listener)
         return partial(background.call, subscription.leave, channel, listener)
 
     def _run_many(self, plans: Sequence[Plan[T]]) -> builtins.list[T | StorageError]:
-        """Run plans in step with each other: the operations that they have come to go out in one write."""
+        """Run plans in step with each other, so many at a time; a dead server is waited for once."""
+        core = self._core
         results: builtins.list[Any] = [None] * len(plans)
-        for start in range(0, len(plans), _BATCH):
-            steps: dict[int, Any] = {}
-            for n in range(start, min(start + _BATCH, len(plans))):
-                self._advance(n, partial(next, plans[n]), steps, results)
-            while steps:
-                batch, steps = steps, {}
-                expires = time.monotonic() + self._core.deadline  # of all: a dead server is waited for once
-                for n, replies in self._send_together(batch, expires).items():
-                    self._advance(n, partial(self._step, plans[n], batch[n], replies, expires), steps, results)
+        dead = False
+        for start in range(0, len(plans), IN_FLIGHT):
+            batch = range(start, min(start + IN_FLIGHT, len(plans)))
+            began, call = time.monotonic(), object()
+            try:
+                try:
+                    if dead:
+                        raise UnavailableError(NOT_SENT)
+                    core.admit(call)
+                except UnavailableError as error:  # it may have been closed meanwhile
+                    for n in batch:
+                        results[n] = UnavailableError(str(error))
+                else:
+                    self._run_batch(plans, batch, results, call)
+            finally:
+                core.active.pop(call, None)
+            dead |= core.answered < began and any(isinstance(results[n], NO_OUTCOME) for n in batch)
         return results
 
+    def _run_batch(
+        self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: builtins.list[Any], call: object
+    ) -> None:
+        """Run plans of a call; the operations that they have come to go out in one write."""
+        steps: dict[int, Operation[Any]] = {}
+        for n in batch:
+            self._advance(n, partial(next, plans[n]), steps, results)
+        until = time.monotonic() + self._core.deadline
+        while steps:
+            sent, steps = steps, {}
+            try:
+                for n, replies in self._send_together(sent, until).items():
+                    self._advance(n, partial(self._step, plans[n], sent[n], until, call, replies), steps, results)
+            finally:
+                for operation in sent.values():  # those, too, that an exception has left over
+                    operation.end()
+
     @staticmethod
-    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Any], results: builtins.list[Any]) -> None:
+    def _advance(
+        n: int, move: Callable[[], Any], steps: dict[int, Operation[Any]], results: builtins.list[Any]
+    ) -> None:
         try:
             steps[n] = move()
         except StopIteration as stop:
@@ -477,11 +520,12 @@ class RedisSessionStore(Generic[A]):
         except StorageError as error:
             results[n] = error
 
-    def _send_together(self, batch: dict[int, Any], expires: float) -> dict[int, Sequence[Reply] | Trouble | None]:
-        sent = {
-            n: step.commands() for n, step in batch.items() if isinstance(step, Operation) and self._core.allows(step)
-        }
-        answers: dict[int, Sequence[Reply] | Trouble | None] = dict.fromkeys(batch)
+    def _send_together(
+        self, batch: dict[int, Operation[Any]], expires: float
+    ) -> dict[int, Sequence[Reply] | Trouble | StorageError | None]:
+        """Return what came of operations that were sent in one write; None of those that were not sent."""
+        sent = {n: operation.commands() for n, operation in batch.items() if self._core.allows(operation)}
+        answers: dict[int, Sequence[Reply] | Trouble | StorageError | None] = dict.fromkeys(batch)
         flat = [command for commands in sent.values() for command in commands]
         if flat:
             frames: builtins.list[Command] = []
@@ -494,8 +538,8 @@ class RedisSessionStore(Generic[A]):
                 at += widths[-1]
             try:
                 answered = self._link.call(frames, expires)
-            except Trouble as trouble:
-                return answers | dict.fromkeys(sent, trouble)
+            except (Trouble, StorageError) as problem:
+                return answers | dict.fromkeys(sent, problem)
             replies = [
                 reply
                 for frame, width in zip(answered, widths, strict=True)
