@@ -250,7 +250,7 @@ class Core(Generic[A]):
         if self._denied is not None and operation.writes:
             if error is None:
                 self._denied = None
-            elif isinstance(error, PermissionDeniedError):
+            elif isinstance(error, PermissionDeniedError) and now >= self._denied_until:
                 self._deny(error)
         if error is None:
             self._failing = False

@@ -87,6 +87,7 @@ Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
 
+_STOPPED = re.compile(r"script: [0-9a-f]{40}, on|user_script")  # where in a script an error was raised
 _POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
@@ -425,17 +426,20 @@ def refusal(partition: Partition, answer: bytes, value: Any) -> StorageError:
             return StoreResetError(f"the data went back in time: to revision {value}, below one that this store knows")
         case b"LAYOUT":
             return LayoutError(f"{partition.prefix}{value.decode()} is not of this store's layout")
-        case b"DENIED":
-            return PermissionDeniedError(f"the user may not call {value.decode()}: nothing was written")
-        case b"MISSING":
-            return UnsupportedServerError(f"the server has no command {value.decode()}, or it was renamed")
+        case b"DENIED" | b"MISSING":
+            return _unable(answer, value.decode())
     return StorageError("a script gave an unknown answer")
+
+
+def _unable(answer: bytes, commands: str) -> StorageError:
+    if answer == b"DENIED":
+        return PermissionDeniedError(f"the user may not call {commands}: nothing was written")
+    return UnsupportedServerError(f"the server has no command {commands}, or it was renamed")
 
 
 def check_script(reply: Reply) -> None:
     """Raise OutcomeUnknownError for an error that stopped a script on its way, which checks before its first write."""
-    text = as_error(reply) or ""
-    if "@user_script" in text or "script: " in text:
+    if _STOPPED.search(as_error(reply) or ""):
         raise OutcomeUnknownError("the script was stopped on its way, and the write may have been applied in part")
 
 
@@ -655,9 +659,17 @@ class Create(Operation[str]):
         return [self._script(scripts.CREATE, self._keys, self._arguments)]
 
     def decode(self, replies: Sequence[Reply]) -> str:
-        """Return its answer."""
+        """Return its answer.
+
+        Raises:
+            PermissionDeniedError, UnsupportedServerError: a command can't be called.
+
+        """
         self._check(replies)
-        return bytes(replies[0]).decode()
+        answer, command = replies[0]
+        if answer in (b"DENIED", b"MISSING"):
+            raise _unable(answer, command.decode())
+        return bytes(answer).decode()
 
 
 class Probe(Operation["StorageError | None"]):
@@ -695,10 +707,10 @@ class Probe(Operation["StorageError | None"]):
             return PermissionDeniedError(f"the user may not write: {problem}") if _denies(problem) else None
         found = list(zip(replies[0][::2], map(bytes.decode, replies[0][1::2]), strict=True))
         if missing := [command for answer, command in found if answer == b"MISSING"]:
-            raise UnsupportedServerError(f"the server has no command {', '.join(missing)}, or it was renamed")
+            raise _unable(b"MISSING", ", ".join(missing))
         denied = [command for answer, command in found if answer == b"DENIED" and command in _WRITE_COMMANDS]
         if denied:
-            return PermissionDeniedError(f"the user may not write ({', '.join(denied)}): nothing was written")
+            return _unable(b"DENIED", ", ".join(denied))
         return None
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -285,6 +286,7 @@ _ELSEWHERE = {
     "NOAUTH": "the connection is not authenticated any more",
     "READONLY": "it is a replica",
 }
+_COMMAND = re.compile(r"unknown command ['`]([A-Za-z|]{1,30})['`]")
 _DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
 
 
@@ -303,8 +305,10 @@ def translate(text: str, *, opening: bool = False) -> StorageError | Trouble:
         return Again(f"the server refuses for now: {gist}")
     if code in _ELSEWHERE and not (opening and code == "NOAUTH"):
         return WrongServer(f"the server refuses: {_ELSEWHERE[code]} ({code})")
-    if "unknown command" in text or code == "NOPROTO":
-        return UnsupportedServerError("the server lacks a command: Redis 7.0 or Valkey 7.2 is needed")
+    if code == "NOPROTO" or "nknown command" in text or "Unknown Redis command" in text:
+        found = _COMMAND.search(text)
+        name = f"the command {found[1].upper()}" if found else "a command"
+        return UnsupportedServerError(f"the server lacks {name}: Redis 7.0 or Valkey 7.2 is needed, nothing renamed")
     if code in _DENIED or "ACL failure" in text or "The user executing the script" in text:
         return PermissionDeniedError(f"the server denied it: {gist}")
     if code == "ERR" and ("invalid password" in rest or "AUTH" in rest):

@@ -6,14 +6,19 @@
 -- ARGV  1 version of the layout
 --       2 incarnation: an id that no other namespace has had
 --
--- Reply: "OK"; "EXISTS": there is one; "STRAY": no descriptor, but a partition's state without it.
+-- Reply, an array: "OK"; "EXISTS": there is one; "STRAY": no descriptor, but a partition's state without it; "DENIED" (to
+-- this user) or "MISSING" (renamed or unknown) and a command: nothing was written. The second item of the others is "".
 
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'EXISTS' end
+for _, command in ipairs(redis.acl_check_cmd and {'EXISTS', 'HSET'} or {}) do -- fakeredis has no rights to check
+  local known, allowed = pcall(redis.acl_check_cmd, command)
+  if not known or not allowed then return {known and 'DENIED' or 'MISSING', command} end
+end
+if redis.call('EXISTS', KEYS[1]) == 1 then return {'EXISTS', ''} end
 for i = 2, #KEYS do
-  if redis.call('EXISTS', KEYS[i]) == 1 then return 'STRAY' end
+  if redis.call('EXISTS', KEYS[i]) == 1 then return {'STRAY', ''} end
 end
 redis.call('HSET', KEYS[1], 'version', ARGV[1], 'partitions', #KEYS - 1, 'incarnation', ARGV[2])
 for i = 2, #KEYS do
   redis.call('HSET', KEYS[i], 'incarnation', ARGV[2], 'revision', 0, 'compacted', 0, 'forgotten', 0, 'dedup_bytes', 0)
 end
-return 'OK'
+return {'OK', ''}
