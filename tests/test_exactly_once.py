@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import itertools
+import math
 import os
 import random
 import re
@@ -20,6 +21,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import pytest
@@ -1156,3 +1158,181 @@ async def test_closing_while_retrying(server: Server, proxies: Any, open_store: 
     await closing
     near = await open_store("async", server)
     assert await contents(near, "s") == ["x"]
+
+
+# What the dedup windows remember, and for how long
+
+
+async def test_retry_after_its_window_was_made_anew(server: Server, open_store: Open) -> None:
+    """A write whose window was dropped for others, and made anew by a later write, is not applied a second time."""
+    raw: Any = server.raw()
+    store, other = await open_store("async", server), await open_store("async", server)
+    await store.save(session(id="s"))
+    write = append_by_hand(store, "s", "once")
+    assert (await send(store, write))[:2] == [b"OK", 2]
+    await other.append("s", turn("x"))
+    (window,) = (name for name in windows(raw) if raw.hget(key("state"), name).endswith((2).to_bytes(8)))
+    raw.hdel(key("state"), window)  # as if 10,000 others had written since
+    raw.hset(key("state"), "forgotten", 2)
+    await store.append("s", turn("later"))
+    assert (await send(store, write))[0] == b"FORGOTTEN"
+    assert (await contents(store, "s")).count("once") == 1
+
+
+async def test_late_sending_of_a_left_window(server: Server, open_store: Open) -> None:
+    """A write that hung while its store went on to another window, given up and repeated as documented, is late."""
+    raw = server.raw()
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    stuck = append_by_hand(store, "s", "once")
+    late = stuck.commands()
+    for _ in range(2):
+        await asyncio.gather(*(store.append("s", turn("x")) for _ in range(600)))
+    stuck.end()  # OutcomeUnknownError
+    await store.append("s", turn("once"))
+    (replies,) = await store._link.call(late, asyncio.get_running_loop().time() + 5)
+    assert replies[0][0] == b"FORGOTTEN"
+    assert (await contents(store, "s")).count("once") == 1
+    assert all(not retired for retired in store._core.operations._namespace._retired)
+    assert len(windows(raw)) == 2
+
+
+async def test_two_clones(server: Server, open_store: Open) -> None:
+    """Two processes that are clones of one, with its writer's ids and counters, have each their writes applied."""
+    one, other = await open_store("async", server), await open_store("async", server)
+    await one.save(session(id="s"))
+    mine, theirs = one._core.operations._namespace, other._core.operations._namespace
+    theirs.origin, theirs.seen = mine.origin, list(mine.seen)
+    window = mine._windows[0]
+    clone = theirs._windows[0]
+    clone.writer, clone.counters = window.writer, itertools.count(2)
+    revisions = [
+        await store.append("s", turn(name)) for store, name in ((one, "1"), (other, "2"), (one, "3"), (other, "4"))
+    ]
+    assert revisions == [2, 3, 4, 5]
+    assert await contents(one, "s") == ["1", "2", "3", "4"]
+
+
+@colours
+async def test_a_connection_begins_an_epoch(server: Server, open_store: Open, way: str) -> None:
+    """After each connecting a store's writes have ids that no clone of its process has."""
+    raw: Any = server.raw()
+    store = await open_store(way, server)
+    await store.save(session(id="s"))
+    first = raw.hget(key("session:s"), ".op")
+    raw.client_kill_filter(_type="normal", skipme=True)
+    for name in ("by its old id", "by a new one"):
+        await store.append("s", turn(name))
+    last = raw.hget(key("session:s"), ".op")
+    assert first[:8] == last[:8]
+    assert first[8:12] != last[8:12]
+
+
+async def test_first_write_of_a_new_store(server: Server, open_store: Open) -> None:
+    """A new store's first write is one call, though others' windows were dropped before."""
+    raw: Any = server.raw()
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    for number in range(5):
+        await store.append("s", turn(str(number)))
+    raw.hset(key("state"), "forgotten", 5)
+    new = await open_store("async", server)
+    before = runs(raw)
+    assert await new.append("s", turn("new")) == 7
+    assert runs(raw) == before + 1
+
+
+async def test_windows_have_few_bytes(server: Server, open_store: Open) -> None:
+    """Stores that end after a burst leave little behind: the windows of a partition are bounded by bytes."""
+    raw: Any = server.raw()
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    entries = b"".join(n.to_bytes(4) + bytes(4) + (1).to_bytes(8) for n in range(1000))
+    old = {b"w%012d" % n: (1).to_bytes(4) + (1000).to_bytes(4) + bytes(8) + entries for n in range(400)}
+    raw.hset(key("state"), mapping=old)
+    raw.hset(key("state"), "dedup_bytes", sum(map(len, windows(raw).values())))
+    for number in range(60):
+        await (await open_store("async", server)).append("s", turn(str(number)))
+    size = sum(map(len, windows(raw).values()))
+    assert size == int(raw.hget(key("state"), "dedup_bytes"))
+    assert size <= 4 * 2**20
+
+
+async def test_reset_does_not_settle(server: Server, open_store: Open) -> None:
+    """A refusal since the counter went back leaves a lost sending's outcome open: the counter may come to it again."""
+    raw: Any = server.raw()
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    write, retry = append_by_hand(store, "s", "x"), Retry(expires=math.inf)
+    commands = write.commands()
+    raw.hset(key("state"), "revision", 0)
+    replies = await store._link.call(commands, asyncio.get_running_loop().time() + 5)
+    with pytest.raises(StoreResetError) as caught:
+        write.decode(replies)
+    retry.after(Lost("", sent=True), 0.0, write)
+    with pytest.raises(OutcomeUnknownError):
+        retry.after(caught.value, 0.0, write)
+    with pytest.raises(StoreResetError):
+        Retry(expires=math.inf).after(caught.value, 0.0, write)
+
+
+@pytest.mark.parametrize("harm", ["lease", "staging"])
+async def test_a_foreign_key_of_one_member(server: Server, open_store: Open, harm: str) -> None:
+    """In a joined call, a member whose lease or staging key has a foreign type is refused alone."""
+    raw: Any = server.raw()
+    store = await open_store("async", server)
+    await store.save_many([session(id=id) for id in "abc"])
+    operations = store._core.operations
+    held = SimpleNamespace(id="b", token=1)
+    if harm == "lease":
+        raw.set(key("lease:b"), "foreign")
+        bad = operations.append("b", [turn("x")], None, held)
+        calls = bad.commands()
+    else:
+        bad = next(operations.save(session(*map(str, range(20)), id="b"), None, None))
+        calls = bad.commands()[-1:]
+        raw.set(calls[0].keys[-1], "foreign")
+    good = [append_by_hand(store, id, "x") for id in "ac"]
+    first, last = (write.commands()[0] for write in good)
+    assert isinstance(first, Joinable)
+    _, _, *rest = joined([first, calls[0], last])
+    answers = raw.execute_command("EVAL", scripts.WRITE.source, *rest)
+    assert [answer[0] if isinstance(answer, list) else answer for answer in (answers[0], answers[2])] == [b"OK", b"OK"]
+    assert answers[1] == [b"LAYOUT", b"lease"] or "WRONGTYPE" in str(answers[1])
+    assert [await contents(store, id) for id in "abc"] == [["x"], [], ["x"]]
+    assert counter(raw) == 5
+    assert {meta.id: meta.turn_count for meta in await store.list()} == {"a": 1, "b": 0, "c": 1}
+
+
+async def test_a_script_that_is_stopped(server: Server, open_store: Open) -> None:
+    """An error that stopped the script after it may have written is no refusal."""
+    raw: Any = server.raw()
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    write = append_by_hand(store, "s", "x")
+    write.commands()
+    source = "redis.call('HSET', KEYS[1], 'a', 1) return redis.call('RPUSH', KEYS[1], 1)"
+    replies = await store._link.call([("EVAL", source, 1, key("half"))], asyncio.get_running_loop().time() + 5)
+    with pytest.raises(OutcomeUnknownError):
+        write.decode(replies)
+    assert raw.hgetall(key("half")) == {b"a": b"1"}
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_no_empty_turn(server: Server, open_store: Open, way: str) -> None:
+    """A turn or section of no bytes is refused by the script, whoever sends it."""
+    raw: Any = server.raw()
+    store = await open_store(way, server)
+    await store.save(session("a", id="s"))
+    plain = getattr(store, "_store", store)
+    write = plain._core.operations.append("s", [turn("x")], None, None)
+    (call,) = write.commands()
+    call.arguments[-1] = b""
+    _, _, *rest = joined([call])
+    assert raw.execute_command("EVAL", scripts.WRITE.source, *rest) == [[b"EMPTY", b"turn"]]
+    write = next(plain._core.operations.save(session("b", id="s"), None, None))
+    (call,) = write.commands()
+    call.arguments[call.arguments.index("preferences") + 1] = b""
+    _, _, *rest = joined([call])
+    assert raw.execute_command("EVAL", scripts.WRITE.source, *rest) == [[b"EMPTY", b"preferences"]]
+    assert await contents(store, "s") == ["a"]
