@@ -97,7 +97,7 @@ end
 local function note()
   local floor, highest, born, entries = tonumber(ARGV[8]), 0, pack('>I8', forgotten), ''
   if packed then
-    floor, highest = math.max(floor, number('>I4', packed, 1)), number('>I4', packed, 5)
+    floor, highest = math.max(floor, (number('>I4', packed, 1))), number('>I4', packed, 5)
     born, entries = string.sub(packed, 9, 16), string.sub(packed, 17)
   else
     local count = redis.pcall('HLEN', KEYS[1])
@@ -106,7 +106,7 @@ local function note()
   entries = entries .. string.sub(mine, 13, 20) .. pack('>I8', revision)
   local from = 1
   while from + 16 < #entries and number('>I4', entries, from) < floor do from = from + 16 end
-  local new = pack('>I4', floor) .. pack('>I4', math.max(highest, number('>I4', mine, 13))) .. born
+  local new = pack('>I4', floor) .. pack('>I4', math.max(highest, (number('>I4', mine, 13)))) .. born
     .. string.sub(entries, from)
   dedup_bytes = dedup_bytes + #new - (packed and #packed or 0)
   redis.pcall('HSET', KEYS[1], window, new, 'dedup_bytes', string.format('%d', dedup_bytes))

@@ -211,13 +211,14 @@ end
 local function drop_windows()
   for _ = 1, 20 do
     local count, long = pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES
-    if failed(count) or (count <= FIELDS + WRITERS and not long) then return end
+    local many = not failed(count) and count > FIELDS + WRITERS
+    if failed(count) or not (many or long) then return end
     local some = pcall('HRANDFIELD', KEYS[1], 20, 'WITHVALUES')
     if failed(some) or lacks('HDEL') then return end
     local oldest, last, size
     for i = 1, #some, 2 do
       local length = #some[i] == 13 and sub(some[i], 1, 1) == 'w' and #some[i + 1]
-      if length and (not long or length > 64) then
+      if length and (many or length > 64) then
         local revision = number('>I8', some[i + 1], length - 7)
         if not last or revision < last then oldest, last, size = some[i], revision, length end
       end
