@@ -91,6 +91,14 @@ class Threaded:
         return call
 
 
+async def connected(way: str, url: str, **options: Any) -> Any:
+    """A store at a URL, in either colour, with awaitable methods."""
+    if way == "async":
+        return await orcs_redis.RedisSessionStore.connect(url, **options)
+    connect: Any = orcs_redis.sync.RedisSessionStore.connect
+    return Threaded(await asyncio.to_thread(connect, url, **options))
+
+
 @dataclass(frozen=True)
 class Row:
     """Where and how: a kind of server, a colour, and whether the client is the caller's."""

@@ -1293,9 +1293,8 @@ async def test_a_foreign_key_of_one_member(server: Server, open_store: Open, har
         calls = bad.commands()[-1:]
         raw.set(calls[0].keys[-1], "foreign")
     good = [append_by_hand(store, id, "x") for id in "ac"]
-    first, last = (write.commands()[0] for write in good)
-    assert isinstance(first, Joinable)
-    _, _, *rest = joined([first, calls[0], last])
+    members: Any = [good[0].commands()[0], calls[0], good[1].commands()[0]]
+    _, _, *rest = joined(members)
     answers = raw.execute_command("EVAL", scripts.WRITE.source, *rest)
     assert [answer[0] if isinstance(answer, list) else answer for answer in (answers[0], answers[2])] == [b"OK", b"OK"]
     assert answers[1] == [b"LAYOUT", b"lease"] or "WRONGTYPE" in str(answers[1])
@@ -1324,7 +1323,7 @@ async def test_no_empty_turn(server: Server, open_store: Open, way: str) -> None
     raw: Any = server.raw()
     store = await open_store(way, server)
     await store.save(session("a", id="s"))
-    plain = getattr(store, "_store", store)
+    plain: Any = getattr(store, "_store", store)
     write = plain._core.operations.append("s", [turn("x")], None, None)
     (call,) = write.commands()
     call.arguments[-1] = b""

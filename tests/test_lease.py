@@ -6,14 +6,22 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from orcs_redis import ConversationTurn, InvalidIdError, LeaseHeldError, LeaseLostError, SessionAsset
+from orcs_redis import (
+    ConversationTurn,
+    InvalidIdError,
+    LeaseHeldError,
+    LeaseLostError,
+    RedisSessionStore,
+    SessionAsset,
+)
 
-from .conftest import Connect, Place
+from .conftest import Connect, Place, Server, connected
+from .faults.proxy import SWALLOW, Proxy
 
 
 @contextlib.asynccontextmanager
@@ -180,3 +188,43 @@ async def test_bad_arguments(store: Any) -> None:
     with pytest.raises(InvalidIdError):
         async with leased(store, ""):
             pass
+
+
+async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
+    """The first sending of a claim that arrives when the lease was given back, or refused, gives it to nobody."""
+    store = await RedisSessionStore.connect(start_server().url)
+    leases, loop = store._core.leases, asyncio.get_running_loop()
+    claim = leases.acquire("s", 30)
+    commands = claim.commands()
+    token = await store._perform(claim)
+    await store._perform(leases.release("s", token))
+    refused = leases.acquire("s", 30)
+    late = refused.commands()
+    async with leased(store, "s"):
+        with pytest.raises(LeaseHeldError):
+            await store._perform(refused)
+    for again in (commands, late):
+        (reply,) = await store._link.call(again, loop.time() + 5)
+        assert reply[0] == b"FORGOTTEN"
+    assert await store.leases() == []
+    async with leased(store, "s"):
+        pass
+    await store.aclose()
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_its_time_begins_with_the_last_sending(start_server: Callable[..., Server], way: str) -> None:
+    """A claim whose first reply was lost is held from its last sending on, and lost no later than its ttl is over."""
+    server = start_server()
+    proxy = Proxy(server.port)
+    raw: Any = server.raw()
+    store = await connected(way, f"redis://127.0.0.1:{proxy.port}", deadline=2.5)
+    proxy.strike(SWALLOW)  # what is open is given up after a second, longer than the ttl
+    async with leased(store, "s", ttl=0.8) as lease:
+        assert not await lost(lease, 0.1)
+        raw.client_pause(1500)  # renewals come to nothing
+        paused = time.monotonic()
+        assert await lost(lease, 5)
+        assert time.monotonic() < paused + 1.1
+    await store.aclose()
+    proxy.close()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from orcs_redis import Change, ConversationTurn, InvalidIdError, NotFoundError, SessionAsset, StoreResetError
+from orcs_redis.operations import Namespace
+from orcs_redis.watch import Changes
 
-from .conftest import ROWS, Connect, Place
+from .conftest import ROWS, Connect, Place, Server, connected
 
 
 async def watched(store: Any, **options: Any) -> AsyncGenerator[Change, None]:
@@ -225,7 +229,7 @@ async def test_tombstones_are_bounded(place: Place, connect: Connect) -> None:
 
 async def test_wiped(place: Place, connect: Connect) -> None:
     """A watch whose namespace is wiped ends with an error, it does not wait for ever."""
-    store = await connect()
+    store = await connect(heartbeat=0.5)
     await store.save(SessionAsset(id="s"))
     task = asyncio.create_task(take(store, 1))
     await asyncio.sleep(0.3)
@@ -283,3 +287,85 @@ async def test_wait_for(connect: Connect) -> None:
         await store.wait_for("s", revision=revision + 99, timeout=0.1)
     with pytest.raises(NotFoundError):
         await store.wait_for("nope", revision=1, timeout=5)
+
+
+async def test_data_that_went_back(place: Place, connect: Connect) -> None:
+    """A watch that finds fewer revisions than it was sent says so, once, whatever it has delivered."""
+    watcher, writer = await connect(), await connect()
+    task = asyncio.create_task(take(watcher, 100, since=await watcher.cursor()))
+    raw: Any = place.raw
+    for n in range(5):
+        await writer.save(SessionAsset(id=f"s{n}"))
+    await asyncio.sleep(0.3)
+    before = {key: raw.dump(key) for key in raw.keys(f"*{place.namespace}*")} if place.row.server != "memory" else {}
+    for n in range(5):
+        await writer.save(SessionAsset(id=f"t{n}"))
+    if before:  # a restore of what there was before
+        raw.delete(*raw.keys(f"*{place.namespace}*"))
+        for key, value in before.items():
+            raw.restore(key, 0, value)
+    else:
+        raw.hset(place.key("state"), "revision", 5)
+    await (await connect()).save(SessionAsset(id="new"))
+    with pytest.raises(StoreResetError, match="went back"):
+        await asyncio.wait_for(task, 20)
+
+
+async def test_behind_when_data_went_back(place: Place, connect: Connect) -> None:
+    """A watch that is behind what it was sent, when the data goes back, ends; it does not ask without end."""
+    watcher, writer = await connect(), await connect()
+    tracked = watched(watcher, since=await watcher.cursor())
+    await writer.save(SessionAsset(id="s"))
+    assert (await anext(tracked)).id == "s"
+    raw: Any = place.raw
+    incarnation: Any = raw.hget(place.key("state"), "incarnation")
+    message = msgspec.msgpack.encode((9, 1000, 0, bytes(8), "x"))  # of a write that was lost since
+    pending = asyncio.ensure_future(anext(tracked))
+    await asyncio.sleep(0.3)
+    raw.publish(f"{place.key('changes')}:{incarnation.decode()}", message)
+    with pytest.raises(StoreResetError, match="went back"):
+        await asyncio.wait_for(pending, 20)
+
+
+async def test_wiped_while_nobody_writes(place: Place, connect: Connect) -> None:
+    """A watch notices within its heartbeat that the namespace was wiped, though nobody writes."""
+    watcher = await connect(heartbeat=0.4)
+    await watcher.save(SessionAsset(id="s"))
+    task = asyncio.create_task(take(watcher, 1, since=await watcher.cursor()))
+    await asyncio.sleep(0.2)
+    place.raw.delete(*place.raw.keys(f"*{place.namespace}*"))
+    with pytest.raises(StoreResetError, match="wiped"):
+        await asyncio.wait_for(task, 10)
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_databases_of_one_server(start_server: Callable[..., Server], way: str) -> None:
+    """The same namespace in two databases: a watch gets the changes of its own, though pub/sub knows no databases."""
+    server = start_server()
+    stores = [await connected(way, f"redis://127.0.0.1:{server.port}/{number}") for number in (0, 1)]
+    task = asyncio.create_task(take(stores[0], 2, since=await stores[0].cursor()))
+    await asyncio.sleep(0.3)
+    raw: Any = server.raw()
+    calls = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+    for n in range(20):
+        await stores[1].save(SessionAsset(id=f"other{n}"))
+    await stores[0].save(SessionAsset(id="mine"))
+    await stores[0].save(SessionAsset(id="last"))
+    assert [change.id for change in await task] == ["mine", "last"]
+    assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] - calls < 40
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.mark.parametrize("partitions", [1, 7, 1024])
+def test_size_of_a_cursor(partitions: int) -> None:
+    """A cursor comes back as it was, and takes two bytes for each partition at most where they are alike."""
+    namespace = Namespace("orcs", partitions, b"0123456789abcdef")
+    changes = Changes(namespace, 5.0)
+    rng = random.Random(partitions)
+    for least, spread in ((0, 0), (10, 200), (10**6, 60_000), (3, 10**6), (0, 2**53 - 1), (2**53 - 1, 0)):
+        positions = [least + rng.randint(0, spread) for _ in range(partitions)]
+        cursor = changes.encode(positions)
+        assert changes.decode(cursor) == positions
+        if spread < 2**16:
+            assert len(cursor) < 60 + partitions * 2 * 4 / 3
