@@ -10,7 +10,7 @@
 -- this user) or "MISSING" (renamed or unknown) and a command: nothing was written. The second item of the others is "".
 
 for _, command in ipairs(redis.acl_check_cmd and {'EXISTS', 'HSET'} or {}) do -- fakeredis has no rights to check
-  local known, allowed = pcall(redis.acl_check_cmd, command)
+  local known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], KEYS[1]) -- without arguments Valkey crashes
   if not known or not allowed then return {known and 'DENIED' or 'MISSING', command} end
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'EXISTS', ''} end

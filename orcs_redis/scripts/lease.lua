@@ -63,10 +63,10 @@ local function refused(reply, part)
   return reply
 end
 
--- The answer if one of the commands can't be called, else nil.
+-- The answer if one of the commands can't be called, else nil. They are tried with arguments, without which Valkey crashes.
 local function lacks(...)
   for _, command in ipairs(may and {...} or {}) do
-    local known, allowed = lua_pcall(may, command)
+    local known, allowed = lua_pcall(may, command, KEYS[1], command == 'UNLINK' and KEYS[1] or '0')
     if not known then return {'MISSING', command} end
     if not allowed then return {'DENIED', command} end
   end

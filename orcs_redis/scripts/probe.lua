@@ -7,9 +7,14 @@
 --
 -- Reply: an array: "DENIED" (to this user) or "MISSING" (renamed or unknown), command, ...
 
+-- With arguments, without which Valkey crashes.
 local function check(command)
-  if command == 'PUBLISH' then return redis.acl_check_cmd(command, ARGV[1], '') end
-  return redis.acl_check_cmd(command)
+  local may = redis.acl_check_cmd
+  if command == 'PUBLISH' then return may(command, ARGV[1], '') end
+  if command == 'SUBSCRIBE' or command == 'UNSUBSCRIBE' then return may(command, ARGV[1]) end
+  if command == 'RENAME' then return may(command, KEYS[1], KEYS[1]) end
+  if command == 'UNLINK' or command == 'EXISTS' then return may(command, KEYS[1]) end
+  return may(command, KEYS[1], '0', '0')
 end
 
 local reply = {}

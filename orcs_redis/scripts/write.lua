@@ -108,14 +108,21 @@ local function refused(reply, code, part)
   return reply
 end
 
--- The answer if a command can't be called, else false.
+-- The answer if a command can't be called, else false. It is tried with arguments, without which Valkey crashes.
 local rights = {}
 local function lacks(command)
   local answer = rights[command]
   if answer == nil then
     answer = false
     if may then
-      local known, allowed = lua_pcall(may, command)
+      local known, allowed
+      if command == 'RENAME' then
+        known, allowed = lua_pcall(may, command, KEYS[1], KEYS[1])
+      elseif command == 'UNLINK' then
+        known, allowed = lua_pcall(may, command, KEYS[1])
+      else
+        known, allowed = lua_pcall(may, command, KEYS[1], '0', '0')
+      end
       answer = not known and {'MISSING', command} or not allowed and {'DENIED', command}
     end
     rights[command] = answer
