@@ -134,10 +134,6 @@ class Server:
                 raise RuntimeError((self._folder / "server.log").read_text()[-2000:])
             time.sleep(0.01)
 
-    def is_master(self) -> bool:
-        """Whether it takes writes."""
-        return bool(self.admin.info("replication")["role"] == "master")
-
     def is_complete_replica(self) -> bool:
         """Whether it has all that its master has, or nearly so, and would have it after a kill too."""
         facts = self.admin.info()
@@ -544,11 +540,11 @@ class Chaos:
         old.admin.client_unpause()
         old.admin.execute_command("FAILOVER", "TO", "127.0.0.1", new.port, "TIMEOUT", 1000)
         until = time.monotonic() + 20
-        while old.admin.info("replication")["master_failover_state"] != "no-failover":
+        while (role := self._role(old)) is None:
             if time.monotonic() > until:
                 raise RuntimeError("the failover does not end")
             time.sleep(0.002)
-        if old.is_master():
+        if role == "master":
             return  # the replica was too slow
         self._server, self._replica = new, old
         after = 0.5 * duration**2 if strength > 0.5 else 0.0
@@ -562,6 +558,15 @@ class Chaos:
             self.moved[at] = begin, time.monotonic_ns()
 
         self._later(after, move)
+
+    @staticmethod
+    def _role(server: Server) -> str | None:
+        """Return what a server is; None while it changes, or does not answer."""
+        with contextlib.suppress(redis.RedisError):
+            facts: dict[str, str] = server.admin.info("replication")
+            if facts["master_failover_state"] == "no-failover":
+                return facts["role"]
+        return None
 
     def rights(self, strength: float, duration: float) -> None:
         """Take one or two rights from the workers' user, and give them back."""
