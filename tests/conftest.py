@@ -99,6 +99,18 @@ async def connected(way: str, url: str, **options: Any) -> Any:
     return Threaded(await asyncio.to_thread(connect, url, **options))
 
 
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that the user, who is not root while it is used, may not write to."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    user = os.geteuid()
+    if user == 0:  # whom permissions don't stop
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
+
+
 @dataclass(frozen=True)
 class Row:
     """Where and how: a kind of server, a colour, and whether the client is the caller's."""
