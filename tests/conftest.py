@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fakeredis
+import hypothesis
 import pytest
 import redis
 import redis.asyncio
@@ -27,6 +28,10 @@ from orcs_redis import embedded
 from .servers import BINARIES, BINARY
 from .servers import Server as Server
 from .servers import free_port as free_port
+
+# A busy machine may take long for any single example; the whole test has its timeout.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # For tests of what depends on the server's version or build.
 every_server = pytest.mark.parametrize("start_server", BINARIES.values(), ids=BINARIES.keys(), indirect=True)
