@@ -446,7 +446,7 @@ def check_script(reply: Reply) -> None:
 class Load(Operation[Versioned[A]]):
     """A whole session. The revision is read again at the end: if no write came between, nothing is torn."""
 
-    __slots__ = ("_absent", "_codec", "_id", "_namespace", "_partition")
+    __slots__ = ("_absent", "_codec", "_id", "_listed", "_namespace", "_partition")
 
     def __init__(self, namespace: Namespace, codec: Codec[A], id: str) -> None:
         super().__init__()
@@ -455,6 +455,7 @@ class Load(Operation[Versioned[A]]):
         self._id = id
         self._partition = namespace.keyspace.of(id)
         self._absent = False  # it was, at the last attempt
+        self._listed: Reply = None  # the metadata that it had all the same
 
     def commands(self) -> Sequence[Command]:
         """Plain commands: they cost the server a fifth of what a script does, and work when its memory is full."""
@@ -480,9 +481,12 @@ class Load(Operation[Versioned[A]]):
             if not self._absent:
                 self._absent = True
                 raise Torn("it is absent, or was evicted")
-            if replies[3] is not None:
-                raise CorruptSessionError(id, "session")
-            raise NotFoundError(id)
+            if replies[3] is None:
+                raise NotFoundError(id)
+            if replies[3] != self._listed:
+                self._listed = replies[3]
+                raise Torn("it was created meanwhile, or evicted")
+            raise CorruptSessionError(id, "session")
         if revision is None or not revision.isdigit() or len(revision) > 16:
             raise CorruptSessionError(id, ".revision")
         sections = self._codec.sections(fields)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fakeredis
+import hypothesis
 import pytest
 import redis
 import redis.asyncio
@@ -27,6 +28,10 @@ from orcs_redis import embedded
 from .servers import BINARIES, BINARY
 from .servers import Server as Server
 from .servers import free_port as free_port
+
+# A busy machine may take long for any single example; the whole test has its timeout.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # For tests of what depends on the server's version or build.
 every_server = pytest.mark.parametrize("start_server", BINARIES.values(), ids=BINARIES.keys(), indirect=True)
@@ -97,6 +102,18 @@ async def connected(way: str, url: str, **options: Any) -> Any:
         return await orcs_redis.RedisSessionStore.connect(url, **options)
     connect: Any = orcs_redis.sync.RedisSessionStore.connect
     return Threaded(await asyncio.to_thread(connect, url, **options))
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that the user, who is not root while it is used, may not write to."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    user = os.geteuid()
+    if user == 0:  # whom permissions don't stop
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
 
 
 @dataclass(frozen=True)

@@ -351,8 +351,10 @@ def test_watch_begins_now(embedded: str) -> None:
         store.save(SessionAsset(id="old"))
         cursor = store.cursor()
         with Watch("--url", embedded, "--namespace", "watched-now", "--json") as watch:
-            raw = ("PUBSUB", "NUMSUB", "{watched-now/0}:changes")
-            while not store._link.call([raw], time.monotonic() + 5)[0][1]:
+            raw = ("PUBSUB", "CHANNELS", "{watched-now/0}:changes*")
+            until = time.monotonic() + 20
+            while not store._link.call([raw], time.monotonic() + 5)[0]:
+                assert time.monotonic() < until
                 time.sleep(0.02)
             err = watch.interrupt()
         assert err.split()[-1] == cursor

@@ -44,7 +44,7 @@ from orcs_redis import (
     scripts,
 )
 from orcs_redis.operations import Write
-from orcs_redis.resp import Forgotten, Joinable, Lost, Retry, joined
+from orcs_redis.resp import Forgotten, Joinable, Lost, Retry, Torn, joined
 
 from .conftest import Place, Server, Threaded
 from .faults.proxy import BLACKHOLE, SWALLOW, Proxy, mid_command, mid_reply
@@ -844,6 +844,24 @@ async def test_evicted_turns(place: Place, store: Any) -> None:
     assert await contents(store, "other") == ["first"]
     await store.save(session("whole", id="s"))
     assert await contents(store, "s") == ["whole"]
+
+
+async def test_created_while_it_is_looked_for(place: Place, store: Any) -> None:
+    """A session that is created between the commands of a load is not taken for one whose hash was evicted."""
+    raw: Any = place.raw
+    load = store._core.operations.load("s")
+
+    def ask() -> list[Any]:
+        return [raw.execute_command(*command) for command in load.commands()]
+
+    with pytest.raises(Torn):
+        load.decode(ask())  # absent
+    *found, last = load.commands()
+    replies = [raw.execute_command(*command) for command in found]
+    await store.save(SessionAsset(id="s"))
+    with pytest.raises(Torn):
+        load.decode([*replies, raw.execute_command(*last)])
+    assert load.decode(ask()).asset.id == "s"
 
 
 async def test_evicted_hash(place: Place, store: Any) -> None:

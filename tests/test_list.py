@@ -142,7 +142,7 @@ async def test_a_broken_entry_hides_no_other(place: Place, store: Any) -> None:
     assert seen == ["s4", "s3", "s1"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     times=st.dictionaries(st.text("aB:{}*é😀 '", min_size=1, max_size=4), st.integers(0, 5), max_size=12),
     limit=st.integers(1, 5),

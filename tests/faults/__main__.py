@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .chaos import FAULTS, Report, check_folder, run
+from .workers import PLANTS
 
 
 def progress(seconds: float, ended: threading.Event) -> None:
@@ -34,7 +35,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: a random one")
     parser.add_argument("--runs", type=int, default=1, help="so many seeds, one after the other")
     parser.add_argument("--faults", help=f"only these, separated by commas, of {', '.join(FAULTS)}")
-    parser.add_argument("--naive", action="store_true", help="workers without operation ids; must be caught")
+    plant = f"a mistake of the workers' stores, which must be found: {', '.join(PLANTS)}; repeatable"
+    parser.add_argument("--plant", action="append", choices=PLANTS, default=[], metavar="NAME", help=plant)
     parser.add_argument("--naive-watchers", action="store_true", help="watchers on pub/sub alone; must be caught")
     parser.add_argument("--folder", type=Path, help="where the histories go; default: a temporary folder")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check what a run has left")
@@ -58,7 +60,7 @@ def main() -> int:
                 options.seconds,
                 number,
                 base / f"seed-{number}",
-                naive=options.naive,
+                plants=options.plant,
                 naive_watchers=options.naive_watchers,
                 only=only,
             )

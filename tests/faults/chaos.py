@@ -32,7 +32,7 @@ from orcs_redis import StorageError
 
 from ..servers import BINARY, free_port
 from . import proxy as modes
-from .history import Op, Violation, check, read_history
+from .history import FALSEHOODS, Faults, Op, Violation, check, read_history
 from .leases import check_leases
 from .proxy import Mode, Proxy
 from .watching import check_watches, read_chains, unfinished
@@ -43,6 +43,14 @@ __all__ = ["FAULTS", "Report", "check_folder", "run", "take_dump"]
 NAMESPACE = "chaos"
 PARTITIONS = 2
 WORKERS = 3
+CALM = 3.0  # seconds without faults, before and after
+USER, PASSWORD = "worker", "secret"
+# Any command that a write needs and some that a read needs, channels, or the user as a whole.
+RIGHTS = (
+    "-hset", "-hdel", "-hget", "-hgetall", "-hmget", "-rpush", "-ltrim", "-lset", "-lrange", "-rename", "-persist",
+    "-pexpire", "-unlink", "-zadd", "-zrem", "-zrangebyscore", "-zremrangebyscore", "-publish", "-evalsha", "-@write",
+    "resetchannels", "off",
+)  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,7 +61,7 @@ class Report:
     seed: int
     seconds: float
     folder: str
-    naive: bool = False
+    plants: Sequence[str] = ()
     naive_watchers: bool = False
     operations: int = 0
     writes: int = 0
@@ -61,6 +69,7 @@ class Report:
     faults: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     doubled: int = 0
+    falsely: int = 0  # told so
     unknown: int = 0
     told: int = 0  # changes, to all watches
     resumed: int = 0  # watches
@@ -75,10 +84,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}, {self.seconds:.0f} s{', naive' if self.naive else ''}"
+            f"seed {self.seed}, {self.seconds:.0f} s{', planted: ' + ', '.join(self.plants) if self.plants else ''}"
             f"{', naive watchers' if self.naive_watchers else ''}: {self.operations} operations "
             f"({self.writes} writes), {sum(self.faults.values())} faults",
-            f"  lost {self.lost}, doubled {self.doubled}, unknown outcomes {self.unknown}; {self.outcomes}",
+            f"  lost {self.lost}, doubled {self.doubled}, told falsely {self.falsely}, unknown {self.unknown}; "
+            f"{self.outcomes}",
             f"  {self.told} changes told to watchers, which resumed {self.resumed} times; {self.grants} leases",
             f"  {self.calm_rate:.0f} op/s without faults, {self.fault_rate:.0f} under them; "
             + (
@@ -103,14 +113,16 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         self.stopped = False
-        self.admin = redis.Redis(
+        self.admin: Any = redis.Redis(
             port=self.port, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
         )
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        self._folder.mkdir(exist_ok=True)
         arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
-        arguments += ["--appendonly", "yes", "--appendfsync", "always"]
+        arguments += ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"]
+        arguments += ["--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all"]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen([BINARY, *arguments], stdout=log, stderr=log)
         until = time.monotonic() + 30
@@ -121,6 +133,12 @@ class Server:
             if self._process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError((self._folder / "server.log").read_text()[-2000:])
             time.sleep(0.01)
+
+    def is_complete_replica(self) -> bool:
+        """Whether it has all that its master has, or nearly so, and would have it after a kill too."""
+        facts = self.admin.info()
+        rewriting = facts["aof_rewrite_in_progress"] or facts["aof_rewrite_scheduled"]
+        return facts["role"] == "slave" and facts["master_link_status"] == "up" and not rewriting
 
     def kill(self) -> None:
         """Kill it as kill -9 does."""
@@ -148,65 +166,96 @@ class Server:
         self.admin.close()
 
 
+@dataclass
+class Worker:
+    """A worker's process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    blocking: bool
+    started: float = field(default_factory=time.monotonic)
+
+
 class Fleet:
     """The worker processes."""
 
-    def __init__(self, url: str, folder: Path, rng: random.Random, until: int, *, naive: bool) -> None:
+    def __init__(self, url: str, folder: Path, rng: random.Random, until: int, *, plants: Sequence[str]) -> None:
         self._url = url
         self._folder = folder
         self._rng = rng
         self._until = until
-        self._naive = naive
+        self._plants = plants
         self._count = 0
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Worker] = []
 
-    def start(self) -> None:
+    def start(self, *, blocking: bool = False) -> None:
         """Start one more."""
         self._count += 1
         name = f"w{self._count}"
         command = [sys.executable, "-m", "tests.faults.workers", "--url", self._url, "--namespace", NAMESPACE]
         command += ["--name", name, "--log", str(self._folder / f"history-{name}.jsonl")]
         command += ["--seed", str(self._rng.randrange(2**32)), "--until", str(self._until)]
-        if self._naive:
-            command.append("--naive")
+        for plant in self._plants:
+            command += ["--plant", plant]
+        if blocking:
+            command.append("--blocking")
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with (self._folder / f"{name}.err").open("wb") as errors:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors)
-        self._processes.append(process)
+        self._processes.append(Worker(name, process, blocking))
 
     def ready(self) -> None:
         """Wait until each has connected."""
-        for process in self._processes:
-            assert process.stdout is not None
-            process.stdout.readline()
+        for worker in self._processes:
+            assert worker.process.stdout is not None
+            worker.process.stdout.readline()
 
     def replace(self) -> None:
         """Kill one as kill -9 does, and start another."""
-        process = self._processes.pop(self._rng.randrange(len(self._processes)))
-        process.kill()
-        self._end(process)
-        self.start()
+        worker = self._processes.pop(self._rng.randrange(len(self._processes)))
+        worker.process.kill()
+        self._end(worker.process)
+        self.start(blocking=worker.blocking)
+
+    def stop(self) -> Callable[[], None]:
+        """Let one stand still, and return what ends that."""
+        process = self._rng.choice(self._processes).process
+        process.send_signal(signal.SIGSTOP)
+        return lambda: process.send_signal(signal.SIGCONT)  # which does nothing if it was killed
+
+    def strike(self) -> None:
+        """Interrupt the blocking ones in whatever their stores are doing."""
+        for worker in self._processes:
+            if worker.blocking:
+                worker.process.send_signal(signal.SIGURG)
+
+    def settled(self) -> list[str]:
+        """Return the names of those that had some time to start."""
+        return [worker.name for worker in self._processes if worker.started < time.monotonic() - 2]
 
     def join(self, patience: float) -> list[str]:
         """Wait for the end of all; return what is wrong with how they ended."""
         until = time.monotonic() + patience
         wrong = []
-        for process in self._processes:
+        for worker in self._processes:
             try:
-                code = process.wait(max(0.1, until - time.monotonic()))
+                code = worker.process.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 code = None
             if code != 0:
-                wrong.append(f"worker ended with {code}")
+                wrong.append(f"worker {worker.name} ended with {code}")
         self.close()
-        wrong += [path.read_text()[-2000:] for path in self._folder.glob("w[0-9]*.err") if path.stat().st_size]
+        for path in self._folder.glob("w[0-9]*.err"):
+            # They may say that they were denied something.
+            lines = [line for line in path.read_text().splitlines() if "denied" not in line]
+            wrong += lines[-3:]
         return wrong
 
     def close(self) -> None:
-        for process in self._processes:
-            if process.poll() is None:
-                process.kill()
-            self._end(process)
+        for worker in self._processes:
+            if worker.process.poll() is None:
+                worker.process.kill()
+            self._end(worker.process)
         self._processes.clear()
 
     @staticmethod
@@ -303,13 +352,15 @@ class Chaos:
     def __init__(
         self,
         server: Server,
+        replica: Server,
         proxies: Sequence[Proxy],
         fleet: Fleet,
         watchers: Watchers,
         rng: random.Random,
         log: Path,
     ) -> None:
-        self._server = server
+        self._server = server  # the master
+        self._replica = replica
         self._proxies = proxies
         self._fleet = fleet
         self._watchers = watchers
@@ -319,6 +370,8 @@ class Chaos:
         self._number = 0
         self._passing = 0  # faults of the proxy under way: the last one to end heals
         self.counts: Counter[str] = Counter()
+        self.moved: list[tuple[int, int]] = []
+        self.denied: list[tuple[int, int]] = []
         self.restarts: list[int] = []  # ns of the monotonic clock at which a killed server could be reached again
 
     def run(self, until: float, only: Sequence[str] | None = None) -> None:
@@ -341,6 +394,11 @@ class Chaos:
             heapq.heappop(self._due)[2]()
         self._heal()
         self._log.close()
+
+    @property
+    def master(self) -> Server:
+        """The server that takes writes."""
+        return self._server
 
     def _note(self, name: str, **details: Any) -> None:
         self.counts[name] += 1
@@ -454,23 +512,97 @@ class Chaos:
         self._note("kill -9", down=round(down, 3))
 
     def _set(self, name: str, value: str, back: str, duration: float) -> None:
-        if self._server.stopped:
+        server = self._server
+        if server.stopped:
             return
-        self._server.admin.config_set(name, value)
+        server.admin.config_set(name, value)
         self._note(f"{name} {value}")
 
         def undo() -> None:
             with contextlib.suppress(redis.RedisError):  # a restart undoes it too
-                self._server.go_on()
-                self._server.admin.config_set(name, back)
+                server.go_on()
+                server.admin.config_set(name, back)
 
         self._later(0.05 + duration, undo)
 
     def no_replicas(self, strength: float, duration: float) -> None:
-        self._set("min-replicas-to-write", "1", "0", 0.6 * duration)
+        self._set("min-replicas-to-write", "2", "0", 0.6 * duration)
 
     def full(self, strength: float, duration: float) -> None:
         self._set("maxmemory", "1", "0", 0.6 * duration)
+
+    def failover(self, strength: float, duration: float) -> None:
+        """Let master and replica change places, without loss; the endpoint follows, and no connection is closed."""
+        old, new = self._server, self._replica
+        if old.stopped or not new.is_complete_replica():
+            return
+        begin = time.monotonic_ns()
+        old.admin.client_unpause()
+        old.admin.execute_command("FAILOVER", "TO", "127.0.0.1", new.port, "TIMEOUT", 1000)
+        until = time.monotonic() + 20
+        while (role := self._role(old)) is None:
+            if time.monotonic() > until:
+                raise RuntimeError("the failover does not end")
+            time.sleep(0.002)
+        if role == "master":
+            return  # the replica was too slow
+        self._server, self._replica = new, old
+        after = 0.5 * duration**2 if strength > 0.5 else 0.0
+        self._note("failover", after=round(after, 3))
+        at = len(self.moved)
+        self.moved.append((begin, 2**63))
+
+        def move() -> None:
+            for proxy in self._proxies:
+                proxy.target = self._server.port
+            self.moved[at] = begin, time.monotonic_ns()
+
+        self._later(after, move)
+
+    @staticmethod
+    def _role(server: Server) -> str | None:
+        """Return what a server is; None while it changes, or does not answer."""
+        with contextlib.suppress(redis.RedisError):
+            facts: dict[str, str] = server.admin.info("replication")
+            if facts["master_failover_state"] == "no-failover":
+                return facts["role"]
+        return None
+
+    def rights(self, strength: float, duration: float) -> None:
+        """Take one or two rights from the workers' user, and give them back."""
+        taken = self._rng.sample(RIGHTS, 1 if strength < 0.7 else 2)
+        servers = self._server, self._replica
+        if any(server.stopped for server in servers):
+            return
+        begin = time.monotonic_ns()
+        for server in servers:
+            server.admin.execute_command("ACL", "SETUSER", USER, *taken)
+        self._note("rights", taken=taken)
+        at = len(self.denied)
+        self.denied.append((begin, 2**63))
+
+        def give_back() -> None:
+            for server in servers:
+                server.go_on()
+                with contextlib.suppress(redis.RedisError):  # a restart gives them back too
+                    server.admin.execute_command("ACL", "SETUSER", USER, "on", "+@all", "allchannels")
+            self.denied[at] = begin, time.monotonic_ns()
+
+        self._later(0.05 + 0.8 * duration, give_back)
+
+    # The workers
+
+    def signals(self, strength: float, duration: float) -> None:
+        """A volley of signals whose handler raises."""
+        for _ in range(10 + int(40 * duration)):
+            self._fleet.strike()
+            time.sleep(self._rng.uniform(0, 0.01 * strength))
+        self._note("signals")
+
+    def worker_stops(self, strength: float, duration: float) -> None:
+        seconds = 0.2 + 3.8 * duration**2
+        self._later(seconds, self._fleet.stop())
+        self._note("worker stopped", seconds=round(seconds, 3))
 
     def worker(self, strength: float, duration: float) -> None:
         self._fleet.replace()
@@ -499,6 +631,10 @@ FAULTS: Mapping[str, tuple[Callable[[Chaos, float, float], None], float]] = {
     "kill-9": (Chaos.restart, 1.5),
     "no-replicas": (Chaos.no_replicas, 0.5),
     "full": (Chaos.full, 0.5),
+    "failover": (Chaos.failover, 1.5),
+    "rights": (Chaos.rights, 1.5),
+    "signals": (Chaos.signals, 1.5),
+    "worker-stops": (Chaos.worker_stops, 0.7),
     "worker": (Chaos.worker, 0.5),
     "deaf": (Chaos.deaf, 1),
     "late-news": (Chaos.late_news, 1),
@@ -512,35 +648,41 @@ def run(
     seed: int,
     folder: Path,
     *,
-    naive: bool = False,
+    plants: Sequence[str] = (),
     naive_watchers: bool = False,
     only: Sequence[str] | None = None,
 ) -> Report:
-    """Run workers and watchers for so long, a fifth of it (3 s at most) without faults, and check what came of it."""
+    """Run workers and watchers for so long under faults, and some seconds before and after; check what came of it."""
     folder.mkdir(parents=True)
     rng = random.Random(seed)
     with contextlib.ExitStack() as stack:
-        server = Server(folder)
-        stack.callback(server.close)
-        server.start()
+        server, replica = Server(folder / "a"), Server(folder / "b")
+        for one in (server, replica):
+            stack.callback(one.close)
+            one.start()
+        if "failover" in (only or FAULTS):
+            replica.admin.replicaof("127.0.0.1", str(server.port))
         setup(f"redis://127.0.0.1:{server.port}/0", folder)
         proxy = stack.enter_context(Proxy(server.port))
         watching = stack.enter_context(Proxy(server.port))  # their connections last longer than the workers'
         watchers = Watchers(f"redis://127.0.0.1:{watching.port}/0", folder, rng, naive=naive_watchers)
         stack.callback(watchers.close)
         watchers.start()
-        calm = min(3.0, seconds / 5)
         # The workers need some time to start.
         begin = time.monotonic() + 2
-        until = begin + seconds
-        fleet = Fleet(f"redis://127.0.0.1:{proxy.port}/0", folder, rng, int(until * 1e9), naive=naive)
+        over = begin + CALM + seconds
+        until = over + CALM
+        url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{proxy.port}/0"
+        fleet = Fleet(url, folder, rng, int(until * 1e9), plants=plants)
         stack.callback(fleet.close)
         for _ in range(WORKERS):
             fleet.start()
+        fleet.start(blocking=True)
         fleet.ready()
-        time.sleep(max(0.0, begin + calm - time.monotonic()))
-        chaos = Chaos(server, (proxy, watching), fleet, watchers, rng, folder / "faults.jsonl")
-        chaos.run(until, only)
+        time.sleep(max(0.0, begin + CALM - time.monotonic()))
+        chaos = Chaos(server, replica, (proxy, watching), fleet, watchers, rng, folder / "faults.jsonl")
+        chaos.run(over, only)
+        alive = fleet.settled()
         problems = fleet.join(20)
         # What is still on its way must have arrived before the dump.
         drained = time.monotonic() + 10
@@ -548,14 +690,20 @@ def run(
             time.sleep(0.05)
         proxy.close()
         time.sleep(0.2)
-        dump = take_dump(server.admin)
+        dump = take_dump(chaos.master.admin)
         problems += watchers.finish(dump, 10)
         problems += [path.read_text()[-2000:] for path in folder.glob("watch-*.err") if path.stat().st_size]
     (folder / "dump.json").write_text(json.dumps(dump))
-    span = {"begin": begin, "calm": calm, "until": until, "restarts": chaos.restarts, "faults": chaos.counts}
-    (folder / "run.json").write_text(
-        json.dumps({"seed": seed, "seconds": seconds, "naive": naive, "naive_watchers": naive_watchers, **span})
-    )
+    about: dict[str, Any] = {
+        "seed": seed,
+        "seconds": seconds,
+        "plants": plants,
+        "naive_watchers": naive_watchers,
+        "begin": begin,
+    }
+    about |= {"over": over, "restarts": chaos.restarts, "counts": chaos.counts}
+    about["faults"] = asdict(Faults(chaos.moved, chaos.denied, int(over * 1e9), alive))
+    (folder / "run.json").write_text(json.dumps(about))
     return check_folder(folder, problems)
 
 
@@ -566,12 +714,12 @@ def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:
     ops = read_history(sorted(folder.glob("history-*.jsonl")))
     violations = [Violation("worker", problem) for problem in problems]
     dump = json.loads((folder / "dump.json").read_text())
-    violations += check(ops, dump)
+    violations += check(ops, dump, Faults(**about["faults"]))
     violations += check_leases(ops, len(dump))
     chains = read_chains(sorted(folder.glob("watch-*.jsonl")))
     violations += check_watches(chains, ops, dump)
-    report = Report(about["seed"], about["seconds"], str(folder), about["naive"], about["naive_watchers"])
-    report.faults = about["faults"]
+    report = Report(about["seed"], about["seconds"], str(folder), about["plants"], about["naive_watchers"])
+    report.faults = about["counts"]
     report.told, report.resumed = sum(len(chain.told) for chain in chains), sum(chain.resumed for chain in chains)
     report.grants = sum(op.kind == "acquire" and op.ok for op in ops)
     report.check_seconds = time.monotonic() - started
@@ -581,10 +729,11 @@ def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:
     report.unknown = sum(op.unknown for op in ops if op.writes)
     report.rules = dict(Counter(violation.rule for violation in violations))
     report.lost, report.doubled = report.rules.get("lost", 0), report.rules.get("doubled", 0)
+    report.falsely = sum(report.rules.get(rule, 0) for rule in FALSEHOODS)
     report.violations = [str(violation) for violation in violations]
-    middle = about["begin"] + about["calm"]
+    middle = about["begin"] + CALM
     report.calm_rate = _rate(ops, about["begin"] + 0.5, middle)
-    report.fault_rate = _rate(ops, middle, about["until"])
+    report.fault_rate = _rate(ops, middle, about["over"])
     strikes = [json.loads(line)["at"] for line in (folder / "faults.jsonl").read_text().splitlines()]
     recoveries = _recoveries(ops, about["restarts"], strikes)
     if recoveries:

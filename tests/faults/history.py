@@ -1,12 +1,15 @@
 """The checker: reads what the workers say they did and what the server holds in the end, and finds what can't be.
 
 It is pure. A write is acknowledged (it says its revision), refused (the error promises that it was not applied), or
-unknown (OutcomeUnknownError, a cancelled caller, a killed worker): then it is in at most once, at any time after the
-call. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass over the lists.
+unknown (OutcomeUnknownError, a cancelled or interrupted caller, a killed worker): then it is in at most once, at any
+time after the call. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass
+over the lists.
 
 The rules, by the names that violations bear:
 
     unexpected   an error that no fault explains
+    hasty        an operation was given up long before its deadline
+    swallowed    an exception that a signal's handler raised did not come out as it was
     lost         an acknowledged write's turns are not in a history that is as new as the write
     doubled      a turn is there twice
     refused      a write is there whose error promised that it is not
@@ -23,6 +26,7 @@ The rules, by the names that violations bear:
     conflict     a conflict without another write that it could be with
     absent       a session was not found that must have been there
     list         a list is unsorted, skips or repeats
+    stuck        a worker does not write again once all faults are over
     dump         index, metadata, turns and hashes disagree
 """
 
@@ -33,15 +37,15 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from .workers import digest
+from .workers import DEADLINE, digest
 
-__all__ = ["REFUSALS", "UNKNOWN", "Op", "Violation", "check", "read_history"]
+__all__ = ["FALSEHOODS", "REFUSALS", "UNKNOWN", "Faults", "Op", "Violation", "check", "read_history"]
 
 WRITES = ("append", "create", "put", "save", "update", "delete")
 REFUSALS = (
@@ -50,9 +54,26 @@ REFUSALS = (
     "ConflictError",
     "StoreFullError",
     "LeaseLostError",
+    "PermissionDeniedError",
 )  # not applied, says the contract
-UNKNOWN = ("OutcomeUnknownError", "Cancelled", None)
+UNKNOWN = ("OutcomeUnknownError", "Cancelled", "Interrupted", "Swallowed", None)
+FALSEHOODS = ("refused", "conflict", "absent")  # the rules that an error breaks which says what isn't so
 _NEVER = 2**63
+_MEMORY = 2_000_000_000  # ns for which a store may remember a denial, or not know that its server was demoted
+_PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What the checker must know of the faults, in ns of the monotonic clock."""
+
+    moved: Sequence[tuple[int, int]] = ()  # the old master was demoted, and then the endpoint led to the new one
+    denied: Sequence[tuple[int, int]] = ()  # the workers' user lacked rights
+    healed: int = _NEVER  # all faults were over
+    alive: Sequence[str] = ()  # workers that had some time to write after that
+
+
+QUIET = Faults()
 
 
 @dataclass(slots=True)
@@ -125,14 +146,37 @@ def read_history(paths: Iterable[Path]) -> list[Op]:
     return list(ops.values())
 
 
-def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None) -> list[Violation]:
+def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None, faults: Faults = QUIET) -> list[Violation]:
     """Return what violates the contract in a history and the final dump (`take_dump`)."""
-    violations: list[Violation] = []
+    violations = _check_denials(ops, faults.denied)
+    for name in faults.alive:
+        own = [op for op in ops if op.uid.rpartition("-")[0] == name]
+        if not any(op.writes and op.ok and op.called > faults.healed for op in own):
+            violations.append(Violation("stuck", f"{name} has written nothing since the end of all faults"))
+    ops = [_judged(op, faults.moved) for op in ops]
     partitions = len(dump) if dump else 1
     for number in range(partitions):
         own = [op for op in ops if not op.session or crc32(op.session.encode()) % partitions == number]
         violations += _Partition(own, number, partitions, dump[number] if dump else None).check()
     return violations
+
+
+def _check_denials(ops: Sequence[Op], denied: Sequence[tuple[int, int]]) -> list[Violation]:
+    """An operation can be denied only if rights were missing, or had been a moment before."""
+    return [
+        Violation("unexpected", f"{op}: {op.result.get('text', '')}")
+        for op in ops
+        if op.outcome == "PermissionDeniedError"
+        and not any(begin < op.returned and op.called < end + _MEMORY for begin, end in denied)
+    ]
+
+
+def _judged(op: Op, moved: Sequence[tuple[int, int]]) -> Op:
+    """Return a read as if it had begun before the server's role changed: then it may have read from the demoted one."""
+    if op.writes and op.outcome != "NotFoundError":
+        return op
+    begins = [begin for begin, end in moved if begin < op.returned and op.called < end + _MEMORY]
+    return replace(op, called=min(op.called, *begins)) if begins else op
 
 
 class _Known:
@@ -249,7 +293,7 @@ class _Partition:
 
     def _check_errors(self) -> None:
         for op in self._ops.values():
-            allowed: tuple[str | None, ...] = ("ok", "UnavailableError", *UNKNOWN)
+            allowed: tuple[str | None, ...] = ("ok", "UnavailableError", "PermissionDeniedError", *UNKNOWN)
             if op.writes:
                 allowed += ("StoreFullError",)
             if op.session and op.kind not in ("create", "put"):
@@ -262,6 +306,10 @@ class _Partition:
                 allowed = (*allowed, "LeaseHeldError", "StoreFullError")
             elif not op.writes:
                 allowed = tuple(outcome for outcome in allowed if outcome != "OutcomeUnknownError")
+            if op.outcome == "Swallowed":
+                self._say("swallowed", f"{op}: {op.result.get('text') or 'it went on'}")
+            if op.outcome == "UnavailableError" and op.returned - op.called < _PATIENCE:
+                self._say("hasty", f"{op}: {op.result.get('text', '')}")
             if op.outcome not in allowed:
                 self._say("unexpected", f"{op}: {op.result.get('text', '')}")
 

@@ -107,12 +107,12 @@ class _Pair:
 class Proxy:
     """Stands before 127.0.0.1:target; `port` is its own. Its methods may be called from any thread.
 
-    With `tls` it speaks TLS to clients, for servers that don't.
+    A new `target` is that of new connections. With `tls` it speaks TLS to clients, for servers that don't.
     """
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
-        self._target = target
+        self.target = target
         self._tls = tls
         self._mode = PASS  # of new connections
         self._pairs: set[_Pair] = set()
@@ -204,7 +204,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except BaseException as exc:
             writer.transport.abort()
             if isinstance(exc, OSError):
@@ -243,8 +243,6 @@ class Proxy:
             await asyncio.sleep(pause)
         if pair.torn[up] or (mode.drop_up if up else mode.drop_down):
             pair.torn[up] = True
-            return
-        if writer.transport.is_closing():
             return
         if writer.transport.is_closing():
             return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .history import Op, check, read_history
+from .history import Faults, Op, check, read_history
 from .workers import Recorder, digest
 
 SECOND = 1_000_000_000
@@ -80,7 +80,7 @@ def history() -> list[Op]:
         create(),
         append("a", 1.1, 2, 2, turns=2),
         lost_append("u", 2.1),
-        lost_append("v", 2.1, "UnavailableError"),
+        op("v", "append", 2.1, 5, "UnavailableError", ids=["v.0"]),
         append("b", 3.2, 4, 4),
         op("s1", "save", 4.1, 5, ids=["s1.0"], base=4, counter=1, born="c", revision_=5),
         load("l", 5.1, 6, 5, ["c.0", "a.0", "a.1", "u.0", "b.0", "s1.0"], counter=1, mark="s1"),
@@ -157,7 +157,7 @@ def test_refused(error: str) -> None:
 
 def test_refused_save() -> None:
     """The mark of a save whose error promised that it was not applied is found."""
-    ops = [create(), op("x", "save", 1.1, 2, "UnavailableError", ids=[], base=1, counter=1, born="c")]
+    ops = [create(), op("x", "save", 1.1, 4, "UnavailableError", ids=[], base=1, counter=1, born="c")]
     assert "refused" in rules(ops, dump(["c.0"], [1, 2], mark="x", counter=1))
 
 
@@ -289,6 +289,50 @@ def test_unexpected() -> None:
     for outcome in ("CorruptSessionError", "StoreResetError", "RuntimeError('x')"):
         assert rules([create(), op("l", "load", 2, 3, outcome)]) == {"unexpected"}
     assert rules([create(), op("l", "load", 2, 3, "OutcomeUnknownError")]) == {"unexpected"}
+
+
+def test_hasty() -> None:
+    """An operation that was given up before there was time for several attempts is found."""
+    for kind in ("append", "load"):
+        assert rules([create(), op("x", kind, 2, 2.4, "UnavailableError", ids=[])]) == {"hasty"}
+        assert rules([create(), op("x", kind, 2, 4.4, "UnavailableError", ids=[])]) == set()
+
+
+def test_swallowed() -> None:
+    """A call that went on after a signal's handler had raised is found; the write may be applied or not."""
+    ops = [create(), lost_append("x", 1.1, "Swallowed")]
+    assert rules(ops, dump(["c.0", "x.0"], [1, 2])) == rules(ops, dump(["c.0"], [1])) == {"swallowed"}
+    assert rules([create(), lost_append("x", 1.1, "Interrupted")], dump(["c.0", "x.0"], [1, 2])) == set()
+
+
+def test_denied() -> None:
+    """A denial while no rights were missing is found, and a denied write that is there."""
+    ops = [create(), op("x", "append", 10, 11, "PermissionDeniedError", ids=["x.0"])]
+    for begin, last, expected in ((9, 10.5, set()), (7, 9, set()), (5, 6, {"unexpected"}), (12, 13, {"unexpected"})):
+        faults = Faults(denied=[(begin * SECOND, int(last * SECOND))])
+        assert {violation.rule for violation in check(ops, None, faults)} == expected
+        found = check(ops, dump(["c.0", "x.0"], [1, 2]), faults)
+        assert "refused" in {violation.rule for violation in found}
+
+
+def test_stuck() -> None:
+    """A worker that writes nothing after the end of all faults is found."""
+    ops = [op("w1-1", "append", 0, 1, ids=[], revision_=1), op("w2-1", "append", 0, 1, ids=[], revision_=2)]
+    ops += [
+        op("w1-2", "append", 9, 10, ids=[], revision_=3),
+        op("w2-2", "append", 9, 10, "OutcomeUnknownError", ids=[]),
+    ]
+    found = check(ops, None, Faults(healed=5 * SECOND, alive=["w1", "w2"]))
+    assert [violation.rule for violation in found] == ["stuck"]
+    assert "w2" in found[0].text
+
+
+def test_read_from_the_demoted() -> None:
+    """Around a change of roles a read may be as old as the change; at any other time, or older still, it is found."""
+    ops = [create(), append("a", 1.1, 2, 2), append("b", 11, 12, 3), load("l", 13, 14, 2, ["c.0", "a.0"])]
+    for begin, last, expected in ((10, 12.5, set()), (12.5, 13, {"stale"}), (5, 10, {"stale"})):
+        faults = Faults(moved=[(int(begin * SECOND), int(last * SECOND))])
+        assert {violation.rule for violation in check(ops, None, faults)} == expected
 
 
 def _no_meta(end: dict[str, Any]) -> None:

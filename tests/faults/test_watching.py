@@ -22,7 +22,8 @@ SECOND = 1_000_000_000
 
 
 def cursor(*positions: int) -> str:
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode((b"incarnation", positions))).decode()
+    beyond = b"".join((position - min(positions)).to_bytes(8) for position in positions)
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode((b"incarnation", min(positions), 8, beyond))).decode()
 
 
 def write(revision: int, session: str = "s", kind: str = "append") -> Op:

@@ -145,8 +145,8 @@ class Watcher:
         options, name = self._options, self._options.name
         async with await self._connected() as store:
             self._log.begun(name, await self._cursor(store), None)
-            partitions = store._core.changes.namespace.keyspace.partitions
-            channels = [partition.changes for partition in partitions]
+            namespace = store._core.changes.namespace
+            channels = [namespace.channel(partition.changes) for partition in namespace.keyspace.partitions]
         client = redis.asyncio.Redis.from_url(options.url)
         print("ready", flush=True)
         while True:

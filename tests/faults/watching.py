@@ -33,8 +33,8 @@ __all__ = ["Chain", "Told", "check_watches", "positions", "read_chains", "unfini
 
 def positions(cursor: str) -> list[int]:
     """Return what a cursor says of each partition."""
-    found: list[int] = msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor))[1]
-    return found
+    _, least, width, beyond = msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor))
+    return [least + int.from_bytes(beyond[at : at + width]) for at in range(0, len(beyond), width)]
 
 
 @dataclass(frozen=True, slots=True)

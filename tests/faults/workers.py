@@ -1,5 +1,8 @@
 """A worker process: tasks that do mixed operations over one store, and a line in a log before and after each.
 
+With --blocking it is one thread that does so over a blocking store, and SIGURG, which is ignored by default, makes
+whatever the store is doing raise an exception.
+
 A line is JSON. Before: {"call": uid, "at": ns, "kind", "session", ...arguments}. After: {"return": uid, "at": ns,
 "outcome": "ok" or the error's class, ...result}. Times are of the monotonic clock, which all processes share.
 
@@ -15,22 +18,38 @@ import hashlib
 import json
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
-from orcs_redis import ConversationTurn, NotFoundError, RedisSessionStore, SessionAsset, StorageError
+import orcs_redis.sync
+from orcs_redis import (
+    ConversationTurn,
+    NotFoundError,
+    PermissionDeniedError,
+    RedisSessionStore,
+    SessionAsset,
+    StorageError,
+    UnavailableError,
+)
+from orcs_redis.blocking import SocketLink
+from orcs_redis.codec import recall
 from orcs_redis.lease import Lease
 from orcs_redis.operations import Write, Written
-from orcs_redis.resp import Command, Reply
+from orcs_redis.resp import Command, Lost, Reply
 
 DEADLINE = 3.0
 LONG, MORTAL, STILL = 3, 4, 6
 FULL = 400  # turns after which a long session is followed by another
 LISTED = 100  # ids of histories up to this length are logged one by one
+BOARDS = ("board", "board-1", "board-2", "board-3")  # are only ever saved whole, over whatever is there
 
+T = TypeVar("T")
+Call: TypeAlias = tuple[str, str, dict[str, Any]]  # uid, session, arguments
 Store = RedisSessionStore[SessionAsset]
 _told: ContextVar[list[int]] = ContextVar("told")
 
@@ -94,8 +113,11 @@ def new_session(id: str, uid: str, ids: list[str]) -> SessionAsset:
     return asset
 
 
+# Mistakes that the checker has to find
+
+
 def make_naive() -> None:
-    """Give every sending an operation id of its own: the mistake that the checker has to find."""
+    """Give every sending an operation id of its own."""
     commands = Write.commands
 
     def renewed(self: Write) -> Sequence[Command]:
@@ -103,6 +125,126 @@ def make_naive() -> None:
         return commands(self)
 
     Write.commands = renewed  # type: ignore[method-assign]
+
+
+def make_lying() -> None:
+    """Say of some writes that were applied that they were denied."""
+    decode, rng = Write.decode, random.Random(1)
+
+    def lying(self: Write, replies: Sequence[Reply]) -> Written:
+        written = decode(self, replies)
+        if rng.random() < 0.02:
+            raise PermissionDeniedError("planted")
+        return written
+
+    Write.decode = lying  # type: ignore[method-assign]
+
+
+def make_faithful() -> None:
+    """Stay with a server that takes no writes any more."""
+    decode = Write.decode
+
+    def faithful(self: Write, replies: Sequence[Reply]) -> Written:
+        for reply in replies:
+            if isinstance(reply, Exception) and "READONLY" in str(reply):
+                raise UnavailableError("planted")
+        return decode(self, replies)
+
+    Write.decode = faithful  # type: ignore[method-assign]
+
+
+def make_swallowing() -> None:
+    """Take what a signal's handler raises for a lost connection."""
+    call = SocketLink.call
+
+    def swallowing(self: SocketLink, commands: Sequence[Command], expires: float) -> list[Reply]:
+        try:
+            return call(self, commands, expires)
+        except STRUCK:
+            raise Lost("planted", sent=True) from None
+
+    SocketLink.call = swallowing  # type: ignore[method-assign, assignment]
+
+
+PLANTS = {"naive": make_naive, "lying": make_lying, "faithful": make_faithful, "swallowing": make_swallowing}
+
+
+class Struck(Exception):
+    """What the signal's handler raises, as a framework's time limit does."""
+
+
+class StruckInTime(TimeoutError):
+    """The same, of a kind that libraries take for a lost connection."""
+
+
+class StruckByKey(KeyboardInterrupt):
+    """The same, as Ctrl-C."""
+
+
+STRUCK = (Struck, StruckInTime, StruckByKey)
+
+
+class Swallowed(Exception):
+    """A call went on, or failed in another way, though the handler had raised."""
+
+
+class Inline:
+    """A blocking store with the asyncio one's methods. While one of them runs, SIGURG makes it raise."""
+
+    def __init__(self, store: orcs_redis.sync.RedisSessionStore[SessionAsset], rng: random.Random) -> None:
+        self._store = store
+        self._rng = rng
+        self._running = self._struck = False
+        signal.signal(signal.SIGURG, self._strike)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            return self.run(partial(method, *args, **options))
+
+        return call
+
+    def lease(self, *args: Any, **options: Any) -> InlineLeasing:
+        return InlineLeasing(self, self._store.lease(*args, **options))
+
+    async def aclose(self) -> None:
+        self._store.close()
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Call, and see to it that nobody swallows what the handler raises."""
+        self._struck = False
+        self._running = True
+        try:
+            result = call()
+        except BaseException as error:
+            self._running = False
+            if self._struck and not isinstance(error, STRUCK):
+                raise Swallowed(repr(error)) from error
+            raise
+        self._running = False
+        if self._struck:
+            raise Swallowed
+        return result
+
+    def _strike(self, *_: object) -> None:
+        if self._running and not self._struck:
+            self._struck = True
+            raise self._rng.choice(STRUCK)
+
+
+class InlineLeasing:
+    """A blocking store's `lease`, awaited."""
+
+    def __init__(self, store: Inline, leasing: Any) -> None:
+        self._store = store
+        self._leasing = leasing
+
+    async def __aenter__(self) -> Any:
+        return self._store.run(self._leasing.__enter__)
+
+    async def __aexit__(self, *error: object) -> None:
+        self._store.run(partial(self._leasing.__exit__, *error))
 
 
 def listen_to_revisions() -> None:
@@ -120,7 +262,7 @@ def listen_to_revisions() -> None:
 class Worker:
     """What one process does. Its tasks share the store and what they know of the sessions."""
 
-    def __init__(self, store: Store, log: Recorder, seed: int, pace: float) -> None:
+    def __init__(self, store: Any, log: Recorder, seed: int, pace: float) -> None:
         self._store = store
         self._log = log
         self._rng = random.Random(seed)
@@ -133,7 +275,7 @@ class Worker:
         """Do one thing after the other until that moment of the monotonic clock."""
         actions: dict[Callable[[], Awaitable[None]], int] = {
             self.append: 40, self.save: 10, self.update: 8, self.load: 10, self.turns: 14, self.list: 4, self.page: 2,
-            self.delete: 6, self.create: 4, self.put: 2, self.lease: 2,
+            self.delete: 6, self.create: 4, self.put: 2, self.lease: 2, self.load_many: 2, self.save_many: 1,
         }  # fmt: skip
         names, weights = list(actions), list(actions.values())
         while time.monotonic_ns() < until:
@@ -162,10 +304,22 @@ class Worker:
             result["revision"] = await self._store.save(asset, if_revision=0)
 
     async def put(self) -> None:
-        uid = self._log.uid()
+        uid, board = self._log.uid(), self._rng.choice(BOARDS)
         ids = [f"{uid}.{n}" for n in range(self._rng.choice((0, 3, 20)))]
-        async with self._recorded(uid, "put", "board", ids=ids) as result:
-            result["revision"] = await self._store.save(new_session("board", uid, ids))
+        async with self._recorded(uid, "put", board, ids=ids) as result:
+            result["revision"] = await self._store.save(new_session(board, uid, ids))
+
+    async def save_many(self) -> None:
+        boards = self._rng.sample(BOARDS, self._rng.randint(2, len(BOARDS)))
+        calls, assets = [], []
+        for board in boards:
+            uid = self._log.uid()
+            ids = [f"{uid}.{n}" for n in range(self._rng.choice((0, 3, 20)))]
+            calls.append((uid, board, {"ids": ids}))
+            assets.append(new_session(board, uid, ids))
+        async with self._recorded_all("put", calls) as results:
+            for result, saved in zip(results, await self._store.save_many(assets), strict=True):
+                result["error" if isinstance(saved, StorageError) else "revision"] = saved
 
     async def save(self) -> None:
         session = self._session()
@@ -235,6 +389,16 @@ class Worker:
     async def load(self) -> None:
         await self._loaded(self._session())
 
+    async def load_many(self) -> None:
+        ids = [f"still-{n}" for n in range(STILL)] + [self._session() for _ in range(6)]
+        calls: Sequence[Call] = [(self._log.uid(), id, {}) for id in ids]
+        async with self._recorded_all("load", calls) as results:
+            for result, loaded in zip(results, await self._store.load_many(ids), strict=True):
+                if isinstance(loaded, StorageError):
+                    result["error"] = loaded
+                elif (stored := recall(loaded)) is not None:
+                    result |= observed(loaded, stored.revision)
+
     async def turns(self) -> None:
         session, uid, last = self._session(), self._log.uid(), self._rng.randint(1, 12)
         async with self._recorded(uid, "turns", session, last=last) as result:
@@ -270,7 +434,7 @@ class Worker:
         if draw < 0.55:
             slot = self._rng.randrange(LONG)
             return f"long-{slot}.{self._generation[slot]}"
-        return f"mortal-{self._rng.randrange(MORTAL)}" if draw < 0.92 else "board"
+        return f"mortal-{self._rng.randrange(MORTAL)}" if draw < 0.92 else self._rng.choice(BOARDS)
 
     async def _loaded(self, session: str) -> tuple[SessionAsset, int] | None:
         uid = self._log.uid()
@@ -290,36 +454,57 @@ class Worker:
     @asynccontextmanager
     async def _recorded(self, uid: str, kind: str, session: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
         """Log a call, and how it ends. Now and then the caller loses patience and cancels it."""
-        result: dict[str, Any] = {}
+        async with self._recorded_all(kind, [(uid, session, arguments)]) as (result,):
+            yield result
+
+    @asynccontextmanager
+    async def _recorded_all(self, kind: str, calls: Sequence[Call]) -> AsyncIterator[Sequence[dict[str, Any]]]:
+        """The same of a call for several sessions. A result is the item's own "error", or what it came to."""
+        results: Sequence[dict[str, Any]] = [{} for _ in calls]
         patience = self._rng.uniform(0, 0.01) if self._rng.random() < 0.02 else None
-        self._log.call(uid, kind, session, **arguments)
+        for uid, session, arguments in calls:
+            self._log.call(uid, kind, session, **arguments)
+        ended = {"outcome": "ok"}
         try:
             async with asyncio.timeout(patience) as timeout:
-                yield result
-            result["outcome"] = "ok"
+                yield results
+        except STRUCK:
+            ended = {"outcome": "Interrupted"}
+        except Swallowed as error:
+            ended = {"outcome": "Swallowed", "text": str(error)[:200]}
         except StorageError as error:
-            result["outcome"] = type(error).__name__
-            if not isinstance(error, NotFoundError):
-                result["text"] = str(error)[:200]
+            ended = refusal(error) if len(calls) == 1 else {"outcome": f"raised {error!r}"[:300]}
         except TimeoutError as error:
-            result["outcome"] = "Cancelled" if timeout.expired() else repr(error)
+            ended = {"outcome": "Cancelled" if timeout.expired() else repr(error)}
         except Exception as error:
-            result["outcome"] = repr(error)[:300]
-        told = result
-        if result["outcome"] != "ok":
-            told = {key: result[key] for key in ("outcome", "text") if key in result}
-        self._log.done(uid, **told)
-        if kind == "delete":
-            self._known.pop(session, None)
-        elif "revision" in told:
-            self._known[session] = told["revision"]
+            ended = {"outcome": repr(error)[:300]}
+        for (uid, session, _), result in zip(calls, results, strict=True):
+            told: dict[str, Any] = ended
+            if ended["outcome"] == "ok":
+                told = refusal(result["error"]) if "error" in result else ended | result
+            self._log.done(uid, **told)
+            result["outcome"] = told["outcome"]
+            if kind == "delete":
+                self._known.pop(session, None)
+            elif "revision" in told:
+                self._known[session] = told["revision"]
 
 
-async def connected(url: str, namespace: str, until: int) -> Store | None:
+def refusal(error: StorageError) -> dict[str, Any]:
+    """Return what the log tells of a call that failed."""
+    told: dict[str, Any] = {"outcome": type(error).__name__}
+    return told if isinstance(error, NotFoundError) else told | {"text": str(error)[:200]}
+
+
+async def connected(options: argparse.Namespace) -> Store | Inline | None:
     """Open the store, however long a fault keeps it from that."""
-    while time.monotonic_ns() < until:
+    while time.monotonic_ns() < options.until:
         try:
-            return await RedisSessionStore.connect(url, namespace=namespace, deadline=DEADLINE)
+            if not options.blocking:
+                return await RedisSessionStore.connect(options.url, namespace=options.namespace, deadline=DEADLINE)
+            connect = orcs_redis.sync.RedisSessionStore.connect
+            store = connect(options.url, namespace=options.namespace, deadline=DEADLINE)
+            return Inline(store, random.Random(options.seed))
         except StorageError:
             await asyncio.sleep(0.05)
     return None
@@ -327,13 +512,14 @@ async def connected(url: str, namespace: str, until: int) -> Store | None:
 
 async def work(options: argparse.Namespace) -> None:
     log = Recorder(options.log, options.name)
-    store = await connected(options.url, options.namespace, options.until)
+    store = await connected(options)
     if store is None:
         return
     worker = Worker(store, log, options.seed, options.pace)
     print("ready", flush=True)
     try:
-        await asyncio.gather(*(worker.run(options.until) for _ in range(options.tasks)))
+        tasks = 1 if options.blocking else options.tasks
+        await asyncio.gather(*(worker.run(options.until) for _ in range(tasks)))
     finally:
         await store.aclose()
         log.close()
@@ -349,11 +535,12 @@ def main() -> None:
     parser.add_argument("--until", type=int, required=True, help="ns of the monotonic clock")
     parser.add_argument("--tasks", type=int, default=6)
     parser.add_argument("--pace", type=float, default=0.02, help="seconds a task rests at most between operations")
-    parser.add_argument("--naive", action="store_true")
+    parser.add_argument("--plant", action="append", choices=PLANTS, default=[])
+    parser.add_argument("--blocking", action="store_true")
     options = parser.parse_args()
     listen_to_revisions()
-    if options.naive:
-        make_naive()
+    for plant in options.plant:
+        PLANTS[plant]()
     asyncio.run(work(options))
 
 
