@@ -44,13 +44,16 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and do what falls due, each at its time."""
-        until = self.now + seconds
+        self.advance_to(self.now + seconds)
+
+    def advance_to(self, until: float) -> None:
+        """Let time pass until then."""
         while self._timers and self._timers[0][0] <= until:
             moment, _, action = heapq.heappop(self._timers)
             self.now = max(self.now, moment)
             action()
-        self.now = until
+        self.now = max(self.now, until)
 
-    def next(self) -> float | None:
-        """Return in how many seconds something falls due."""
-        return self._timers[0][0] - self.now if self._timers else None
+    def next(self) -> float:
+        """Return when something falls due."""
+        return self._timers[0][0] if self._timers else float("inf")

@@ -65,6 +65,7 @@ class Call:
         self.attempt = 0
         self.waiting = False  # for a reply
         self.done = False
+        self.sent_at = 0.0
         self.ended_at: int | None = None  # a moment of the model
         self.due = world.clock.now
         self.expires = self.due + (operation.deadline or DEADLINE)
@@ -82,6 +83,7 @@ class Call:
         commands = list(self.operation.commands())
         self.attempt += 1
         self.waiting = True
+        self.sent_at = self.world.clock.now
         return commands
 
     def failed(self, problem: Trouble | StorageError) -> None:
@@ -154,6 +156,7 @@ class Flow:
         self.call: Call | None = None
         self.pause: Pause | None = None
         self.until = 0.0
+        self.sent_at = 0.0  # when the last operation was sent last
         self.done = False
         writer.flows.append(self)
         self._move(lambda: next(plan))
@@ -190,6 +193,8 @@ class Flow:
                 self.call = Call(self.world, self.writer, step, self._answered, list(self.content))
 
     def _answered(self, outcome: Outcome) -> None:
+        if self.call is not None:
+            self.sent_at = self.call.sent_at
         self.call = None
         if outcome is CANCELLED:
             self.stop()

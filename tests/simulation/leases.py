@@ -145,12 +145,12 @@ class Holding:
     def __init__(self, world: World, writer: Writer, id: str, ttl: float, wait: float) -> None:
         self.world, self.writer, self.id, self.ttl = world, writer, id, ttl
         self.token = 0
-        self.lost = self.over = False
+        self.lost = self.over = self._finishing = False
         self.wake = Wake()
         self._claim = writer.leases.acquire(id, ttl)
         self._given = 0.0
         self._keeper: Flow | None = None
-        Flow(world, writer, self._take(wait), self._taken)
+        self._taking = Flow(world, writer, self._take(wait), self._taken)
 
     @property
     def held(self) -> bool:
@@ -175,6 +175,9 @@ class Holding:
             self.over = True
             return
         self.token = outcome
+        if self._finishing:
+            self.release()
+            return
         self._given = self.world.clock.now
         keep = self.writer.leases.keep(self.id, self.token, self.ttl, self._claim.sent)
         self._keeper = Flow(self.world, self.writer, keep, self._ended)
@@ -183,11 +186,11 @@ class Holding:
         if outcome is CANCELLED:
             return
         self.lost = True
-        self.check()
-        left = self._deadline() - self.world.clock.now
-        taken_away = (self.id, self.token) in self.world.model.leases.taken_away
-        if self._given == self.world.clock.now and left > self.ttl / 2 and not taken_away:
-            raise Violation("held", f"the lease of {self.id} is lost when it is given, {left:.3f} s before its end")
+        now = self.world.clock.now
+        if now > self._given:
+            self.check()
+        elif now - self._taking.sent_at < self.ttl / 2:
+            raise Violation("held", f"the lease of {self.id} is lost when it is given")
 
     def _deadline(self) -> float:
         milliseconds = self.world.model.leases.deadlines[self.id, self.token]
@@ -195,9 +198,15 @@ class Holding:
 
     def check(self) -> None:
         """Judge whether the worker still goes by a lease whose time is over."""
-        late = -self._deadline()+ self.world.clock.now
+        late = self.world.clock.now - self._deadline()
         if late > _TOLERANCE:
             raise Violation("held", f"the lease of {self.id} was over {late:.3f} s before its holder noticed")
+
+    def finish(self) -> None:
+        """Give it back, now or as soon as it is there."""
+        self._finishing = True
+        if self.held:
+            self.release()
 
     def release(self) -> None:
         """Leave the block."""

@@ -42,7 +42,7 @@ class Limits(NamedTuple):
     """What a partition keeps."""
 
     writers: int = 1000
-    window_bytes: int = 1 << 20
+    dedup_bytes: int = 1 << 20
     tombstones: int = 1000
 
 

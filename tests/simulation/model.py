@@ -51,6 +51,7 @@ class Record:
     outcome: Any = None  # a revision, an error, or CANCELLED
     epoch: int = 0  # when it ended
     ids: set[bytes] = field(default_factory=set)  # its operation ids: a new one after FORGOTTEN
+    bars: set[Record] = field(default_factory=set)  # writes that must not be applied after this one
 
     def __str__(self) -> str:
         return f"write {self.number} ({self.kind.decode()} {self.id})"
@@ -121,7 +122,32 @@ class Model:
         other = self.by_id.setdefault(ticket.op, record)
         if other is not record:
             raise Violation("identity", f"{record} has the operation id of {other}")
+        if len(record.ids) > 1 or not record.bars:
+            record.bars = self._barred(record, ticket.op)
         return ticket
+
+    def _barred(self, record: Record, op: bytes) -> set[Record]:
+        """Return what a new write bars: what its store has given up, unless an older operation of its epoch is under way."""
+        writer, partition = record.writer, record.partition
+        over = [
+            other
+            for other in self.records
+            if other.writer is writer and other.partition is partition and other.ended is not None and type(other.outcome) is not int
+        ]
+        if not over:
+            return set()
+        tickets = [getattr(call.operation, "_ticket", None) for call in writer.calls]
+        open_ids = [
+            ticket.operation_id
+            for call, ticket in zip(writer.calls, tickets, strict=True)
+            if ticket is not None and call.operation._partition is partition and ticket.operation_id != op  # type: ignore[attr-defined]
+        ]
+
+        def barred(old: bytes) -> bool:
+            epoch = old[:12]
+            return not any(id[:12] == epoch and (epoch != op[:12] or id < old) for id in open_ids)
+
+        return {other for other in over if all(map(barred, other.ids))}
 
     def settle(self, record: Record, outcome: Any) -> None:
         """Note how a write ended for its caller."""
@@ -203,10 +229,9 @@ class Model:
             raise Violation("condition", f"{record} was applied under {record.token}, not {self.leases.token(record.id)}")
         if record.kind != SAVE and turns is None:
             raise Violation("condition", f"{record} was applied to nothing")
-        ended = record.ended
-        if ended is not None:
+        if record.ended is not None:
             for other in log:
-                if other.record.writer is record.writer and other.record.begun > ended:
+                if record in other.record.bars:
                     raise Violation("late", f"{record}, ended in {record.outcome!r:.80}, was applied after {other.record}")
         made = None if record.kind == DELETE else (*record.content,) if record.kind == SAVE else (*(turns or ()), *record.content)
         entry = Entry(record, ticket.op, revision, self.epoch, self.moment)
@@ -237,14 +262,13 @@ class Model:
             raise Violation("revisions", f"the counter is {int(state[b'revision'])} after {len(log)} writes")
         if int(state[b"compacted"]) != self.compacted[partition.number]:
             raise Violation("state", f"{int(state[b'compacted'])} is compacted, not {self.compacted[partition.number]}")
-        self.dropped[partition.number] = max(self.dropped[partition.number], int(state[b"forgotten"]))
         sizes = [len(value) for name, value in state.items() if name[:1] == b"w" and len(name) == 13]
         if len(sizes) > limits.writers:
             raise Violation("windows", f"there are {len(sizes)}, and {limits.writers} are allowed")
-        if sum(sizes) != int(state[b"window_bytes"]):
-            raise Violation("windows", f"they have {sum(sizes)} bytes, and {int(state[b'window_bytes'])} are counted")
-        if wrote and sum(sizes) > limits.window_bytes and max(sizes) > 64:
-            raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.window_bytes} are allowed")
+        if sum(sizes) != int(state[b"dedup_bytes"]):
+            raise Violation("windows", f"they have {sum(sizes)} bytes, and {int(state[b'dedup_bytes'])} are counted")
+        if wrote and sum(sizes) > limits.dedup_bytes and max(sizes) > 64:
+            raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.dedup_bytes} are allowed")
         if max(sizes, default=0) > 16 + 16 * (2 * self.world.window + 16):
             raise Violation("windows", f"one has {max(sizes)} bytes, though writers begin a new one after {self.world.window}")
 

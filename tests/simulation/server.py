@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import hiredis
 
-from orcs_redis.embedded import find_server
+from orcs_redis.embedded import _die_with_parent, find_server
 from orcs_redis.resp import Command, as_error, pack
 
 # Small hashes keep the order in which they were filled, so that the server's own randomness has nothing to choose from.
@@ -26,7 +27,10 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="orcs-redis-simulation-")
         path = f"{self._folder.name}/s"
         command = [str(binary or find_server()), *_OPTIONS, "--unixsocket", path, "--dir", self._folder.name]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        prepare = _die_with_parent() if sys.platform == "linux" else None
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=prepare
+        )
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(20)
         deadline = time.monotonic() + 20
