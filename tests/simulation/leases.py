@@ -38,13 +38,16 @@ class Requested:
     id: str
     mine: Any  # the claim's operation id, or a token
     ttl: int  # ms
+    seen: int
     writer: Writer
     call: Call
 
     @classmethod
     def read(cls, call: Call, command: Any) -> Requested:
         _, kind, id, mine, *rest = command[3 + command[2] :]
-        return cls(kind, id, mine, int(rest[0]) if rest else 0, call.writer, call)
+        ttl = int(rest[0]) if rest else 0
+        seen = int(rest[2]) if len(rest) > 2 else 0
+        return cls(kind, id, mine, ttl, seen, call.writer, call)
 
 
 class LeaseModel:
@@ -89,6 +92,8 @@ class LeaseModel:
                 raise Violation("lease", f"{request.id} is given to {request.call}, another has token {grant.token}")
             if value <= self.last[number]:
                 raise Violation("token", f"{value} was given out after {self.last[number]}")
+            if request.seen > len(self.world.model.logs[number]):
+                raise Violation("lease", f"{request.id} is given to {request.call}, whose store had seen {request.seen}")
             self._check_owner(request, number)
             self.last[number] = value
         elif answer == b"OK" and not (mine and grant is not None and value == grant.token):

@@ -35,7 +35,6 @@ class Profile:
     moods: tuple[Weights, ...] = _MOODS
     calm: bool = False
     drops_windows: bool = False  # few windows are kept, so that they are dropped
-    deadline_skips: bool = True
 
 
 PROFILES = {
@@ -43,6 +42,11 @@ PROFILES = {
     for profile in (
         Profile("calm", _TURNS, calm=True),
         Profile("faults", _TURNS | _FAULTS),
+        Profile(
+            "watches",
+            {"start": 16, "send": 20, "arrive": 18, "reply": 14, "watch": 40, "tick": 4, "break_watch": 3, "lose_message": 4, "lose_reply": 1},
+            _MOODS[:1] + _MOODS[3:],
+        ),
         Profile("windows", _TURNS | _FAULTS | {"burst": 5}, drops_windows=True),
         Profile("restores", _TURNS | _FAULTS | {"burst": 3, "snapshot": 2, "restore": 2}, drops_windows=True),
         Profile("clones", _TURNS | _FAULTS | {"clone": 3, "burst": 1}),

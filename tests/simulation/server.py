@@ -7,17 +7,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hiredis
 
 from orcs_redis.embedded import _die_with_parent, find_server
-from orcs_redis.resp import Command, as_error, pack
+from orcs_redis.resp import Argument, as_error
 
 # Small hashes keep the order in which they were filled, so that the server's own randomness has nothing to choose from.
 _OPTIONS = ("--port", "0", "--save", "", "--hash-max-listpack-entries", "1000", "--hash-max-listpack-value", "100000")
 _COPY = "for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'DB', ARGV[1]) end"
+
+_pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command
 
 
 class Server:
@@ -42,7 +45,7 @@ class Server:
         self._messages: list[tuple[str, bytes]] = []
         self._scripts: set[bytes] = set()
         self.run(("HELLO", 3))
-        self._socket.sendall(pack([("PSUBSCRIBE", "*")]))  # it is answered by a push
+        self._socket.sendall(_pack(("PSUBSCRIBE", "*")))  # it is answered by a push
 
     def close(self) -> None:
         self._socket.close()
@@ -50,9 +53,9 @@ class Server:
         self._process.wait()
         self._folder.cleanup()
 
-    def run(self, *commands: Command) -> list[Any]:
+    def run(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Return the replies; errors are values."""
-        self._socket.sendall(pack(commands))
+        self._socket.sendall(b"".join(map(_pack, commands)))
         replies: list[Any] = []
         while len(replies) < len(commands):
             while (reply := self._reader.gets()) is ...:
@@ -64,7 +67,7 @@ class Server:
                 replies.append(reply)
         return replies
 
-    def check(self, *commands: Command) -> list[Any]:
+    def check(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Return the replies, of which none is an error."""
         replies = self.run(*commands)
         for command, reply in zip(commands, replies, strict=True):

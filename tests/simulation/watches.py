@@ -29,7 +29,8 @@ class Consumer:
         self.watcher = Watcher(writer.changes, ids, self.wake)
         self.queue: collections.deque[tuple[str, bytes | None]] = collections.deque()
         self.received: list[Change] = []
-        self.connected = self.started = False
+        self.connected = self.started = self.lossy = self.went_back = False
+        self._last: dict[str, int] = {}  # revision of each channel's last message over this connection
         self.ended: Any = None  # an error, or CANCELLED
         self.epoch = world.model.epoch
         self.start: list[int] = []
@@ -59,11 +60,13 @@ class Consumer:
         """Break its connection."""
         self.connected = False
         self.queue.clear()
+        self._last.clear()
 
     def lose(self) -> None:
         """Lose a message, and nobody notices."""
         if self.queue and self.queue[0][1] is not None:
             self.queue.popleft()
+            self.lossy = True
 
     def step(self, receive: bool) -> bool:
         """Do one thing; False if there is nothing to do."""
@@ -75,6 +78,10 @@ class Consumer:
             return True
         if self.queue and receive:
             channel, message = self.queue.popleft()
+            if message is not None:
+                revision = _decode_message(message)[0]
+                self.went_back |= revision <= self._last.get(channel, 0)
+                self._last[channel] = revision
             self._listeners[channel](message)
             return True
         if self._flow is None:
@@ -140,6 +147,8 @@ class Consumer:
         self.world.count("watches reset")
 
     def _check_last(self, restored: bool) -> None:
+        if self.went_back:
+            raise Violation("reset", "it goes on though a message was below the last one")
         if restored:
             for track in self.watcher._tracks:
                 revision = len(self.world.model.logs[track.number])
