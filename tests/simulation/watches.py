@@ -63,10 +63,10 @@ class Consumer:
         self._last.clear()
 
     def lose(self) -> None:
-        """Lose a message, and nobody notices."""
-        if self.queue and self.queue[0][1] is not None:
-            self.queue.popleft()
-            self.lossy = True
+        """Lose the messages that are on their way, and nobody notices."""
+        kept = [(channel, message) for channel, message in self.queue if message is None]
+        self.lossy |= len(kept) < len(self.queue)
+        self.queue = collections.deque(kept)
 
     def step(self, receive: bool) -> bool:
         """Do one thing; False if there is nothing to do."""
