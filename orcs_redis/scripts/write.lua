@@ -259,7 +259,7 @@ local function close(origin, epochs)
     end
     if window.floor < CLOSED then
       window.known, window.floor = true, CLOSED
-      if not window.packed and #window.added == 0 then window.added[1] = '........' .. pack('>I8', written) end
+      window.added[#window.added + 1] = '........' .. pack('>I8', written) -- what was begun before has seen less
       closed[#closed + 1] = window
     end
   end

@@ -1,0 +1,363 @@
+"""The reference model of writes. It judges each reply when the server gives it, and each outcome when all is over.
+
+A log is what was applied in a partition, in order. A restore puts it back; the model then goes on in another epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orcs_redis.codec import decode_meta, decode_turns
+from orcs_redis.errors import OutcomeUnknownError, StorageError
+from orcs_redis.keys import Partition
+from orcs_redis.operations import DELETE, SAVE, Write, Written
+from orcs_redis.resp import Reply, as_error
+
+from .driver import CANCELLED
+from .leases import LeaseModel
+from .rules import INJECTED, Violation
+
+if TYPE_CHECKING:
+    from .driver import Writer
+    from .world import World
+
+__all__ = ["Entry", "Model", "Record", "Session", "Ticketed"]
+
+class Session(NamedTuple):
+    """A session as it is stored, or the tombstone of one."""
+
+    revision: int
+    op: bytes
+    turns: tuple[str, ...] | None  # ids; None: deleted
+
+
+@dataclass(eq=False)
+class Record:
+    """A write: what its caller wanted, and what came of it."""
+
+    number: int
+    writer: Writer
+    kind: bytes
+    id: str
+    partition: Partition
+    expected: int | None
+    maker: bytes | None
+    token: int | None
+    content: list[str]  # the turns that an append adds, or that a save makes
+    write: Write
+    begun: int  # moments of the model
+    ended: int | None = None
+    outcome: Any = None  # a revision, an error, or CANCELLED
+    epoch: int = 0  # when it ended
+    ids: set[bytes] = field(default_factory=set)  # its operation ids: a new one after FORGOTTEN
+    bars: set[Record] = field(default_factory=set)  # writes that must not be applied after this one
+
+    def __str__(self) -> str:
+        return f"write {self.number} ({self.kind.decode()} {self.id})"
+
+
+class Entry(NamedTuple):
+    """A write that was applied."""
+
+    record: Record
+    op: bytes
+    revision: int
+    epoch: int
+    moment: int
+
+
+class Ticketed(NamedTuple):
+    """What a sending of a write is known by."""
+
+    op: bytes
+    seen: int
+
+
+def ticketed(write: Write) -> Ticketed:
+    ticket = write._ticket
+    assert ticket is not None
+    return Ticketed(ticket.operation_id, ticket.seen)
+
+
+class Model:
+    """The logs of all partitions, and what they make."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.epoch = self.moment = 0
+        self.records: list[Record] = []
+        self.by_id: dict[bytes, Record] = {}
+        self.logs: list[list[Entry]] = [[] for _ in world.partitions]
+        self.applied: dict[bytes, Entry] = {}  # in the present epoch
+        self.sessions: dict[str, Session] = {}
+        self.contents: dict[tuple[str, int], set[tuple[str, ...]]] = {}  # by id and revision, of all epochs
+        self.ever: set[tuple[bytes, int]] = set()
+        self.graves: list[dict[str, int]] = [{} for _ in world.partitions]  # revisions of the tombstones, oldest first
+        self.compacted = [0] * len(world.partitions)  # revision of the last tombstone that was dropped
+        self.dropped = [0] * len(world.partitions)  # `forgotten`, as the server has it
+        self.leases = LeaseModel(world)
+
+    # What writers do
+
+    def begin(self, writer: Writer, write: Write, content: list[str]) -> Record:
+        """Note a new write."""
+        self.moment += 1
+        conditions = list(write._conditions)
+        maker = None
+        if write._expected is not None and isinstance(conditions[0], bytes):
+            maker = conditions[0].partition(b":")[2]
+        token = conditions[-1] if b"l" in write._what[1:] else None
+        record = Record(
+            len(self.records), writer, write._what[:1], write._id, write._partition, write._expected, maker,
+            token, content, write, self.moment,  # type: ignore[arg-type]  # a token is an int
+        )  # fmt: skip
+        self.records.append(record)
+        return record
+
+    def sent(self, record: Record) -> Ticketed:
+        """Note the operation id of an attempt."""
+        ticket = ticketed(record.write)
+        if ticket.op not in record.ids:
+            record.ids.add(ticket.op)
+            record.bars = self._barred(record, ticket.op)
+        other = self.by_id.setdefault(ticket.op, record)
+        if other is not record:
+            raise Violation("identity", f"{record} has the operation id of {other}")
+        return ticket
+
+    def _barred(self, record: Record, op: bytes) -> set[Record]:
+        """Return what a new write bars: what its store has given up, unless an older operation of its epoch is under way."""
+        writer, partition = record.writer, record.partition
+        over = [
+            other
+            for other in self.records
+            if other.writer is writer and other.partition is partition and other.ended is not None and type(other.outcome) is not int
+        ]
+        if not over:
+            return set()
+        tickets = [getattr(call.operation, "_ticket", None) for call in writer.calls]
+        open_ids = [
+            ticket.operation_id
+            for call, ticket in zip(writer.calls, tickets, strict=True)
+            if ticket is not None and call.operation._partition is partition and ticket.operation_id != op  # type: ignore[attr-defined]
+        ]
+
+        def barred(old: bytes) -> bool:
+            epoch = old[:12]
+            return not any(id[:12] == epoch and (epoch != op[:12] or id < old) for id in open_ids)
+
+        return {other for other in over if all(map(barred, other.ids))}
+
+    def settle(self, record: Record, outcome: Any) -> None:
+        """Note how a write ended for its caller."""
+        self.moment += 1
+        record.outcome = outcome.revision if isinstance(outcome, Written) else outcome
+        record.ended, record.epoch = self.moment, self.epoch
+        self.world.count(CANCELLED if outcome is CANCELLED else type(outcome).__name__)
+
+    # What the server answers
+
+    def answered(self, record: Record, ticket: Ticketed, item: Reply) -> None:
+        """Judge the answer to one sending of a write."""
+        if as_error(item) is not None:
+            return self.refused(item)
+        answer, value, at = (*item, None, None)[:3]
+        entry = self.applied.get(ticket.op)
+        session = self.sessions.get(record.id)
+        current = session.revision if session and session.turns is not None else 0
+        if answer == b"OK":
+            if entry is not None and (at or value != entry.revision):
+                raise Violation("doubled", f"{record}, applied as {entry.revision}, was applied again as {value}")
+            if entry is None and not at:
+                raise Violation("lost", f"{record} is said to have been applied as {value}, and was not")
+            if entry is None:
+                self._apply(record, ticket, value)
+            return None
+        if answer == b"FORGOTTEN":
+            if self._live(record, ticket) and self.dropped[record.partition.number] <= ticket.seen and not record.writer.cloned:
+                raise Violation("answer", f"{record} is FORGOTTEN, though no window of after {ticket.seen} was dropped")
+            self.world.count("forgotten")
+            return None
+        if answer == b"RESET":
+            if value < 0 or value != len(self.logs[record.partition.number]) or value >= ticket.seen:
+                raise Violation("answer", f"{record} gets RESET {value}: it had seen {ticket.seen}")
+            return None
+        if answer == b"STAGING":
+            if self.world.profile.calm:
+                raise Violation("answer", f"{record}: its staged turns are gone")
+            return None
+        if entry is not None:
+            raise Violation("refused", f"{record}, applied as {entry.revision}, is answered {answer.decode()}")
+        reasons = {
+            b"CONFLICT": value == current and (self._conflict(record, session, current)),
+            b"NOTFOUND": current == 0,
+            b"LEASELOST": record.token is not None and self.leases.token(record.id) != record.token,
+        }
+        if not reasons.get(answer):
+            raise Violation("answer", f"{record} gets {item}: the session is at {current}")
+        return None
+
+    def refused(self, error: Reply) -> None:
+        """Judge an error in place of an answer: only the network makes up some."""
+        text = as_error(error) or ""
+        if not text.startswith(INJECTED):
+            raise Violation("crash", f"the server answered {text}")
+
+    def _live(self, record: Record, ticket: Ticketed) -> bool:
+        return record.ended is None and record.write._ticket is not None and ticketed(record.write).op == ticket.op
+
+    def _conflict(self, record: Record, session: Session | None, current: int) -> bool:
+        if record.expected is None:
+            return False
+        return record.expected != current or (record.maker is not None and session is not None and session.op != record.maker)
+
+    def _apply(self, record: Record, ticket: Ticketed, revision: int) -> None:
+        self.moment += 1
+        log, session = self.logs[record.partition.number], self.sessions.get(record.id)
+        turns = session.turns if session is not None else None
+        current = session.revision if session is not None and turns is not None else 0
+        if revision != len(log) + 1:
+            raise Violation("revisions", f"{record} was applied as {revision} after {len(log)} writes")
+        if any(op in self.applied for op in record.ids):
+            raise Violation("doubled", f"{record} was applied again as {revision}")
+        if ticket.seen >= revision:
+            raise Violation("condition", f"{record} was applied as {revision}, its store had seen {ticket.seen}")
+        if self._conflict(record, session, current):
+            raise Violation("condition", f"{record} was applied over {current}, not {record.expected}")
+        if record.token is not None and self.leases.token(record.id) != record.token:
+            raise Violation("condition", f"{record} was applied under {record.token}, not {self.leases.token(record.id)}")
+        if record.kind != SAVE and turns is None:
+            raise Violation("condition", f"{record} was applied to nothing")
+        if record.ended is not None and record.epoch == self.epoch:  # what was closed is open again after a restore
+            for other in log:
+                if record in other.record.bars:
+                    raise Violation("late", f"{record}, ended in {record.outcome!r:.80}, was applied after {other.record}")
+        made = None if record.kind == DELETE else (*record.content,) if record.kind == SAVE else (*(turns or ()), *record.content)
+        entry = Entry(record, ticket.op, revision, self.epoch, self.moment)
+        log.append(entry)
+        self.applied[ticket.op] = entry
+        self.ever.add((ticket.op, revision))
+        self.sessions[record.id] = Session(revision, ticket.op, made)
+        graves = self.graves[record.partition.number]
+        if made is not None:
+            self.contents.setdefault((record.id, revision), set()).add(made)
+            graves.pop(record.id, None)
+            return
+        graves[record.id] = revision
+        if len(graves) > self.world.limits.tombstones:
+            self.compacted[record.partition.number] = graves.pop(next(iter(graves)))
+
+    def loaded(self, id: str, revision: int, turns: tuple[str, ...]) -> None:
+        """Judge what a load has returned."""
+        if turns not in self.contents.get((id, revision), ()):
+            raise Violation("loaded", f"{id} at {revision} was loaded with {turns}")
+
+    # What the server keeps
+
+    def check_partition(self, partition: Partition, state: dict[bytes, bytes], wrote: bool) -> None:
+        """Judge a partition's counters and windows after what was executed."""
+        log, limits = self.logs[partition.number], self.world.limits
+        if int(state[b"revision"]) != len(log):
+            raise Violation("revisions", f"the counter is {int(state[b'revision'])} after {len(log)} writes")
+        if int(state[b"compacted"]) != self.compacted[partition.number]:
+            raise Violation("state", f"{int(state[b'compacted'])} is compacted, not {self.compacted[partition.number]}")
+        sizes = [len(value) for name, value in state.items() if name[:1] == b"w" and len(name) == 13]
+        if len(sizes) > limits.writers:
+            raise Violation("windows", f"there are {len(sizes)}, and {limits.writers} are allowed")
+        if sum(sizes) != int(state[b"dedup_bytes"]):
+            raise Violation("windows", f"they have {sum(sizes)} bytes, and {int(state[b'dedup_bytes'])} are counted")
+        if wrote and sum(sizes) > limits.dedup_bytes and max(sizes) > 64:
+            raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.dedup_bytes} are allowed")
+        if max(sizes, default=0) > 16 + 16 * (2 * self.world.window + 4):
+            raise Violation("windows", f"one has {max(sizes)} bytes, though writers begin a new one after {self.world.window}")
+
+    # Restores
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """Return what `restore` takes."""
+        logs = [list(log) for log in self.logs]
+        graves = [dict(graves) for graves in self.graves]
+        counters = graves, list(self.compacted), list(self.dropped)
+        return logs, dict(self.applied), dict(self.sessions), counters, self.leases.snapshot()
+
+    def restore(self, snapshot: tuple[Any, ...]) -> None:
+        """Go back to a snapshot, in a new epoch."""
+        logs, applied, sessions, (graves, compacted, dropped), leases = snapshot
+        self.logs = [list(log) for log in logs]
+        self.applied, self.sessions = dict(applied), dict(sessions)
+        self.graves, self.compacted, self.dropped = [dict(some) for some in graves], list(compacted), list(dropped)
+        self.leases.restore(leases)
+        self.epoch += 1
+        self.moment += 1
+
+    # When all is over
+
+    def check_outcomes(self) -> None:
+        """Judge what the callers were told."""
+        applied = {entry.record: entry for entry in self.applied.values()}
+        for record in self.records:
+            entry, outcome = applied.get(record), record.outcome
+            if isinstance(outcome, int):
+                if not any((op, outcome) in self.ever for op in record.ids):
+                    raise Violation("lost", f"{record} was acknowledged as {outcome}, and never applied")
+                if self.epoch == 0 and (entry is None or entry.revision != outcome):
+                    raise Violation("lost", f"{record} was acknowledged as {outcome}; it is {entry}")
+            elif isinstance(outcome, StorageError) and not isinstance(outcome, OutcomeUnknownError):
+                if entry is None or record.ended is None:
+                    continue
+                if entry.moment > record.ended and entry.epoch > record.epoch:
+                    self.world.count("applied after a restore that came after its refusal")
+                else:
+                    raise Violation("refused", f"{record} ended in {outcome!r:.120}, and was applied as {entry.revision}")
+
+    def check_state(self) -> None:
+        """Judge every key of every partition."""
+        for partition in self.world.partitions:
+            self._check_indices(partition)
+        ids = self.world.ids
+        keys = [(self.world.keyspace.of(id), id) for id in ids]
+        replies = self.world.server.check(
+            *(
+                command
+                for partition, id in keys
+                for command in (
+                    ("HGETALL", partition.session(id)), ("LRANGE", partition.turns(id), 0, -1),
+                    ("HGET", partition.meta, id), ("TYPE", partition.turns(id)),
+                )
+            )
+        )  # fmt: skip
+        for n, id in enumerate(ids):
+            fields, turns, meta, _ = replies[4 * n : 4 * n + 4]
+            session = self.sessions.get(id)
+            if session is None or session.turns is None:
+                if fields or turns or meta:
+                    raise Violation("state", f"{id} is there, and was deleted or never made")
+                continue
+            found = tuple(turn.id for turn in decode_turns(id, turns))
+            if found != session.turns:
+                raise Violation("state", f"{id} has turns {found}, not {session.turns}")
+            if int(fields[b".revision"]) != session.revision or fields[b".op"] != session.op:
+                raise Violation("state", f"{id} has revision {fields[b'.revision']}, not {session.revision}")
+            decoded = decode_meta(id, meta)
+            if int(fields[b".turns"]) != len(found) or decoded.turn_count != len(found):
+                raise Violation("state", f"{id}: its numbers of turns differ")
+
+    def _check_indices(self, partition: Partition) -> None:
+        deleted = self.graves[partition.number]
+        there = {
+            id: session.revision
+            for id, session in self.sessions.items()
+            if session.turns is not None and self.world.keyspace.of(id) is partition
+        }
+        changes, listed, graves, meta_of_graves, meta = self.world.server.check(
+            ("ZRANGE", partition.changes, 0, -1, "WITHSCORES"), ("ZRANGE", partition.updated, 0, -1),
+            ("ZRANGE", partition.deleted, 0, -1), ("HKEYS", partition.deleted_meta), ("HKEYS", partition.meta),
+        )  # fmt: skip
+        if {id.decode(): int(score) for id, score in changes} != there | deleted:
+            raise Violation("state", f"the changes are {changes}, not {there | deleted}")
+        for name, found, wanted in (
+            ("updated", listed, there), ("meta", meta, there), ("deleted", graves, deleted), ("deleted:meta", meta_of_graves, deleted),
+        ):  # fmt: skip
+            if sorted(map(bytes.decode, found)) != sorted(wanted):
+                raise Violation("state", f"{name} has {found}, not {sorted(wanted)}")

@@ -1,0 +1,357 @@
+"""Planted faults: one for each rule of the protocol. A simulation that does not catch one checks nothing.
+
+Each names the profile and the number of schedules within which it is surely caught.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+from orcs_redis import lease, operations, watch
+from orcs_redis.errors import StoreResetError
+from orcs_redis.operations import Namespace, Probe, Write
+from orcs_redis.resp import Lost, Retry
+from orcs_redis.watch import Watcher
+
+from .clock import Clock
+from .lua import Edit
+
+__all__ = ["PLANTS", "Plant"]
+
+Patch = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class Plant(NamedTuple):
+    """A fault: an edit of a script, or a patch of the package; and where it is surely caught."""
+
+    name: str
+    breaks: str  # the rule of the protocol
+    profile: str
+    schedules: int
+    edit: Edit | None = None
+    patch: Patch = contextlib.nullcontext
+
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[None]:
+        """Have the package's fault for as long as the block lasts; a script's is planted by the world."""
+        with self.patch():
+            yield
+
+
+def write(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
+    return Plant(name, breaks, profile, schedules, Edit("WRITE", old, new))
+
+
+def leases(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
+    return Plant(name, breaks, profile, schedules, Edit("LEASE", old, new))
+
+
+def changes(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
+    return Plant(name, breaks, profile, schedules, Edit("CHANGES", old, new))
+
+
+def replaced(target: Any, name: str, make: Callable[[Any], Any]) -> Patch:
+    """Return a patch: the attribute is what `make` makes of it."""
+    return lambda: mock.patch.object(target, name, make(getattr(target, name)))
+
+
+def after(target: Any, name: str, then: Callable[..., Any]) -> Patch:
+    """Return a patch: when the method has run, `then` is called with its result and its arguments."""
+
+    def make(original: Any) -> Any:
+        def method(*arguments: Any) -> Any:
+            result = original(*arguments)
+            then(result, *arguments)
+            return result
+
+        return method
+
+    return replaced(target, name, make)
+
+
+def before(target: Any, name: str, first: Callable[..., Any]) -> Patch:
+    """Return a patch: before the method runs, `first` is called with its arguments."""
+
+    def make(original: Any) -> Any:
+        def method(*arguments: Any) -> Any:
+            first(*arguments)
+            return original(*arguments)
+
+        return method
+
+    return replaced(target, name, make)
+
+
+def _unsent(retry: Retry, problem: Any, *_: Any) -> None:
+    if isinstance(problem, Lost):
+        problem.sent = False
+
+
+def _seen_now(self: Write, ticket: operations.Ticket, *_: Any) -> None:
+    ticket.seen = self._namespace.seen[self._partition.number]
+
+
+def _close_all(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
+    ticket.closing = list(self._retired[partition.number])
+
+
+def _close_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
+    self._retired[partition.number] = []
+
+
+def _floor_at_once(ticket: operations.Ticket, *_: Any) -> None:
+    ticket.floor = ticket.counter
+
+
+def _sent_now(_: Any, self: Any, *__: Any) -> None:
+    self.sent = lease.time.monotonic()
+
+
+def _first_sent(call: Any) -> Any:
+    def method(self: Any, arguments: Any) -> Any:
+        first = self.sent
+        commands = call(self, arguments)
+        self.sent = first or self.sent
+        return commands
+
+    return method
+
+
+def _nothing_lies_between(self: Watcher, track: Any, message: bytes) -> None:
+    revision = watch._decode_message(message)[0]
+    if not track.gap and revision > track.head + 1:
+        track.head = revision - 1
+
+
+def _forget_back(_: Any, self: Watcher, track: Any, message: bytes) -> None:
+    track.back = False
+
+
+def _deaf_to_reconnects(original: Any) -> Any:
+    def method(self: Watcher, track: Any) -> Any:
+        listen = original(self, track)
+        return lambda message: None if message is None else listen(message)
+
+    return method
+
+
+def _one_of_each(original: Any) -> Any:
+    def method(self: Namespace, number: int, window: Any) -> Any:
+        return window if window.generation == self._generation else original(self, number, window)
+
+    return method
+
+
+@contextlib.contextmanager
+def _clones_alike() -> Iterator[None]:
+    with mock.patch.object(Namespace, "renew", lambda self: None), mock.patch.object(Clock, "time_ns", lambda self: 0):
+        yield
+
+
+_ALL = (
+    # Dedup windows
+    write(
+        "unknown-in-window", "an operation in its window gets its first answer", "faults", 60,
+        "if counter <= window.highest then", "if false then",
+    ),
+    write(
+        "highest-is-last", "a window knows the highest counter, in whatever order they came", "faults", 1000,
+        "if counter > window.highest then window.highest = counter end", "window.highest = counter",
+    ),
+    write(
+        "one-entry-a-call", "each operation of a joined call is remembered", "faults", 100,
+        "window.known, window.added[#window.added + 1] =", "window.known, window.added[1] =",
+    ),
+    write(
+        "trims-unfinished", "only what is below the low-water mark is dropped from a window", "faults", 300,
+        "number('>I4', entries, from) < window.floor do", "number('>I4', entries, from) <= window.floor do",
+    ),
+    write(
+        "no-low-water-mark", "what is below the low-water mark is refused", "faults", 300,
+        "if counter < window.floor then return {'FORGOTTEN', written} end", "",
+    ),
+    write(
+        "no-birth", "what is not in a window is FORGOTTEN if it had seen less than the window's birth", "windows", 3000,
+        "return (window.packed and number('>I8', window.packed, 9) or forgotten) > seen and {'FORGOTTEN', written}",
+        "return nil",
+    ),
+    write(
+        "no-forgotten", "without a window, it is FORGOTTEN if it had seen less than what was dropped", "windows", 200,
+        "if not window.known then return forgotten > seen and {'FORGOTTEN', written} end",
+        "if not window.known then return nil end",
+    ),
+    write(
+        "dropped-unnoted", "a window that is dropped leaves its last revision", "windows", 200,
+        "forgotten, dedup_bytes = math.max(forgotten, last)", "forgotten, dedup_bytes = forgotten",
+    ),
+    write(
+        "never-closed", "an epoch that is named as finished is closed", "faults", 400,
+        "if epochs then close(", "if false then close(",
+    ),
+    write(
+        "windows-unbounded", "windows are bounded in number", "windows", 60,
+        "local many = not failed(count) and count > FIELDS + WRITERS", "local many = false",
+    ),
+    write(
+        "bytes-unbounded", "windows are bounded in bytes", "windows", 400,
+        "pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
+    ),
+    write(
+        "bytes-miscounted", "the bytes of windows are counted", "windows", 60,
+        "math.max(forgotten, last), dedup_bytes - size", "math.max(forgotten, last), dedup_bytes",
+    ),
+    # Writes
+    write(
+        "no-conflict", "a write meets the revision that it names", "calm", 60,
+        "elseif expected and tonumber(expected) ~= s.current or maker", "elseif maker",
+    ),
+    write(
+        "no-maker", "a save of changes meets the operation that made the revision", "restores", 2000,
+        "~= s.current or maker and s.op ~= maker then", "~= s.current then",
+    ),
+    write(
+        "no-lease", "a write meets its lease", "leases", 60,
+        "elseif held ~= token then", "elseif false then",
+    ),
+    write(
+        "no-reset", "data that went back behind what a writer had seen is RESET", "restores", 400,
+        "answer = written < seen and {'RESET', written} or repeated(", "answer = repeated(",
+    ),
+    write(
+        "refusal-spoils", "one member's refusal leaves the others of a call as they are", "faults", 200,
+        "  replies[n] = answer\n", "  replies[n] = answer\n  if answer[1] == 'CONFLICT' then return replies end\n",
+    ),
+    write(
+        "one-message-a-call", "each write is published", "calm", 60,
+        "in ipairs(messages) do pcall('PUBLISH'", "in ipairs({messages[1]}) do pcall('PUBLISH'",
+    ),
+    write(
+        "unindexed", "each write of a call comes into the index of changes", "calm", 60,
+        "call('ZADD', KEYS[4], unpack(changes))", "",
+    ),
+    write(
+        "compaction-unnoted", "a tombstone that is dropped leaves its revision", "calm", 100,
+        "call('HSET', KEYS[1], 'compacted', oldest[2])", "",
+    ),
+    # Leases
+    leases(
+        "token-of-time", "tokens only grow", "leases", 60,
+        "local next = redis.pcall('INCR', KEYS[3])", "local next = 1 + now % 7",
+    ),
+    leases(
+        "two-holders", "a lease has one holder", "leases", 60,
+        "  if held[1] then\n    local left", "  if held[1] and now % 2 == 0 then\n    local left",
+    ),
+    leases(
+        "claim-unnoted", "a claim that was granted is noted, so that it is refused after its release", "leases", 400,
+        "redis.call('PEXPIRE', KEYS[2], ttl)\n  note()", "redis.call('PEXPIRE', KEYS[2], ttl)",
+    ),
+    leases(
+        "late-claim", "a claim that its store has finished with is refused", "leases", 400,
+        "if answered() then return {'FORGOTTEN', revision} end", "",
+    ),
+    leases(
+        "claim-over-reset", "a claim is refused if the data went back", "restores", 1000,
+        "if revision < tonumber(ARGV[7]) then return {'RESET', revision} end", "",
+    ),
+    leases(
+        "no-ttl", "a lease has a time to live from its first moment", "leases", 20,
+        "redis.call('PEXPIRE', KEYS[2], ttl)\n  note()", "note()",
+    ),
+    leases(
+        "renewal-of-nothing", "a renewal prolongs the lease", "leases", 100,
+        "  redis.call('PEXPIRE', KEYS[2], ttl)\nend", "end",
+    ),
+    # Changes
+    changes(
+        "compacted-ignored", "deletions that may be unknown are COMPACTED", "calm", 100,
+        "if since > 0 and since < tonumber(state[3]) then", "if false then",
+    ),
+    changes(
+        "batch-to-the-end", "a batch that is full tells how far it reaches", "calm", 100,
+        "if #found == 2 * limit then", "if false then",
+    ),
+    changes(
+        "back-ignored", "a position that the data has not reached is RESET", "restores", 300,
+        "if since > revision then return {'RESET', revision} end", "if since > revision then return reply end",
+    ),
+    # Writers
+    Plant(
+        "settles-always", "only some refusals settle an earlier sending", "faults", 600,
+        patch=lambda: mock.patch.object(Write, "settles", lambda self, error: True),
+    ),
+    Plant(
+        "reset-settles", "a counter that went back settles no earlier sending", "restores", 4000,
+        patch=replaced(Write, "settles", lambda old: lambda self, error: isinstance(error, StoreResetError) or old(self, error)),
+    ),
+    Plant(
+        "sendings-unnoted", "what was sent may have been applied", "faults", 100,
+        patch=before(Retry, "after", _unsent),
+    ),
+    Plant(
+        "id-of-each-sending", "an operation keeps its id until it is answered", "faults", 100,
+        patch=before(Write, "commands", Write.end),
+    ),
+    Plant(
+        "seen-of-each-sending", "what a writer had seen is of before the first sending", "windows", 600,
+        patch=before(Write, "_call", _seen_now),
+    ),
+    Plant(
+        "closes-unfinished", "only epochs whose operations are finished are closed", "faults", 200,
+        patch=after(Namespace, "begin", _close_all),
+    ),
+    Plant(
+        "closes-once", "an epoch is named until its closing is acknowledged", "faults", 1500,
+        patch=after(Namespace, "begin", _close_once),
+    ),
+    Plant(
+        "low-water-too-high", "the low-water mark is the lowest unfinished counter", "faults", 200,
+        patch=after(Namespace, "begin", _floor_at_once),
+    ),
+    Plant(
+        "window-without-end", "an epoch ends when one operation keeps too much of it", "faults", 1500,
+        patch=replaced(Namespace, "_retire", _one_of_each),
+    ),
+    Plant(
+        "clones-alike", "a clone begins an epoch of its own", "clones", 200,
+        patch=_clones_alike,
+    ),
+    Plant(
+        "revisions-unread", "a store knows the partitions' revisions before its first write", "windows", 100,
+        patch=lambda: mock.patch.object(Probe, "decode", lambda self, replies: None),
+    ),
+    # Holders
+    Plant(
+        "held-since-the-reply", "a holder's time counts from the sending", "leases", 200,
+        patch=after(lease._Claim, "decode", _sent_now),
+    ),
+    Plant(
+        "held-since-the-first-sending", "a holder's time counts from the last sending", "leases", 1000,
+        patch=replaced(lease._Request, "_call", _first_sent),
+    ),
+    # Watchers
+    Plant(
+        "gap-unseen", "a revision that is missing is looked for", "watches", 300,
+        patch=before(Watcher, "_receive", _nothing_lies_between),
+    ),
+    Plant(
+        "back-unseen", "a message below the last one is a reset", "restores", 4000,
+        patch=after(Watcher, "_receive", _forget_back),
+    ),
+    Plant(
+        "reconnects-unseen", "after a reconnection the partitions are looked at", "watches", 300,
+        patch=replaced(Watcher, "_listener", _deaf_to_reconnects),
+    ),
+    Plant(
+        "no-heartbeat", "at each heartbeat the partitions are looked at", "watches", 300,
+        patch=after(watch.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 1e9)),
+    ),
+    Plant(
+        "restless", "a watch rests when nothing happens", "watches", 300,
+        patch=after(watch.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 0.001)),
+    ),
+)  # fmt: skip
+PLANTS = {plant.name: plant for plant in _ALL}

@@ -1,0 +1,653 @@
+"""One schedule: a world of writers, workers and watchers around a private server, all moved by one seed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+
+from orcs_redis import ConversationTurn, SessionAsset, asset, lease, operations, plans, resp, scripts, watch
+from orcs_redis.errors import StorageError
+from orcs_redis.keys import Keyspace
+from orcs_redis.meta import Versioned
+from orcs_redis.operations import Create, Namespace, Write
+from orcs_redis.plans import Plan, alone
+from orcs_redis.resp import Argument, Command, Joinable, Lost, divided, joinable_run, joined
+
+from .clock import Clock
+from .driver import CANCELLED, Call, Flow, Wake, Writer
+from .leases import Holding, Requested
+from .lua import NOW, Edit, Limits, instrumented
+from .model import Model, Ticketed
+from .profiles import Profile
+from .rules import INJECTED, Violation
+from .server import Server
+from .watches import Consumer, check_messages, check_since
+
+__all__ = ["World"]
+
+_HEARTBEAT = 5.0
+_SNAPSHOTS = 4
+_DRAIN = 3000  # rounds
+_ATTEMPTS = 5  # when nothing fails
+_REFUSALS = tuple(code for code in INJECTED if code != "NOSCRIPT")
+
+
+@dataclass(eq=False)
+class Member:
+    """A call's part of a sending."""
+
+    call: Call
+    attempt: int
+    first: int  # of its commands
+    count: int
+    ticket: Ticketed | None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the call still waits for this answer."""
+        return self.call.waiting and self.call.attempt == self.attempt
+
+
+@dataclass(eq=False)
+class Sending:
+    """What goes out together; calls may have been joined, so that frames are fewer than commands."""
+
+    members: list[Member]
+    frames: list[tuple[Argument, ...]]
+    widths: list[int]  # commands of each frame
+    replies: list[Any] = field(default_factory=list)  # of each command
+
+    def __str__(self) -> str:
+        return ", ".join(f"{member.call} #{member.attempt}" for member in self.members)
+
+
+class World:
+    """One schedule."""
+
+    def __init__(self, server: Server, seed: int, profile: Profile, edit: Edit | None = None, *, trace: bool = False) -> None:
+        self.random = rng = random.Random(f"{profile.name}/{seed}")
+        self.server, self.profile, self.edit, self.tracing = server, profile, edit, trace
+        self.lines: list[str] = []
+        self.clock = Clock()
+        few = profile.drops_windows
+        self.limits = Limits(
+            writers=rng.choice((1, 2, 3, 6)) if few else 1000,
+            dedup_bytes=rng.choice((100, 300, 1 << 20)) if few else 1 << 20,
+            tombstones=rng.choice((1, 2, 1000)),
+        )
+        self.window, self.batch, self.pending = rng.choice((2, 3, 1024)), rng.choice((2, 3, 1000)), rng.choice((2, 10_000))
+        self.ids = ("s0", "s1", "s2")
+        self.keyspace = Keyspace("sim", rng.choice((1, 1, 1, 2)))
+        self.partitions = self.keyspace.partitions
+        self.model = Model(self)
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.writers: list[Writer] = []
+        self.here: list[Writer] = []  # those that have not left
+        self.consumers: list[Consumer] = []
+        self.holdings: list[Holding] = []
+        self.wakes: list[tuple[str, Wake]] = []
+        self.out: list[Sending] = []  # on their way to the server
+        self.stuck: list[Sending] = []  # the same, of connections that were given up
+        self.back: list[Sending] = []  # replies
+        self.snapshots: list[tuple[Any, ...]] = []
+        self.faultless = True  # now
+        self._turns = 0
+        mood = rng.choice(profile.moods)
+        self._mood = tuple(mood), tuple(mood.values())
+        self._actions = tuple(profile.actions), tuple(profile.actions.values())
+
+    def say(self, text: str) -> None:
+        self.lines.append(f"{self.clock.now:8.3f} {text}")
+
+    def count(self, what: str) -> None:
+        self.counts[what] += 1
+
+    # The schedule
+
+    def run(self) -> None:
+        """Run it, and raise Violation if a rule is broken."""
+        with self._installed():
+            self._open()
+            self.faultless = self.profile.calm
+            for _ in range(self.random.choice((10, 20, 40, 80))):
+                self._step()
+            self.faultless = True
+            self._drain()
+            for consumer in self.consumers:
+                if not consumer.lossy:  # else it may have to wait for the heartbeat
+                    consumer.check()
+            for holding in self.holdings:
+                holding.finish()
+            self._pass_time(_HEARTBEAT)
+            self._rest()
+            self.model.check_outcomes()
+            self.model.check_state()
+            for consumer in self.consumers:
+                consumer.check()
+
+    @contextlib.contextmanager
+    def _installed(self) -> Iterator[None]:
+        found = instrumented(self.limits, self.edit)
+        self.server.reset(list(found.values()))
+        swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
+        swaps += [(module, "time", self.clock) for module in (asset, lease, operations, watch)]
+        swaps += [(module, "random", self.random) for module in (plans, resp)]
+        swaps += [
+            (os, "urandom", self.random.randbytes), (operations, "_WINDOW", self.window), (watch, "_BATCH", self.batch),
+            (watch, "_PENDING", self.pending),
+        ]  # fmt: skip
+        old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
+        try:
+            for target, name, value in swaps:
+                setattr(target, name, value)
+            yield
+        finally:
+            for target, name, value in old:
+                setattr(target, name, value)
+
+    def _open(self) -> None:
+        create = Create("sim", len(self.partitions))
+        self.server.check(("SET", NOW, self.clock.milliseconds()), *create.commands())
+        self.incarnation: bytes = self.server.check(("HGET", Keyspace.layout("sim"), "incarnation"))[0]
+        self.server.messages()
+        namespace = Namespace("sim", len(self.partitions), self.incarnation)
+        self.change_channels = {namespace.channel(partition.changes): partition.number for partition in self.partitions}
+        for _ in range(self.random.randint(1, 3)):
+            self._enter()
+        for id in self.ids[:2]:
+            made = SessionAsset(id=id)
+            made.history.turns.append(self._turn())
+            self._save(self.writers[0], made, None, None)
+            self._perform(self.writers[0])
+
+    def _step(self) -> None:
+        for _ in range(20):
+            (action,) = self.random.choices(*self._actions)
+            writer = self.random.choice(self.here)
+            if getattr(self, f"_do_{action}")(writer) is not False:
+                return
+
+    def _drain(self) -> None:
+        """Let all that is on its way arrive, in any order, and answer everybody."""
+        for _ in range(_DRAIN):
+            busy = bool(self.out or self.back or self.stuck)
+            if self.stuck and self.random.random() < 0.2:
+                self._do_revive(self.writers[0])
+            if self.out:
+                self._arrive(self.random.choice(self.out))
+            if self.back:
+                self._reply(self.random.choice(self.back))
+            for writer in self.here:
+                if writer.calls:
+                    busy = True
+                    self._do_send(writer)
+                for flow in list(writer.flows):
+                    if flow.ready():
+                        busy = True
+                        flow.resume()
+            for consumer in self.consumers:
+                busy |= consumer.step(receive=True)
+            if not busy:
+                return
+            if not (self.out or self.back or self.stuck):
+                self.clock.advance(0.01)
+        raise Violation("rest", "something goes on without end")
+
+    def _pass_time(self, seconds: float) -> None:
+        """Let time pass without faults, from one thing that falls due to the next."""
+        self._drain()
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            self.clock.advance_to(min(until, self.clock.next()))
+            self._drain()
+
+    def _rest(self) -> None:
+        """Judge what goes on when nothing happens: heartbeats."""
+        before = self.counts["sendings"]
+        self._pass_time(2 * _HEARTBEAT)
+        sendings = self.counts["sendings"] - before
+        allowed = 4 * sum(len(writer.flows) for writer in self.here) + 8
+        if sendings > allowed:
+            raise Violation("rest", f"{sendings} sendings in {2 * _HEARTBEAT:g} s, though nothing happens")
+
+    # Steps. Each does one thing, or returns False if there is nothing for it to do.
+
+    def _do_start(self, writer: Writer) -> bool | None:
+        if len(writer.calls) >= 6:
+            return False
+        (name,) = self.random.choices(*self._mood)
+        self._begin(writer, name, self.random.choice(self.ids))
+        return None
+
+    def _do_send(self, writer: Writer) -> bool | None:
+        ready = [call for call in writer.calls if call.ready()]
+        if not ready:
+            return False
+        some = ready[: self.random.randint(1, len(ready))] if self.random.random() < 0.5 else [self.random.choice(ready)]
+        self._send(some)
+        return None
+
+    def _do_arrive(self, writer: Writer) -> bool | None:
+        if not self.out:
+            return False
+        first = self.profile.calm or self.random.random() < 0.5
+        self._arrive(self.out[0] if first else self.random.choice(self.out))
+        return None
+
+    def _do_reply(self, writer: Writer) -> bool | None:
+        if not self.back:
+            return False
+        self._reply(self.random.choice(self.back))
+        return None
+
+    def _do_watch(self, writer: Writer) -> bool | None:
+        for flow in list(writer.flows):
+            if flow.ready():
+                flow.resume()
+        if len(self.consumers) < 2 and self.random.random() < 0.3:
+            ids = None if self.random.random() < 0.7 else self.random.sample(self.ids, 2)
+            since = None
+            if self.random.random() < 0.5:
+                since = writer.changes.encode([self.random.randint(0, len(log)) for log in self.model.logs])
+            self.consumers.append(Consumer(self, writer, ids, since))
+            return None
+        return bool(self.consumers) and self.random.choice(self.consumers).step(receive=self.random.random() < 0.5)
+
+    def _do_tick(self, writer: Writer) -> None:
+        self.clock.advance(self.random.choice((0.001, 0.01, 0.05, 0.3)))
+
+    def _do_pause(self, writer: Writer) -> None:
+        self.clock.advance(self.random.choice((0.5, 2.0, 6.0)))
+
+    def _do_lose_sending(self, writer: Writer) -> bool | None:
+        if not self.out:
+            return False
+        sending = self.out.pop(self.random.randrange(len(self.out)))
+        self._lost(sending)
+        return None
+
+    def _do_lose_reply(self, writer: Writer) -> bool | None:
+        if not self.back:
+            return False
+        sending = self.back.pop(self.random.randrange(len(self.back)))
+        self._lost(sending)
+        return None
+
+    def _do_cut(self, writer: Writer) -> bool | None:
+        """Only the first frames arrive before the connection breaks."""
+        long = [sending for sending in self.out if len(sending.frames) > 1]
+        if not long:
+            return False
+        sending = self.random.choice(long)
+        self._arrive(sending, self.random.randrange(len(sending.frames)))
+        self.back.remove(sending)
+        self._lost(sending)
+        return None
+
+    def _do_give_up(self, writer: Writer) -> bool | None:
+        """The writer gives the sending up, and it arrives later."""
+        if not self.out:
+            return False
+        sending = self.random.choice(self.out)
+        if self.random.random() < 0.6:  # much later
+            self.out.remove(sending)
+            self.stuck.append(sending)
+        self._lost(sending)
+        return None
+
+    def _do_revive(self, writer: Writer) -> bool | None:
+        if not self.stuck:
+            return False
+        self.out.append(self.stuck.pop(self.random.randrange(len(self.stuck))))
+        return None
+
+    def _do_unreachable(self, writer: Writer) -> bool | None:
+        ready = [call for call in writer.calls if call.ready()]
+        for call in ready:
+            call.commands()  # as the drivers do, before they learn that there is no connection
+            if call.record is not None:
+                self.model.sent(call.record)
+            call.failed(Lost("no connection", sent=False))
+        return bool(ready)
+
+    def _do_refuse(self, writer: Writer) -> bool | None:
+        """The server refuses a sending, or does not know its scripts."""
+        if not self.out:
+            return False
+        sending = self.out.pop(self.random.randrange(len(self.out)))
+        code = self.random.choice((*_REFUSALS, "NOSCRIPT", "NOSCRIPT", "NOSCRIPT"))
+        if code == "NOSCRIPT":
+            self._execute(sending, len(sending.frames), forget_scripts=True)
+        else:
+            sending.replies = [hiredis.ReplyError(f"{code} refused")] * sum(sending.widths)
+        self.back.append(sending)
+        return None
+
+    def _do_cancel(self, writer: Writer) -> bool | None:
+        calls = [call for call in writer.calls if call.record is not None]
+        if not calls:
+            return False
+        self.random.choice(calls).cancel()
+        return None
+
+    def _do_renew(self, writer: Writer) -> None:
+        writer.namespace.renew()
+
+    def _do_break_watch(self, writer: Writer) -> bool | None:
+        if not self.consumers:
+            return False
+        self.random.choice(self.consumers).disconnect()
+        return None
+
+    def _do_lose_message(self, writer: Writer) -> bool | None:
+        if not self.consumers:
+            return False
+        self.random.choice(self.consumers).lose()
+        return None
+
+    def _do_leave(self, writer: Writer) -> None:
+        """The process is killed: what it sent may still arrive. Another begins."""
+        self._leave(writer)
+        self._enter()
+
+    def _do_take_away(self, writer: Writer) -> None:
+        """The server loses a lease, as by an eviction."""
+        id = self.random.choice(self.ids)
+        self.server.check(("DEL", self.keyspace.of(id).lease(id)))
+        self.model.leases.take_away(id)
+
+    def _do_burst(self, writer: Writer) -> None:
+        """Others come, write once, and go."""
+        for _ in range(self.random.randint(1, min(self.limits.writers, 6) + 1)):
+            self._pass_by(self.random.choice(self.ids))
+
+    def _do_clone(self, writer: Writer) -> bool | None:
+        if len(self.here) > 4:
+            return False
+        self._add(writer.twin(len(self.writers)))
+        return None
+
+    def _do_snapshot(self, writer: Writer) -> bool | None:
+        if len(self.snapshots) == _SNAPSHOTS:
+            return False
+        self.server.snapshot(len(self.snapshots) + 1)
+        self.snapshots.append(self.model.snapshot())
+        return None
+
+    def _do_restore(self, writer: Writer) -> bool | None:
+        """Data goes back; perhaps others write until it is where it was."""
+        if not self.snapshots:
+            return False
+        number = self.random.randrange(len(self.snapshots))
+        before = [entry.record.id for log in self.model.logs for entry in log]
+        self.server.restore(number + 1)
+        self.model.restore(self.snapshots[number])
+        if self.tracing:
+            self.say(f"restored: {[len(log) for log in self.model.logs]} writes")
+        self.count("restores")
+        if self.random.random() < 0.8:  # by a restart; else on a running server
+            for consumer in self.consumers:
+                consumer.disconnect()
+        if self.random.random() < 0.6:
+            again = self.random.random() < 0.5  # the same sessions, in the same order
+            missing = before[sum(map(len, self.model.logs)) :][:20]
+            for id in missing:
+                self._pass_by(id if again else self.random.choice(self.ids))
+        return None
+
+    # Writers
+
+    def _add(self, writer: Writer) -> Writer:
+        self.writers.append(writer)
+        self.here.append(writer)
+        return writer
+
+    def _enter(self) -> Writer:
+        namespace = Namespace("sim", len(self.partitions), self.incarnation)
+        writer = self._add(Writer(len(self.writers), namespace, _HEARTBEAT))
+        if self.tracing:
+            self.say(f"writer {writer.number} opens: {namespace.origin.hex()}")
+        Call(self, writer, writer.operations.probe(), lambda _: None, [])
+        self._perform(writer)
+        return writer
+
+    def _leave(self, writer: Writer) -> None:
+        self.here.remove(writer)
+        for call in list(writer.calls):
+            call.cancel()
+        for flow in list(writer.flows):
+            flow.stop()
+        for holding in self.holdings:
+            holding.over |= holding.writer is writer
+        for consumer in self.consumers:
+            if consumer.writer is writer and consumer.ended is None:
+                consumer.ended = CANCELLED
+
+    def _pass_by(self, id: str) -> None:
+        writer = self._enter()
+        self._append(writer, id, None, None)
+        self._perform(writer)
+        self._leave(writer)
+        if len(self.model.records[-1].ids) > 1:
+            raise Violation("answer", f"the first write of a new store was forgotten: {self.model.records[-1]}")
+
+    def _perform(self, writer: Writer) -> None:
+        """Do all that a writer has begun, at once and without faults."""
+        for _ in range(_ATTEMPTS):
+            if not writer.calls:
+                return
+            sending = self._send([call for call in writer.calls if not call.waiting])
+            self._arrive(sending)
+            self._reply(sending)
+        raise Violation("rest", f"{writer.calls[0]} takes more than {_ATTEMPTS} attempts, and nothing fails")
+
+    # What they do
+
+    def _turn(self) -> ConversationTurn:
+        self._turns += 1
+        turn = ConversationTurn.user("t")
+        turn.id = f"t{self._turns}"
+        return turn
+
+    def _begin(self, writer: Writer, name: str, id: str) -> None:
+        rng = self.random
+        held = [holding for holding in self.holdings if holding.writer is writer and holding.held]
+        under = rng.choice(held) if held and rng.random() < 0.6 else None
+        if under is not None:
+            id = under.id
+        known = rng.choice([record.outcome for record in self.model.records[-9:] if record.id == id and type(record.outcome) is int] or [1])
+        if name in ("append", "append_if"):
+            self._append(writer, id, known if name == "append_if" else None, under)
+        elif name.startswith("save"):
+            found = writer.assets.get(id) if name == "save_known" else None
+            found = found or SessionAsset(id=id)
+            turns = found.history.turns
+            if name == "save_big":
+                turns.extend(self._turn() for _ in range(17))  # they are staged
+            elif turns and rng.random() < 0.2:
+                del turns[0]
+            turns.append(self._turn())
+            writer.assets[id] = found
+            self._save(writer, found, 0 if name == "save_new" else known if rng.random() < 0.3 else None, under)
+        elif name == "update":
+            self._update(writer, id, under)
+        elif name in ("delete", "delete_if"):
+            plan = alone(writer.operations.delete, id, known if name == "delete_if" else None, under)
+            Flow(self, writer, plan, lambda _: None)
+        elif name == "lease":
+            ttl = rng.choice((0.3, 2.0, 10.0))
+            self.holdings.append(Holding(self, writer, id, ttl, rng.choice((0.0, 3.0))))
+        elif name == "release" and held:
+            rng.choice(held).release()
+        elif name == "changes":
+            since = writer.changes.encode([rng.randint(0, len(log)) for log in self.model.logs])
+            Flow(self, writer, writer.changes.changes(since, rng.choice((1, 2, 100))), lambda _: None)
+        else:
+            Flow(self, writer, alone(writer.operations.load, id), lambda found: self._loaded(writer, found))
+
+    def _append(self, writer: Writer, id: str, expected: int | None, under: Any) -> None:
+        turns = [self._turn() for _ in range(self.random.choice((1, 1, 2)))]
+        plan = alone(writer.operations.append, id, turns, expected, under)
+        Flow(self, writer, plan, lambda _: None, [turn.id for turn in turns])
+
+    def _save(self, writer: Writer, found: SessionAsset, expected: int | None, under: Any) -> None:
+        plan: Plan[int] = writer.operations.save(found, expected, under)
+        Flow(self, writer, plan, lambda _: None, [turn.id for turn in found.history.turns])
+
+    def _update(self, writer: Writer, id: str, under: Any) -> None:
+        content: list[str] = []
+
+        def change(found: SessionAsset) -> None:
+            found.history.turns.append(self._turn())
+            content[:] = [turn.id for turn in found.history.turns]
+
+        Flow(self, writer, writer.operations.update(id, change, under), lambda _: None, content)
+
+    def _loaded(self, writer: Writer, found: Any) -> None:
+        if isinstance(found, Versioned):
+            loaded = found.asset
+            self.model.loaded(loaded.id, found.revision, tuple(turn.id for turn in loaded.history.turns))
+            writer.assets[loaded.id] = loaded
+
+    # The network
+
+    def _send(self, calls: Sequence[Call]) -> Sending:
+        members: list[Member] = []
+        commands: list[Command] = []
+        for call in calls:
+            own = call.commands()
+            ticket = None if call.record is None else self.model.sent(call.record)
+            members.append(Member(call, call.attempt, len(commands), len(own), ticket))
+            commands += own
+        frames: list[tuple[Argument, ...]] = []
+        widths: list[int] = []
+        joins = self.random.random() < 0.8
+        at = 0
+        while at < len(commands):
+            command = commands[at]
+            if isinstance(command, Joinable):
+                run = joinable_run(commands[at:] if joins else [command])
+                frames.append(joined(run))
+                widths.append(len(run))
+            else:
+                frames.append(command)
+                widths.append(1)
+            at += widths[-1]
+        sending = Sending(members, frames, widths)
+        self.out.append(sending)
+        self.count("sendings")
+        if self.tracing:
+            self.say(f"sent: {sending}")
+        return sending
+
+    def _lost(self, sending: Sending) -> None:
+        """Those who still wait for it learn that the connection broke; most reconnect."""
+        for member in sending.members:
+            if member.awaited:
+                if self.random.random() < 0.5:
+                    member.call.writer.namespace.renew()
+                member.call.failed(Lost("the connection broke", sent=True))
+        if self.tracing:
+            self.say(f"lost: {sending}")
+
+    def _reply(self, sending: Sending) -> None:
+        self.back.remove(sending)
+        for member in sending.members:
+            if member.awaited:
+                member.call.answered(sending.replies[member.first : member.first + member.count])
+
+    def _arrive(self, sending: Sending, frames: int | None = None) -> None:
+        """Have the server execute it, or its first frames."""
+        self.out.remove(sending)
+        self._execute(sending, len(sending.frames) if frames is None else frames)
+        self.back.append(sending)
+
+    def _execute(self, sending: Sending, count: int, *, forget_scripts: bool = False) -> None:
+        before = [len(log) for log in self.model.logs]
+        over = [self.keyspace.of(id).lease(id) for id in self.model.leases.expire()]
+        frames = [
+            ("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in sending.frames[:count]
+        ]
+        if ("MULTI",) in frames and ("EXEC",) not in frames:
+            frames[-1:] = [("DISCARD",)] if frames[-1] != ("MULTI",) else [("PING",)]  # the connection broke
+        requests = self._requests(sending)
+        setup: list[Command] = [("SET", NOW, self.clock.milliseconds()), *([("DEL", *over)] if over else [])]
+        looks: list[Command] = [("HGETALL", partition.state) for partition in self.partitions]
+        looks += [("PEXPIRETIME", self.keyspace.of(request.id).lease(request.id)) for request in requests.values()]
+        replies = self.server.run(*setup, *frames, *looks)
+        states = replies[len(setup) + count :]
+        sending.replies = []
+        for n, width in enumerate(sending.widths):
+            if n >= count:
+                sending.replies += [None] * width
+            elif forget_scripts and sending.frames[n][0] == "EVALSHA":
+                sending.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
+            else:
+                reply = replies[len(setup) + n]
+                sending.replies += divided(reply, width) if width > 1 else [reply]
+        if self.tracing:
+            self.say(f"executed: {sending}: {sending.replies!r:.300}")
+        for partition, state in zip(self.partitions, states, strict=False):
+            self.model.dropped[partition.number] = int(state[b"forgotten"])
+        self._judge(sending, requests)
+        check_messages(self, messages := self.server.messages(), before)
+        for channel, message in messages:
+            for consumer in self.consumers:
+                consumer.publish(channel, message)
+            for waiting, wake in self.wakes:
+                if waiting == channel and (self.faultless or self.random.random() < 0.8):
+                    wake.set()
+        wrote = before != [len(log) for log in self.model.logs]
+        for partition, state in zip(self.partitions, states, strict=False):
+            self.model.check_partition(partition, state, wrote)
+        if count == len(sending.frames) and not forget_scripts:
+            for request, deadline in zip(requests.values(), states[len(self.partitions) :], strict=True):
+                self.model.leases.check_server(request, deadline)
+
+    def _requests(self, sending: Sending) -> dict[Member, Requested]:
+        found: dict[Member, Requested] = {}
+        for member in sending.members:
+            if isinstance(member.call.operation, lease._Request):
+                frame = self._frame(sending, member)
+                found[member] = Requested.read(member.call, frame)
+        return found
+
+    def _frame(self, sending: Sending, member: Member) -> tuple[Argument, ...]:
+        at = 0
+        for frame, width in zip(sending.frames, sending.widths, strict=True):
+            if at == member.first:
+                return frame
+            at += width
+        raise AssertionError("a member without a frame")
+
+    def _judge(self, sending: Sending, requests: dict[Member, Requested]) -> None:
+        for member in sending.members:
+            operation = member.call.operation
+            replies = sending.replies[member.first : member.first + member.count]
+            if None in replies[-1:] and isinstance(operation, (Write, lease._Request)):
+                continue  # it was cut off
+            if member.ticket is not None and member.call.record is not None:
+                item = replies[-1]
+                self.model.answered(member.call.record, member.ticket, item[0] if type(item) is list else item)
+            elif member in requests:
+                self.model.leases.judge(requests[member], replies[0])
+            elif isinstance(operation, plans.Together):
+                self._judge_reads(sending, member, replies)
+
+    def _judge_reads(self, sending: Sending, member: Member, replies: Sequence[Any]) -> None:
+        """Judge those of changes.lua."""
+        at = 0
+        for n, (frame, width) in enumerate(zip(sending.frames, sending.widths, strict=True)):
+            if member.first <= at < member.first + member.count and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
+                reply = sending.replies[at]
+                if reply is not None:
+                    number = next(p.number for p in self.partitions if p.state == frame[3])
+                    check_since(self, number, frame[8], int(frame[9]), reply)
+            at += width
