@@ -201,18 +201,19 @@ def dump_json(document: dict[str, Any]) -> str:
 
 def f32_text(value: float) -> msgspec.Raw:
     """Return a number as serde_json writes an f32: the shortest digits that give the same 32 bits."""
-    number = Decimal(_shortest(_to_f32(value)))
+    single = _to_f32(value)
+    sign = "-" if math.copysign(1, single) < 0 else ""
+    number = Decimal(_shortest(abs(single)))
     exponent = number.adjusted()
-    if not -6 <= exponent <= 12:
-        sign, digits, _ = number.as_tuple()
-        first, *rest = map(str, digits)
-        fraction = "." + "".join(rest) if rest else ""
-        return msgspec.Raw(f"{'-' * sign}{first}{fraction}e{exponent:+d}".encode())
-    plain = f"{number:f}"
-    return msgspec.Raw((plain if "." in plain else plain + ".0").encode())
+    if -6 <= exponent <= 12:
+        plain = f"{number:f}"
+        return msgspec.Raw(f"{sign}{plain if '.' in plain else plain + '.0'}".encode())
+    first, *rest = map(str, number.as_tuple().digits)
+    return msgspec.Raw(f"{sign}{first}{'.' * bool(rest)}{''.join(rest)}e{exponent:+d}".encode())
 
 
 def _shortest(single: float) -> str:
+    """Return the shortest digits of an f32 that is not negative, and of these the nearest."""
     for count in range(9):
         digits, _, exponent = f"{single:.{count}e}".partition("e")
         nearest = int(digits.replace(".", ""))
@@ -355,14 +356,16 @@ def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
     elif origin is Any:
         yield from _free_faults(value, path, depth)
     elif isinstance(origin, type) and issubclass(origin, msgspec.Struct):
-        if type(value) is origin:
-            for f in msgspec.structs.fields(origin):
-                name = _step(path, f.name)
-                if hasattr(value, f.name):
-                    yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
-                else:
-                    yield name, "is not set"
-        yield from _leaf_faults(value, hint, path)  # another type, or what __post_init__ refuses
+        if type(value) is not origin:
+            yield path, f"expected {origin.__name__}, got {type(value).__qualname__}"
+            return
+        for f in msgspec.structs.fields(origin):
+            name = _step(path, f.name)
+            if hasattr(value, f.name):
+                yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
+            else:
+                yield name, "is not set"
+        yield from _leaf_faults(value, hint, path)  # what __post_init__ refuses
     elif origin is list and isinstance(value, list):
         for n, item in enumerate(value):
             yield from _faults(item, args[0], f"{path}[{n}]", depth + 1)
