@@ -168,6 +168,8 @@ class Codec(Generic[A]):
         if len(sections) > self.max_fields:
             raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
         turns = self._turns(asset.history.turns, known.turns if known is not None else ())
+        if not all(sections.values()):
+            raise SerializationError("asset", "it has no encoding")  # never to be stored
         total = sum(map(len, turns)) + sum(map(len, sections.values()))
         if total > self.max_asset_bytes:
             raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
