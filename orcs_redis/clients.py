@@ -149,11 +149,14 @@ class AsyncClientLink:
 
     def _ended(self, pump: asyncio.Task[None]) -> None:
         error = None if pump.cancelled() else pump.exception()
-        if error is not None:  # a signal handler's
-            while self._queue:
-                request = self._queue.pop()
-                if not request.future.done():
-                    request.future.set_exception(error)
+        if error is None:
+            return
+        # A signal handler's, for those who wait; the loop is told in any case.
+        waiting, self._queue = self._queue, deque()
+        for request in waiting:
+            if not request.future.done():
+                request.future.set_exception(error)
+        pump.get_loop().call_exception_handler({"message": "a signal handler raised", "exception": error})
 
     async def _run(self) -> None:
         batch: list[_Request] = []
@@ -193,10 +196,11 @@ class AsyncClientLink:
                 connection = await self._connected()
                 size = 0
                 while self._queue and size < _BATCH_BYTES:
-                    request = self._queue.popleft()
+                    request = self._queue[0]
                     if not request.future.done():  # cancelled, or its time is over
                         batch.append(request)
                         size += len(request.data)
+                    self._queue.popleft()  # at last: wherever a signal handler raises, it is in one of the two
                 for request in batch:
                     request.sent = True
                 await connection.send_packed_command([request.data for request in batch], check_health=False)
