@@ -20,7 +20,7 @@ from .asset import (
     check_version,
     json_fields,
 )
-from .encoding import attempt, encode, free_values_sound, named, pack
+from .encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
 from .errors import CorruptSessionError, SerializationError
 from .meta import SessionMeta, SyncState
 
@@ -311,14 +311,12 @@ def _encode_turn(turn: ConversationTurn) -> bytes:
     """Encode a turn; nothing if that is refused, or if it or a call in it is of another type than its own."""
     if type(turn) is not ConversationTurn:
         return b""
-    data, _ = attempt(_to_wire, turn)
-    if data and turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS:
+    try:
+        data = encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
+    except REFUSALS as error:
+        check_refusal(error)
         return b""
-    return data or b""
-
-
-def _to_wire(turn: ConversationTurn) -> bytes:
-    return encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
+    return b"" if turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS else data
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:

@@ -28,7 +28,9 @@ from .errors import CorruptSessionError, SerializationError
 from .interrupts import raise_interruption
 
 __all__ = [
+    "REFUSALS",
     "attempt",
+    "check_refusal",
     "dump_json",
     "encode",
     "f32_text",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 # All that msgspec and codecs raise to refuse a value or data. Anything else says nothing about these.
-_REFUSALS: Final = (
+REFUSALS: Final = (
     msgspec.MsgspecError,
     TypeError,  # what can't be encoded
     ValueError,  # text that is no UTF-8 or has surrogates, too; and what a __post_init__ raises
@@ -71,11 +73,16 @@ def attempt(call: Callable[[Any], Any], value: object) -> tuple[Any, str | None]
     """
     try:
         return call(value), None
-    except _REFUSALS as error:
-        raise_interruption(error)
-        if isinstance(error, RecursionError):
-            _decode_any(_DEEPEST)  # raises the same if not the value is deep, but the caller's stack
+    except REFUSALS as error:
+        check_refusal(error)
         return None, str(error)
+
+
+def check_refusal(error: Exception) -> None:
+    """Raise what is no refusal though it is of such a type: a signal handler's error, or that of a full stack."""
+    raise_interruption(error)
+    if isinstance(error, RecursionError):
+        _decode_any(_DEEPEST)  # raises the same if not the value is deep, but the caller's stack
 
 
 def pack(value: object, hint: Any, where: str, level: int = 2) -> bytes:
@@ -92,14 +99,17 @@ def pack(value: object, hint: Any, where: str, level: int = 2) -> bytes:
 
     """
     decode, walk = _tools(hint)
-    data, refusal = attempt(encode, value)
-    if refusal is None and (walk is None or _passes_walk(walk, value)):
-        back, refusal = attempt(decode, data)
-        if refusal is None and back == value:
-            return cast(bytes, data)
-    fault = next(_faults(value, hint, where, level), None)
-    if fault is None and refusal is None:
-        return cast(bytes, data)  # equal but for subclasses of dict and list
+    data = b""
+    try:
+        data = encode(value)
+        if (walk is None or walk(value)) and decode(data) == value:
+            return data
+    except REFUSALS as error:
+        check_refusal(error)
+        data = b""
+    fault = next(_faults(value, hint, where, level), None)  # outside of the block above, whose error may quote it
+    if fault is None and data:
+        return data  # equal but for subclasses of dict and list
     raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
 
 
@@ -286,13 +296,6 @@ def _of_values(item: _Walk) -> _Walk:
 
 def _passes(value: object) -> bool:
     return True
-
-
-def _passes_walk(walk: _Walk, value: object) -> bool:
-    try:
-        return walk(value)
-    except RecursionError:
-        return False  # of a recursive type: the diagnosis counts its levels
 
 
 def _walk_for(hint: Any, above: frozenset[Any]) -> _Walk | None:
