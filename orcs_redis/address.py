@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from .errors import PermissionDeniedError, UnsupportedServerError
+from .interrupts import raise_interruption
 from .resp import Command, Lost, Reply, as_error, as_map, translate
 
 __all__ = ["Address", "Credentials", "EmbeddedFolder", "FileFolder", "MemoryName", "parse_url"]
@@ -94,8 +95,10 @@ def _given(credentials: Credentials) -> tuple[str | None, str]:
     try:
         given: object = credentials()
     except OSError as exc:  # a service that is asked for them, say: it may be there at the next attempt
+        raise_interruption(exc)
         raise Lost(f"credentials raised {type(exc).__name__}", sent=False) from exc
     except Exception as exc:
+        raise_interruption(exc)
         raise PermissionDeniedError(f"credentials raised {type(exc).__name__}") from exc
     match given:
         case (str() | None as username, str() as password):
@@ -111,7 +114,8 @@ def check_server(hello: Reply) -> None:
         about = as_map(hello)
         server = str(about.get(b"server", b"redis"), errors="replace")
         version = str(about.get(b"version", b"0"), errors="replace")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        raise_interruption(error)
         raise UnsupportedServerError("what answers there is neither Redis nor Valkey") from None
     if about.get(b"mode") == b"cluster":
         raise UnsupportedServerError("this server is a node of a cluster")

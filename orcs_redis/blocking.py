@@ -17,6 +17,7 @@ import hiredis
 
 from .address import Address
 from .errors import StorageError, UnavailableError
+from .interrupts import raise_interruption, suppress
 from .link import Deliver, Feed, Prepare, attempt_patience, dial, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
 from .resp import Command, Lost, Reply, Trouble, pack
@@ -226,6 +227,7 @@ class _Connection:
             replies = self.call(address.introduction(), expires)
             address.check(replies)
         except (OSError, Trouble, UnavailableError) as exc:
+            raise_interruption(exc)
             raise unreachable(address, exc) from exc
         return replies[0]
 
@@ -248,8 +250,10 @@ class _Connection:
                 elif type(reply) is not hiredis.PushNotification:
                     replies.append(reply)
         except TimeoutError as exc:
+            raise_interruption(exc)
             raise Lost("no answer in time", sent=len(data) < len(request)) from exc
         except _BROKEN as exc:
+            raise_interruption(exc)
             text = f"the connection broke: {reason_of(exc)}"
             raise Lost(text, sent=len(data) < len(request), size=len(request)) from exc
         return replies
@@ -262,13 +266,13 @@ class _Connection:
             self._socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
             return True
-        except OSError:
-            pass
+        except OSError as exc:
+            raise_interruption(exc)
         return False
 
     def close(self) -> None:
         if self._socket is not None:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._socket.close()
             self._socket = None
 

@@ -27,6 +27,7 @@ from redis.retry import Retry
 from .address import check_server
 from .blocking import PooledLink
 from .errors import StorageError, UnavailableError
+from .interrupts import interruption, raise_interruption, suppress
 from .link import Deliver, Feed, Silence, attempt_patience, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
 from .resp import Command, Lost, Reply, Trouble, as_error, pack, translate
@@ -111,10 +112,12 @@ class AsyncClientLink:
         self._queue.append(request)
         if self._pump is None or self._pump.done():
             self._pump = loop.create_task(self._run())
+            self._pump.add_done_callback(self._ended)
         try:
             async with asyncio.timeout_at(expires):
                 return await request.future
-        except TimeoutError:
+        except TimeoutError as error:
+            raise_interruption(error)
             raise Lost("no answer in time", sent=request.sent) from None
 
     def drop(self, before: float) -> None:
@@ -144,6 +147,17 @@ class AsyncClientLink:
             if self._owned:
                 await self._client.aclose()
 
+    def _ended(self, pump: asyncio.Task[None]) -> None:
+        error = None if pump.cancelled() else pump.exception()
+        if error is None:
+            return
+        # A signal handler's, for those who wait; the loop is told in any case.
+        waiting, self._queue = self._queue, deque()
+        for request in waiting:
+            if not request.future.done():
+                request.future.set_exception(error)
+        pump.get_loop().call_exception_handler({"message": "a signal handler raised", "exception": error})
+
     async def _run(self) -> None:
         batch: list[_Request] = []
         try:
@@ -155,7 +169,8 @@ class AsyncClientLink:
                     for request in batch or self._queue:
                         if not request.future.done():
                             size = len(request.data) if request.sent else 0
-                            request.future.set_exception(_failure(exc, sent=request.sent, size=size))
+                            failure = interruption(exc) or _failure(exc, sent=request.sent, size=size)
+                            request.future.set_exception(failure)
                     if not batch:  # no connection could be had
                         self._queue.clear()
                 batch.clear()
@@ -181,10 +196,11 @@ class AsyncClientLink:
                 connection = await self._connected()
                 size = 0
                 while self._queue and size < _BATCH_BYTES:
-                    request = self._queue.popleft()
+                    request = self._queue[0]
                     if not request.future.done():  # cancelled, or its time is over
                         batch.append(request)
                         size += len(request.data)
+                    self._queue.popleft()  # at last: wherever a signal handler raises, it is in one of the two
                 for request in batch:
                     request.sent = True
                 await connection.send_packed_command([request.data for request in batch], check_health=False)
@@ -235,7 +251,8 @@ class AsyncClientLink:
             # The name before redis-py 8; what it may destroy is what nobody asked for.
             can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
             return not await can_read()
-        except (OSError, exceptions.RedisError):
+        except (OSError, exceptions.RedisError) as error:
+            raise_interruption(error)
             return False
 
     @staticmethod
@@ -244,6 +261,14 @@ class AsyncClientLink:
             return _unwrapped(await connection.read_response(disable_decoding=True, disconnect_on_error=False))
         except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
             return _as_reply(error)
+
+
+class _Packer:
+    """Packs what redis-py says by itself when it connects: see `pack`."""
+
+    def pack(self, *arguments: Any) -> list[bytes]:
+        name, *rest = arguments
+        return [pack([(*name.split(), *rest)])]
 
 
 class _ClientConnection:
@@ -259,7 +284,7 @@ class _ClientConnection:
     def open(self, expires: float) -> Reply:
         pool: Any = self._client.connection_pool
         timeout = self._limit(expires)
-        settings = {"socket_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
+        settings = {"socket_timeout": timeout, "retry": Retry(NoBackoff(), 0), "command_packer": _Packer()}
         if "socket_connect_timeout" in pool.connection_kwargs:
             settings["socket_connect_timeout"] = timeout
         try:
@@ -292,7 +317,7 @@ class _ClientConnection:
 
     def is_usable(self) -> bool:
         if self._connection is not None:
-            with contextlib.suppress(OSError, exceptions.RedisError):
+            with suppress(OSError, exceptions.RedisError):
                 return not self._connection.can_read()
         return False
 
@@ -424,6 +449,7 @@ class _ClientFeed:
 
 def _failure(error: Exception, *, sent: bool, size: int = 0) -> Trouble | StorageError:
     """Name what the client raised. A command of its own that was refused (HELLO, AUTH, SELECT) is a server's error."""
+    raise_interruption(error)
     if isinstance(error, StorageError):
         return error
     if isinstance(error, Trouble):

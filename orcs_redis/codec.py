@@ -20,7 +20,7 @@ from .asset import (
     check_version,
     json_fields,
 )
-from .encoding import attempt, encode, free_values_sound, named, pack
+from .encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
 from .errors import CorruptSessionError, SerializationError
 from .meta import SessionMeta, SyncState
 
@@ -168,6 +168,8 @@ class Codec(Generic[A]):
         if len(sections) > self.max_fields:
             raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
         turns = self._turns(asset.history.turns, known.turns if known is not None else ())
+        if not all(sections.values()):
+            raise SerializationError("asset", "it has no encoding")  # never to be stored
         total = sum(map(len, turns)) + sum(map(len, sections.values()))
         if total > self.max_asset_bytes:
             raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
@@ -309,14 +311,12 @@ def _encode_turn(turn: ConversationTurn) -> bytes:
     """Encode a turn; nothing if that is refused, or if it or a call in it is of another type than its own."""
     if type(turn) is not ConversationTurn:
         return b""
-    data, _ = attempt(_to_wire, turn)
-    if data and turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS:
+    try:
+        data = encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
+    except REFUSALS as error:
+        check_refusal(error)
         return b""
-    return data or b""
-
-
-def _to_wire(turn: ConversationTurn) -> bytes:
-    return encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
+    return b"" if turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS else data
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:

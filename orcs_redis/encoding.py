@@ -28,7 +28,9 @@ from .errors import CorruptSessionError, SerializationError
 from .interrupts import raise_interruption
 
 __all__ = [
+    "REFUSALS",
     "attempt",
+    "check_refusal",
     "dump_json",
     "encode",
     "f32_text",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 # All that msgspec and codecs raise to refuse a value or data. Anything else says nothing about these.
-_REFUSALS: Final = (
+REFUSALS: Final = (
     msgspec.MsgspecError,
     TypeError,  # what can't be encoded
     ValueError,  # text that is no UTF-8 or has surrogates, too; and what a __post_init__ raises
@@ -71,11 +73,16 @@ def attempt(call: Callable[[Any], Any], value: object) -> tuple[Any, str | None]
     """
     try:
         return call(value), None
-    except _REFUSALS as error:
-        raise_interruption(error)
-        if isinstance(error, RecursionError):
-            _decode_any(_DEEPEST)  # raises the same if not the value is deep, but the caller's stack
+    except REFUSALS as error:
+        check_refusal(error)
         return None, str(error)
+
+
+def check_refusal(error: Exception) -> None:
+    """Raise what is no refusal though it is of such a type: a signal handler's error, or that of a full stack."""
+    raise_interruption(error)
+    if isinstance(error, RecursionError):
+        _decode_any(_DEEPEST)  # raises the same if not the value is deep, but the caller's stack
 
 
 def pack(value: object, hint: Any, where: str, level: int = 2) -> bytes:
@@ -92,14 +99,17 @@ def pack(value: object, hint: Any, where: str, level: int = 2) -> bytes:
 
     """
     decode, walk = _tools(hint)
-    data, refusal = attempt(encode, value)
-    if refusal is None and (walk is None or _passes_walk(walk, value)):
-        back, refusal = attempt(decode, data)
-        if refusal is None and back == value:
-            return cast(bytes, data)
-    fault = next(_faults(value, hint, where, level), None)
-    if fault is None and refusal is None:
-        return cast(bytes, data)  # equal but for subclasses of dict and list
+    data = b""
+    try:
+        data = encode(value)
+        if (walk is None or walk(value)) and decode(data) == value:
+            return data
+    except REFUSALS as error:
+        check_refusal(error)
+        data = b""
+    fault = next(_faults(value, hint, where, level), None)  # outside of the block above, whose error may quote it
+    if fault is None and data:
+        return data  # equal but for subclasses of dict and list
     raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
 
 
@@ -201,18 +211,19 @@ def dump_json(document: dict[str, Any]) -> str:
 
 def f32_text(value: float) -> msgspec.Raw:
     """Return a number as serde_json writes an f32: the shortest digits that give the same 32 bits."""
-    number = Decimal(_shortest(_to_f32(value)))
+    single = _to_f32(value)
+    sign = "-" if math.copysign(1, single) < 0 else ""
+    number = Decimal(_shortest(abs(single)))
     exponent = number.adjusted()
-    if not -6 <= exponent <= 12:
-        sign, digits, _ = number.as_tuple()
-        first, *rest = map(str, digits)
-        fraction = "." + "".join(rest) if rest else ""
-        return msgspec.Raw(f"{'-' * sign}{first}{fraction}e{exponent:+d}".encode())
-    plain = f"{number:f}"
-    return msgspec.Raw((plain if "." in plain else plain + ".0").encode())
+    if -6 <= exponent <= 12:
+        plain = f"{number:f}"
+        return msgspec.Raw(f"{sign}{plain if '.' in plain else plain + '.0'}".encode())
+    first, *rest = map(str, number.as_tuple().digits)
+    return msgspec.Raw(f"{sign}{first}{'.' * bool(rest)}{''.join(rest)}e{exponent:+d}".encode())
 
 
 def _shortest(single: float) -> str:
+    """Return the shortest digits of an f32 that is not negative, and of these the nearest."""
     for count in range(9):
         digits, _, exponent = f"{single:.{count}e}".partition("e")
         nearest = int(digits.replace(".", ""))
@@ -287,13 +298,6 @@ def _passes(value: object) -> bool:
     return True
 
 
-def _passes_walk(walk: _Walk, value: object) -> bool:
-    try:
-        return walk(value)
-    except RecursionError:
-        return False  # of a recursive type: the diagnosis counts its levels
-
-
 def _walk_for(hint: Any, above: frozenset[Any]) -> _Walk | None:
     """Return a test of what a typed round trip lets pass in values of type ``hint``; None: of nothing.
 
@@ -355,14 +359,16 @@ def _faults(value: Any, hint: Any, path: str, depth: int) -> Iterator[_Fault]:
     elif origin is Any:
         yield from _free_faults(value, path, depth)
     elif isinstance(origin, type) and issubclass(origin, msgspec.Struct):
-        if type(value) is origin:
-            for f in msgspec.structs.fields(origin):
-                name = _step(path, f.name)
-                if hasattr(value, f.name):
-                    yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
-                else:
-                    yield name, "is not set"
-        yield from _leaf_faults(value, hint, path)  # another type, or what __post_init__ refuses
+        if type(value) is not origin:
+            yield path, f"expected {origin.__name__}, got {type(value).__qualname__}"
+            return
+        for f in msgspec.structs.fields(origin):
+            name = _step(path, f.name)
+            if hasattr(value, f.name):
+                yield from _faults(getattr(value, f.name), f.type, name, depth + 1)
+            else:
+                yield name, "is not set"
+        yield from _leaf_faults(value, hint, path)  # what __post_init__ refuses
     elif origin is list and isinstance(value, list):
         for n, item in enumerate(value):
             yield from _faults(item, args[0], f"{path}[{n}]", depth + 1)

@@ -7,13 +7,15 @@ taken for one of these, this is asked first.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.getsignal has a try of its own, in which it would lose a handler's ValueError
+import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
-__all__ = ["interruption", "raise_interruption"]
+__all__ = ["interruption", "raise_interruption", "suppress"]
 
 
 def interruption(error: BaseException) -> BaseException | None:
@@ -41,9 +43,21 @@ def raise_interruption(error: BaseException) -> None:
         raise found
 
 
+class suppress(contextlib.suppress):  # noqa: N801  # as it is called there
+    """`contextlib.suppress`, but for what a signal handler raised."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Suppress the error, or raise what a signal handler raised."""
+        if error is not None:
+            raise_interruption(error)
+        return super().__exit__(kind, error, trace)
+
+
 def _handlers() -> Iterator[CodeType]:
-    for number in signal.valid_signals():
-        handler = signal.getsignal(number)
+    for number in range(1, signal.NSIG):
+        handler = _signal.getsignal(number)
         if callable(handler):
             handler = getattr(handler, "func", handler)  # of a partial
             code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)

@@ -24,6 +24,7 @@ from .errors import (
     UnavailableError,
 )
 from .ids import check_id
+from .interrupts import raise_interruption
 from .keys import Partition
 from .operations import Namespace, Operation, Ticket, check_script, refusal
 from .plans import Pause, Plan, Together
@@ -203,7 +204,8 @@ class _Holders(Operation[list[LeaseInfo]]):
                 continue  # it has run out, or was released meanwhile
             try:
                 token, since, end = int(fields[0]), int(fields[2]), int(float(until))
-            except ValueError:
+            except ValueError as error:
+                raise_interruption(error)
                 raise LayoutError(f"{self._partition.lease(id)} is not of this store's layout") from None
             holder = fields[1].decode(errors="replace")
             leases.append(LeaseInfo(id, token, holder, _moment(since), _moment(end)))

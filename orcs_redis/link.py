@@ -21,6 +21,7 @@ import msgspec
 
 from .address import Address
 from .errors import StorageError, UnavailableError
+from .interrupts import interruption, raise_interruption
 from .network import ASK_ROLE, ROLE_CHECK, Role, in_thread, open_socket, reason_of, unreachable
 from .resp import JOINED, Command, Joinable, Lost, Reply, Trouble, check, divided, joinable_run, joined, pack
 
@@ -184,6 +185,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._waiting: deque[_Call | _Joined] = deque()
         self._queued: list[_Call] = []
         self._output: list[bytes] = []
+        self._is_plain = False
+        self._reading = False
         self._paused = False
         self._scheduled = False
         self._silence = Silence(loop, patience, self._look)
@@ -208,10 +211,14 @@ class _Connection(asyncio.BufferedProtocol):
         else:
             call = _Call(future, None, pack(commands), len(commands), expires, [])
         self._queued.append(call)
-        if len(self._queued) < JOINED:
-            self._schedule()
-        else:  # enough for a call: the server need not wait for those that the loop has yet to let ask
-            self._flush()
+        try:
+            if len(self._queued) < JOINED:
+                self._schedule()
+            else:  # enough for a call: the server need not wait for those that the loop has yet to let ask
+                self._flush()
+        except BaseException:
+            future.cancel()  # what was not sent yet is not sent any more
+            raise
         return future
 
     def send(self, commands: Sequence[Command]) -> None:
@@ -221,9 +228,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _schedule(self) -> None:
         if not self._scheduled:
-            self._scheduled = True
             # Nothing in flight: a caller that is alone need not wait for the loop's next turn.
             if self._waiting:
+                self._scheduled = True
                 self._loop.call_soon(self._flush)
             else:
                 self._flush()
@@ -250,15 +257,19 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._is_plain = transport.get_extra_info("sslcontext") is None
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if self._reading:  # with TLS it is asked for in vain, too
+            raise ConnectionAbortedError("what was read was lost, when a signal handler raised")
+        self._reading = self._is_plain
         return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._silence.heard = self._loop.time()
-        waiting, gets = self._waiting, self._reader.gets
-        self._reader.feed(self._input, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
         try:
+            self._silence.heard = self._loop.time()
+            waiting, gets = self._waiting, self._reader.gets
+            self._reader.feed(self._input, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
             while (reply := gets()) is not _MORE:
                 if type(reply) is hiredis.PushNotification or (self._push is not None and not waiting):
                     if self._push is not None:
@@ -267,10 +278,15 @@ class _Connection(asyncio.BufferedProtocol):
                 call = waiting[0]
                 call.replies.append(reply)
                 if len(call.replies) == call.count:
-                    waiting.popleft()
                     call.finish()
-        except Exception:  # nonsense, or a reply that nobody asked for: what comes after can't be told apart
+                    waiting.popleft()
+            self._reading = False
+        except Exception as exc:  # nonsense, or a reply that nobody asked for: what comes after can't be told apart
             self.abort()
+            self._report(exc)
+        except BaseException:
+            self.abort()
+            raise
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -280,6 +296,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, OSError):  # all else the transport has told the loop
+            self._report(exc)
         reason = f"the connection broke: {reason_of(exc)}" if exc else "the connection was closed"
         for entry in self._waiting:
             for call in entry.members:
@@ -294,9 +312,20 @@ class _Connection(asyncio.BufferedProtocol):
         if not self.closed.done():
             self.closed.set_result(None)
 
+    def _report(self, error: Exception) -> None:
+        if (found := interruption(error)) is not None:
+            self._loop.call_exception_handler({"message": "a signal handler raised", "exception": found})
+
     # What keeps it going
 
     def _flush(self) -> None:
+        try:
+            self._write()
+        except BaseException:
+            self.abort()  # how much was written is not known: replies would be taken for others'
+            raise
+
+    def _write(self) -> None:
         self._scheduled = self._paused
         if self._paused or self._transport is None or not (self._output or self._queued):
             return
@@ -332,6 +361,7 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             data = pack((joined(run),))
         except Exception as exc:  # whoever brought what can't be packed: the others go out
+            raise_interruption(exc)
             if len(calls) == 1:
                 calls[0].fail(exc)
                 return b""
@@ -410,7 +440,7 @@ class Link:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         if self._connection is not None:
-            await self._connection.closed
+            await asyncio.wait([self._connection.closed], timeout=self._patience)
 
     async def _connect_and_call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         connection = await self._connected(expires)
@@ -470,6 +500,7 @@ async def _connect(
         role.check(replies[0])
     except (OSError, Trouble, UnavailableError) as exc:
         connection.abort()
+        raise_interruption(exc)
         raise unreachable(address, exc) from exc
     except BaseException:
         connection.abort()

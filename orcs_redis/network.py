@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import selectors
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from .address import Address
 from .errors import StorageError, UnavailableError
+from .interrupts import raise_interruption, suppress
 from .resp import Command, Lost, Reply, Trouble, WrongServer, as_map, check
 
 __all__ = ["ASK_ROLE", "ROLE_CHECK", "Role", "in_thread", "open_socket", "reason_of", "unreachable"]
@@ -41,7 +41,7 @@ class Role:
     def check(self, hello: Reply) -> None:
         """Judge an answer to HELLO; raise WrongServer if it comes from a replica in a master's place."""
         check((hello,))
-        with contextlib.suppress(TypeError, ValueError):  # no map: what matters of it is checked elsewhere
+        with suppress(TypeError, ValueError):  # no map: what matters of it is checked elsewhere
             role = as_map(hello).get(b"role")
             if role == b"master":
                 self._master = True
@@ -94,9 +94,11 @@ def _first_connected(addresses: list[tuple[int, Any]], expires: float, attempts:
                     attempts.append(socket.socket(family, socket.SOCK_STREAM))
                     attempts[-1].setblocking(False)
                     attempts[-1].connect(target)
-                except BlockingIOError:
+                except BlockingIOError as error:
+                    raise_interruption(error)
                     selector.register(attempts[-1], selectors.EVENT_WRITE)
                 except OSError as error:  # this family is not to be had here, say
+                    raise_interruption(error)
                     failure, due = error, now
                     continue
                 else:

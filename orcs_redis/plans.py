@@ -20,6 +20,7 @@ from .asset import ConversationTurn, SessionAsset
 from .codec import Codec, Encoded, Patch, Stored, recall, remember
 from .errors import ConflictError, CorruptSessionError, LayoutError, SerializationError
 from .ids import check_id
+from .interrupts import raise_interruption
 from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace, Partition
 from .meta import Page, SessionMeta, Versioned
 from .operations import (
@@ -127,7 +128,8 @@ def open_namespace(name: str, partitions: int | None) -> Plan[Namespace]:
     try:
         version, count = int(fields[b"version"]), int(fields[b"partitions"])
         incarnation = fields[b"incarnation"]
-    except (KeyError, ValueError):
+    except (KeyError, ValueError) as error:
+        raise_interruption(error)
         raise LayoutError(f"{Keyspace.layout(name)} is not a descriptor of this store's layout") from None
     if version != LAYOUT_VERSION:
         raise LayoutError(f"namespace {name!r} has layout {version}, this store is of layout {LAYOUT_VERSION}")
@@ -386,7 +388,8 @@ def _encode_cursor(position: tuple[int, str]) -> str:
 def _decode_cursor(cursor: str) -> tuple[int, str]:
     try:
         return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, str])
-    except (TypeError, ValueError, msgspec.MsgspecError):
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise_interruption(error)
         raise ValueError("that is not a cursor of a page") from None
 
 

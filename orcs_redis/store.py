@@ -17,6 +17,7 @@ from .asset import ConversationTurn, SessionAsset
 from .clients import AsyncClientLink, memory_client
 from .core import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Core, OptionArguments, Options, Target, choose
 from .errors import StorageError, UnavailableError
+from .interrupts import suppress
 from .lease import AsyncLeasing, Lease, LeaseInfo
 from .link import AsyncLink, Link
 from .local import LocalFileStore
@@ -535,7 +536,7 @@ async def _pause(pause: Pause) -> None:
     if pause.wake is None:
         await asyncio.sleep(pause.seconds)
         return
-    with contextlib.suppress(TimeoutError):
+    with suppress(TimeoutError):
         async with asyncio.timeout(None if pause.seconds == math.inf else pause.seconds):
             await pause.wake.wait()
 

@@ -21,6 +21,7 @@ import msgspec
 from . import scripts
 from .errors import LayoutError, NotFoundError, OutcomeUnknownError, StoreResetError, UnavailableError
 from .ids import check_id
+from .interrupts import raise_interruption
 from .keys import Partition
 from .operations import Namespace, Operation
 from .plans import Pause, Plan, Together
@@ -128,7 +129,8 @@ class _Reached(Operation["tuple[int | None, int]"]):
             raise StoreResetError("the namespace was wiped")
         try:
             return None if session is None else int(session), int(partition)
-        except ValueError:
+        except ValueError as error:
+            raise_interruption(error)
             raise LayoutError(f"{self._partition.state} is not of this store's layout") from None
 
 
@@ -229,7 +231,8 @@ class Changes:
         try:
             incarnation, least, width, data = _decode_cursor(base64.urlsafe_b64decode(cursor))
             beyond = array({code.itemsize: code.typecode for code in _WIDTHS}[width], data)
-        except (KeyError, TypeError, ValueError, msgspec.MsgspecError):
+        except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            raise_interruption(error)
             raise ValueError("that is not a cursor of changes") from None
         if incarnation != self._namespace.incarnation:
             raise StoreResetError("the cursor is of another namespace, or of this one before it was wiped: list again")

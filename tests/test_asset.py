@@ -6,8 +6,11 @@ import copy
 import io
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from orcs_redis.asset import (
     TriggerCondition,
     UserPreferences,
 )
+from orcs_redis.encoding import f32_text
 from orcs_redis.errors import CorruptSessionError, SerializationError, VersionIncompatibleError
 
 SECRET = "hunter2"
@@ -387,6 +391,74 @@ def test_unknown_fields() -> None:
     assert decode(nested) == decode(FULL)
 
 
+def repeat(text: str, key: str, again: str) -> str:
+    """Return JSON in which the first object with a key has it once more."""
+    return text.replace(f'"{key}":', f'"{key}": {again}, "{key}":', 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "again", "where"),
+    [
+        ("id", '"x"', "id"),
+        ("version", "1", "version"),
+        ("metadata", "{}", "history.turns[0].metadata"),
+        ("granted_commands", "[]", "granted_commands"),
+        ("turns", "[]", "history.turns"),
+        ("role", '"user"', "history.turns[0].role"),
+        ("success", "true", "history.turns[0].tool_calls[0].success"),
+        ("turn_count", "1", "history.compacted[0].turn_count"),
+        ("indent_size", "null", "preferences.coding_style.indent_size"),
+        ("skill_id", '"s"', "skill_configs.lint.skill_id"),
+        ("Interval", '{"seconds": 1}', "skill_configs.lint.auto_trigger.triggers[4].Interval"),
+        ("component_fqn", '"c"', "component_snapshots.ns::a.component_fqn"),
+        ("kind", '"x"', "skill_configs.lint.auto_trigger.triggers[3].OnEvent.kind"),
+        ("pattern", '"x"', "granted_commands[0].pattern"),
+    ],
+)
+def test_repeated_fields(key: str, again: str, where: str) -> None:
+    """A field that is there twice is refused, as serde refuses it, wherever it is."""
+    with pytest.raises(CorruptSessionError) as caught:
+        SessionAsset.from_json(repeat(WRITTEN, key, again))
+    assert caught.value.field == where
+
+
+@pytest.mark.parametrize("key", ["1e16", "numbers", "lint", "ns::a", "unknown"])
+def test_repeated_keys_of_maps(key: str) -> None:
+    """Of a key that is twice in a map, or is unknown, the last one holds, as in serde's maps."""
+    text = WRITTEN.replace('"indent"', '"unknown": 0, "indent"', 1)
+    again = WRITTEN[WRITTEN.index('"ns::a": ') + 9 :].partition("    }")[0] + "}" if key == "ns::a" else "[[[0]]]"
+    if key == "lint":
+        again = '{"skill_id": "x", "enabled": true, "auto_trigger": {"enabled": true, "triggers": []}, "params": {}}'
+    assert SessionAsset.from_json(repeat(text, key, again)) == SessionAsset.from_json(WRITTEN)
+    top = text.replace('"id"', '"new": 1, "new": 2, "id"', 1)
+    assert SessionAsset.from_json(top).extra == {"new": 2}
+
+
+@pytest.mark.parametrize("id", ["a\nb", "x" * 100_000, "\u202e"])
+def test_errors_show_no_such_id(id: str) -> None:
+    """An id that a file may hold, but no session can have, is shortened and escaped in an error."""
+    with pytest.raises(CorruptSessionError) as caught:
+        decode(FULL | {"id": id, "metadata": 5})
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
+def test_invalid_utf8_anywhere() -> None:
+    """Bytes that are no UTF-8 are refused in what is passed over, too: else the next save would lose it for good."""
+    text = SessionAsset.new().to_json().encode()
+    for before, after in [
+        (b'"indent": null', b'"indent\xff": null'),
+        (b'"indent": null', b'"indent": null, "unknown": "\xff"'),
+        (b'"indent": null', b'"indent": null, "\xc3": {}'),
+        (b'"custom": {}', b'"custom": {"a": "\xed\xa0\x80"}'),
+    ]:
+        assert before in text
+        with pytest.raises(CorruptSessionError):
+            SessionAsset.from_json(text.replace(before, after))
+    with pytest.raises(CorruptSessionError):
+        SessionAsset.from_json(text.decode().replace('"indent": null', '"indent": null, "unknown": "\ud800"'))
+
+
 def test_extra_can_not_hide_a_field() -> None:
     """An unknown field with a known one's name is refused on writing."""
     asset = SessionAsset.new()
@@ -422,6 +494,14 @@ def test_subclass() -> None:
         (1.5e12, "1500000000000.0"),
         (1e13, "1e+13"),
         (3.4028234663852886e38, "3.4028235e+38"),
+        (3.4028235677973362e38, "3.4028235e+38"),  # the largest that is no infinity
+        (-3.4028235677973362e38, "-3.4028235e+38"),
+        (-0.0, "-0.0"),
+        (2.0**-96, "1.2621775e-29"),  # whose nearest eight digits are another's
+        (2.0**87, "1.5474251e+26"),
+        (2.0**90, "1.2379401e+27"),
+        (1048576.25, "1048576.2"),  # of two that are as near, the even one
+        (2.0**-149, "1e-45"),
     ],
 )
 def test_confidence(confidence: float, text: str) -> None:
@@ -430,6 +510,56 @@ def test_confidence(confidence: float, text: str) -> None:
     asset.project_context.learn(LearnedFact(key="k", value="v", source="s", confidence=confidence))
     assert f'"confidence": {text},\n' in asset.to_json()
     assert asset.project_context.learned_facts[0].confidence == confidence
+    assert SessionAsset.from_json(asset.to_json()).project_context.learned_facts[0].confidence == float(text)
+
+
+@pytest.mark.parametrize("confidence", [3.402823567797337e38, -3.402823567797337e38, 1e39])
+def test_confidence_out_of_range(confidence: float) -> None:
+    """What would be an infinity in 32 bits is neither written nor read."""
+    asset = SessionAsset.new()
+    asset.project_context.learn(LearnedFact(key="k", value="v", source="s", confidence=1.0))
+    text = asset.to_json().replace('"confidence": 1.0', f'"confidence": {confidence}')
+    with pytest.raises(CorruptSessionError, match="confidence"):
+        SessionAsset.from_json(text)
+    asset.project_context.learned_facts[0].confidence = confidence
+    with pytest.raises(SerializationError, match="confidence"):
+        asset.to_json()
+
+
+def single(bits: int) -> float:
+    value: float = struct.unpack(">f", bits.to_bytes(4))[0]
+    return value
+
+
+@given(st.integers(0, 0x7F7FFFFF))
+def test_shortest_digits(bits: int) -> None:
+    """An f32 is written with the fewest digits that only it has, and of these with the nearest."""
+    check_digits(bits)
+
+
+def test_shortest_digits_beside_powers_of_two() -> None:
+    """The same where f32s are denser on one side than on the other."""
+    for exponent in range(255):
+        for near in (-1, 0, 1):
+            check_digits(max(0, (exponent << 23) + near))
+
+
+def check_digits(bits: int) -> None:
+    text = bytes(f32_text(single(bits))).decode()
+    assert single_bits(text) == bits
+    _, digits, exponent = Decimal(text).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    number, unit, exact = int("".join(map(str, digits))), Fraction(10) ** exponent, Fraction(single(bits))
+    for other in (number - 1, number + 1):
+        if single_bits(f"{other}e{exponent}") == bits:
+            assert abs(other * unit - exact) >= abs(number * unit - exact)
+    if number:
+        for shorter in (number // 10, number // 10 + 1):
+            assert single_bits(f"{shorter}e{exponent + 1}") != bits
+
+
+def single_bits(text: str) -> int:
+    return int.from_bytes(struct.pack(">f", float(text))) if abs(float(text)) < 3.4028235677973366e38 else -1
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from orcs_redis import (
+    CompactedTurn,
+    ConversationHistory,
     ConversationTurn,
     CorruptSessionError,
     InvalidIdError,
     LayoutError,
+    LearnedFact,
     NotFoundError,
     SerializationError,
     SessionAsset,
@@ -253,6 +257,102 @@ async def test_wrong_types(place: Place, store: Any) -> None:
     await fails(SerializationError, store.save(nothing))
     await fails(SerializationError, store.append("x", nothing))
     assert content(place) == before
+
+
+class MyTurn(ConversationTurn):
+    mood: str = "fine"
+
+
+class MyCall(ToolCallRecord):
+    cost: int = 5
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class MyHistory(ConversationHistory):
+    topic: str = "x"
+
+
+class MySummary(CompactedTurn):
+    words: int = 5
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class MyFact(LearnedFact):
+    doubt: float = 0.5
+
+
+def like_a_turn() -> Any:
+    return SimpleNamespace(**msgspec.structs.asdict(ConversationTurn.user("x")))
+
+
+async def test_foreign_types(place: Place, store: Any) -> None:
+    """A subclass, whose fields would be dropped, and what only looks like a turn are refused: by class and field."""
+    call = MyCall(tool_name="t", args={})
+    plain = session()
+    await store.save(plain)
+    before = content(place)
+    for turn, where, name in (
+        (MyTurn.user("x"), "", "MyTurn"),
+        (like_a_turn(), "", "SimpleNamespace"),
+        (ConversationTurn.user("x").with_tool_calls([call]), ".tool_calls[0]", "MyCall"),
+    ):
+        error = await fails(SerializationError, store.append(plain.id, turn))
+        assert error.field == "turn" + where
+        assert name in error.reason
+        error = await fails(SerializationError, store.append(plain.id, ConversationTurn.user("x"), turn))
+        assert error.field == "turns[1]" + where
+
+        def add(asset: SessionAsset, turn: Any = turn) -> None:
+            asset.history.turns.append(turn)
+
+        await refuse_everywhere(store, plain.id, add, f"history.turns[{len(plain.history)}]{where}", name)
+
+    def in_place(asset: SessionAsset) -> None:  # what is stored already but for a field
+        turn = ConversationTurn.user("x").with_tool_calls([ToolCallRecord(tool_name="t", args={})])
+        asset.history.turns = [turn]
+
+    def other_call(asset: SessionAsset) -> None:
+        asset.history.turns[0].tool_calls[0] = call
+
+    def other_history(asset: SessionAsset) -> None:
+        asset.history = MyHistory(turns=asset.history.turns)
+
+    def summary(asset: SessionAsset) -> None:
+        asset.history.compacted = [MySummary(summary="s", turn_count=1, start_time_ms=0, end_time_ms=0)]
+
+    def fact(asset: SessionAsset) -> None:
+        asset.project_context.learned_facts = [MyFact.new("k", "v", "s")]
+
+    await refuse_everywhere(store, plain.id, other_history, "history", "MyHistory")
+    await refuse_everywhere(store, plain.id, summary, "history.compacted[0]", "MySummary")
+    await refuse_everywhere(store, plain.id, fact, "project_context.learned_facts[0]", "MyFact")
+    assert content(place) == before
+    in_place(plain)
+    await store.save(plain)
+    await refuse_everywhere(store, plain.id, other_call, "history.turns[0].tool_calls[0]", "MyCall")
+
+
+async def refuse_everywhere(store: Any, id: str, spoil: Callable[[SessionAsset], None], field: str, name: str) -> None:
+    """Try it in an asset that was loaded, in a new one, in an update and in orcs' JSON."""
+    loaded = await store.load(id)
+    new = SessionAsset.from_json(loaded.to_json())
+    for asset in (loaded, new):
+        spoil(asset)
+        errors = [await fails(SerializationError, store.save(asset))]
+        with pytest.raises(SerializationError) as caught:
+            asset.to_json()
+        for error in (*errors, caught.value):
+            assert error.field == field
+            assert name in error.reason
+    assert (await fails(SerializationError, store.update(id, spoil))).field == field
 
 
 async def test_too_large(connect: Connect, place: Place) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import enum
+import inspect
 import math
 import pickle
+import signal
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +28,7 @@ from orcs_redis.asset import (
     SkillConfig,
     ToolCallRecord,
 )
-from orcs_redis.encoding import pack, parse_json
+from orcs_redis.encoding import attempt, pack, parse_json
 from orcs_redis.errors import CorruptSessionError, SerializationError
 
 SECRET = "hunter2"
@@ -212,6 +215,126 @@ def test_free_values_come_back(value: Any) -> None:
     back = msgspec.msgpack.decode(pack(value, Any, "x"))
     assert back == value
     assert repr(back) == repr(value)
+
+
+KEYS = {
+    "k" * 100_000: "k" * 39 + "…",
+    "a\nforged: line": "a\\nforged: line",
+    "\x1b[2J\u202e\u2028": "\\x1b[2J\\u202e\\u2028",
+    "\n" * 100: "\\n" * 19 + "\\…",
+    "someone@example.org": "someone@example.org",
+    "schlüssel": "schlüssel",
+}
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: repr(key[:10]))
+def test_keys_in_errors(key: str) -> None:
+    """A key is named by its escaped beginning: no error is long, or has a line that it did not write itself."""
+    asset = full_asset()
+    for value in ({key: math.nan}, {"a": [{key: math.nan}]}):
+        asset.metadata["m"] = value
+        with pytest.raises(SerializationError) as caught:
+            asset.to_json()
+        assert caught.value.field == ("metadata.m." if key in value else "metadata.m.a[0].") + KEYS[key]
+    asset = full_asset()
+    asset.extra[key] = math.nan
+    with pytest.raises(SerializationError) as caught:
+        asset.to_json()
+    assert caught.value.field == KEYS[key]
+    text = full_asset().to_json()
+    with pytest.raises(CorruptSessionError) as corrupt:
+        SessionAsset.from_json(text.replace("{", "{" + msgspec.json.encode(key).decode() + ": 1e999,", 1))
+    assert corrupt.value.field == KEYS[key]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(TEXT | st.text("ab", min_size=30), max_size=80))
+def test_errors_are_short(path: list[str]) -> None:
+    """However long the way to a value, the error's text and path end, and are on one line."""
+    value: Any = math.nan
+    for key in path:
+        value = {key: value}
+    with pytest.raises(SerializationError) as caught:
+        pack({"m": value}, Any, "metadata")
+    for text in (str(caught.value), caught.value.field, repr(caught.value)):
+        assert len(text) <= 500
+        assert text.isprintable()
+    twin = pickle.loads(pickle.dumps(caught.value))
+    assert (str(twin), twin.args) == (str(caught.value), caught.value.args)
+
+
+def at_depth(levels: int, call: Callable[[], object]) -> object:
+    return at_depth(levels - 1, call) if levels else call()
+
+
+def test_a_full_stack_is_no_verdict() -> None:
+    """Where the caller's stack leaves no room, it is RecursionError, and neither value nor data are called bad."""
+    asset = full_asset()
+    asset.metadata["a"] = nested(100)
+    text = asset.to_json()
+    room = sys.getrecursionlimit() - len(inspect.stack())
+    outcomes = set()
+    for call in (asset.to_json, lambda: SessionAsset.from_json(text), lambda: pack(asset.metadata, Any, "metadata")):
+        for free in range(1, 400):
+            try:
+                at_depth(room - free, call)
+                outcomes.add("fine")
+            except RecursionError:
+                outcomes.add("full")
+    assert outcomes == {"fine", "full"}
+
+
+def test_unset_fields() -> None:
+    """A field that was deleted is named."""
+    asset = full_asset()
+    del asset.history.turns[0].content
+    with pytest.raises(SerializationError) as caught:
+        asset.to_json()
+    assert caught.value.field == "history.turns[0].content"
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("raised", [MemoryError, KeyboardInterrupt, OSError, TimeoutError, Interruption])
+def test_what_is_no_refusal_passes(raised: type[BaseException]) -> None:
+    """Only what codecs raise is taken for a refusal."""
+
+    def fail(value: object) -> None:
+        raise raised
+
+    with pytest.raises(raised):
+        attempt(fail, b"")
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, AttributeError, msgspec.ValidationError, OverflowError])
+def test_what_a_handler_raises_passes(kind: type[Exception]) -> None:
+    """If a signal handler raises what a codec might, it passes as it is: also out of a __post_init__."""
+
+    class Mine(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    class Slow(msgspec.Struct):
+        def __post_init__(self) -> None:
+            signal.raise_signal(signal.SIGUSR1)
+
+    def handler(number: int, frame: Any) -> None:
+        raise Mine
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for call in (msgspec.json.Decoder(Slow).decode, lambda data: signal.raise_signal(signal.SIGUSR1)):
+            with pytest.raises(Mine):
+                attempt(call, b"{}")
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except Mine:  # what is being handled outside is no interruption of what is done here
+            assert attempt(msgspec.json.decode, b"{")[1] is not None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_parsing_names_the_field() -> None:

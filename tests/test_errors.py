@@ -77,3 +77,14 @@ def test_messages() -> None:
     assert str(StoreFullError()) == "The store is out of space."
     assert "history.x" in str(SerializationError("history.x", "unsupported set"))
     assert isinstance(InvalidIdError("x"), ValueError)
+
+
+def test_texts_end() -> None:
+    """No text has more than 500 characters, and no path more than 300."""
+    for error in (StorageError("x" * 9999), UnavailableError("x" * 501), NotFoundError("x" * 9999)):
+        assert len(str(error)) == 500
+        assert str(error).endswith("x…")
+    assert str(UnavailableError("x" * 500)) == "x" * 500
+    for named in (SerializationError("x" * 9999, "y" * 9999), CorruptSessionError("a", "x" * 9999)):
+        assert len(named.field) == 300
+        assert len(str(named)) <= 500

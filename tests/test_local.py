@@ -9,10 +9,14 @@ import json
 import logging
 import multiprocessing
 import os
+import pwd
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -249,13 +253,115 @@ async def test_permissions(colour: Any, closed: Path) -> None:
 
 
 async def test_home(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tilde is the home folder; missing folders are made."""
+    """A tilde before a slash is the home folder; missing folders are made."""
     monkeypatch.setenv("HOME", str(tmp_path))
     await Client(colour("~/a/b")).save(asset_named("x"))
     assert (tmp_path / "a/b/x.json").exists()
     assert colour().path == tmp_path / ".orcs/sessions"
     with pytest.raises(StorageError):
         colour(tmp_path / "a/b/x.json/c")
+
+
+@pytest.mark.parametrize("path", ["~", "~nobody-of-this-name/q", "./~/q", "a/~/q"])
+def test_other_tildes_are_names(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """As in orcs, a tilde anywhere else is a name like others."""
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    colour(path)
+    assert (tmp_path / path).is_dir()
+
+
+def test_no_home(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without HOME the user's entry says where home is, and without that there is a clear error."""
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path)))
+    monkeypatch.setenv("HOME", "")
+    assert colour("~/a").path == tmp_path / "a"
+    monkeypatch.delenv("HOME")
+    assert colour("~/a").path == tmp_path / "a"
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for arguments in ((), ("~/a",)):
+        with pytest.raises(ValueError, match="HOME"):
+            colour(*arguments)
+    assert colour(tmp_path / "b").path == tmp_path / "b"
+
+
+async def test_a_folder_that_cannot_be_synced(store: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the folder itself can't be opened (its rights are -wx, say) nothing is begun."""
+    await store.save(asset_named("a"))
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        for change in (store.save(asset_named("b")), store.save(asset_named("a", 9)), store.delete("a")):
+            with pytest.raises(PermissionDeniedError):
+                await change
+    assert names_in(tmp_path) == ["a.json"]
+    assert (await store.load("a")).updated_at_ms == 5
+
+
+def _killed_while_saving(path: Path) -> None:
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with mock.patch.object(os, "replace", die):
+        BlockingLocalFileStore(path).save(asset_named("a"))
+
+
+async def test_what_killed_writers_left(colour: Any, tmp_path: Path) -> None:
+    """A temporary file that is an hour old is removed by the next one who saves; a younger one may be a writer's."""
+    process = multiprocessing.get_context("spawn").Process(target=_killed_while_saving, args=(tmp_path,))
+    process.start()
+    process.join()
+    (left,) = names_in(tmp_path)
+    others = [".hidden", "." + "0" * 32 + ".tmp.json", "x.tmp", ".a.json.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    await Client(colour(tmp_path)).save(asset_named("b"))
+    assert left in names_in(tmp_path)
+    old = (tmp_path / left).stat().st_mtime - 3601
+    os.utime(tmp_path / left, (old, old))
+    await Client(colour(tmp_path)).save(asset_named("b"))
+    assert sorted(names_in(tmp_path)) == sorted(["b.json", *others])
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, PermissionError, FileNotFoundError])
+def test_what_a_handler_raises_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[OSError]) -> None:
+    """An OSError of a signal handler's is not taken for the folder's, and leaves no temporary file behind."""
+    store = BlockingLocalFileStore(tmp_path)
+    store.save(asset_named("a"))
+
+    def handler(number: int, frame: Any) -> None:
+        raise kind("mine")
+
+    def strike(*_: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for step, call in (
+            ("fsync", lambda: store.save(asset_named("b"))),
+            ("replace", lambda: store.save(asset_named("b"))),
+            ("unlink", lambda: store.delete("a")),
+            ("fstat", lambda: store.load("a")),
+            ("fstat", store.list),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(os, step, strike)
+                with pytest.raises(kind, match="mine"):
+                    call()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert names_in(tmp_path) == ["a.json"]
 
 
 async def test_status_and_closing(tmp_path: Path) -> None:
