@@ -192,13 +192,12 @@ async def attempt(name: str, *arguments: Any, **options: Any) -> None:
     [
         ("memory://", {"retries": 99}),
         ("memory://", {"credentials": lambda: (None, "x")}),
-        ("memory://", {"max_connections": 3}),
         ("embedded:", {"credentials": lambda: (None, "x")}),
         ("file:", {"deadline": -1, "retries": 99}),
         ("file:", {"namespace": "orcs"}),
+        ("file:", {"max_connections": 3}),
         ("redis://127.0.0.1:1", {"decode": True}),
         ("client", {"credentials": lambda: (None, "x")}),
-        ("client", {"max_connections": 3}),
         ("client", {"retries": 99}),
     ],
 )
