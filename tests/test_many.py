@@ -223,3 +223,23 @@ async def test_no_connection_for_good(start_server: StartServer, open_in: Open, 
     assert isinstance(results[0], int)
     assert unfinished(store) == 0
     assert store.sync_status().pending_uploads == 0
+
+
+@colours
+async def test_a_call_has_one_deadline(proxy: Proxy, open_in: Open, colour: str) -> None:
+    """Opening and saving take several round trips, and end in time also where each of them is slow."""
+    store = await open_in(colour, url(proxy), deadline=1.0)
+    peer = await open_in(colour, url(proxy))
+    asset = session("s")
+    await store.save(asset)
+    await peer.append("s", turn())
+    asset.metadata["x"] = 1  # not over what it was loaded from: it is sent again whole
+    proxy.strike(delay(0.3), new=True)
+    for call in (
+        open_in(colour, url(proxy), deadline=1.0, namespace="new"),
+        store.save(asset),
+    ):
+        begin = time.monotonic()
+        with pytest.raises((UnavailableError, OutcomeUnknownError)):
+            await call
+        assert time.monotonic() - begin < 1.4
