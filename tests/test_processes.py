@@ -56,39 +56,42 @@ async def test_fork_of_a_blocking_store_that_watches(start_server: StartServer, 
     """The child of a fork leaves its blocks at once; the parent's connections and its watch go on undisturbed."""
     script = f"""
     LEAVING = {leaving!r}
-    with orcs_redis.sync.open_store(URL) as store, orcs_redis.sync.open_store(URL) as peer:
-        store.save(SessionAsset(id="s"))
-        watch = store.watch(since=store.cursor())
-        peer.append("s", turn("0"))
-        next(watch)
-        busy = threading.Thread(target=lambda: [store.append("s", turn("x")) for _ in range(300)])
-        busy.start()
-        for n in range(5):
-            child = os.fork()
-            if not child:
-                for use in (store.load, store.exists, lambda id: next(store.watch()),
-                            lambda id: store.wait_for(id, revision=1, timeout=1), lambda id: store.leases()):
-                    try:
-                        use("s")
-                    except RuntimeError as error:
-                        assert "fork" in str(error)
-                    else:
-                        os._exit(1)
-                if LEAVING != "the block":
-                    watch.close()
-                if LEAVING == "all":
-                    store.close()
-                    peer.close()
-                if LEAVING != "the watch":
-                    raise SystemExit(7)
-                os._exit(7)
-            begin = time.monotonic()
-            reap(child)
-            assert time.monotonic() - begin < 3
-            marker = peer.append("s", turn(str(n)))
-            assert any(change.revision >= marker for change in watch)
-        busy.join()
-        assert len(store.turns("s")) == 306
+    try:
+        with orcs_redis.sync.open_store(URL) as store, orcs_redis.sync.open_store(URL) as peer:
+            store.save(SessionAsset(id="s"))
+            watch = store.watch(since=store.cursor())
+            peer.append("s", turn("0"))
+            next(watch)
+            busy = threading.Thread(target=lambda: [store.append("s", turn("x")) for _ in range(300)])
+            busy.start()
+            for n in range(5):
+                child = os.fork()
+                if not child:
+                    for use in (store.load, store.exists, lambda id: next(store.watch()),
+                                lambda id: store.wait_for(id, revision=1, timeout=1), lambda id: store.leases()):
+                        try:
+                            use("s")
+                        except RuntimeError as error:
+                            assert "fork" in str(error)
+                        else:
+                            os._exit(1)
+                    if LEAVING != "the block":
+                        watch.close()
+                    if LEAVING == "all":
+                        store.close()
+                        peer.close()
+                    if LEAVING != "the watch":
+                        raise SystemExit(7)
+                    os._exit(7)
+                begin = time.monotonic()
+                reap(child)
+                assert time.monotonic() - begin < 3
+                marker = peer.append("s", turn(str(n)))
+                assert any(change.revision >= marker for change in watch)
+            busy.join()
+            assert len(store.turns("s")) == 306
+    except SystemExit:
+        os._exit(7)  # faulthandler's own thread would keep the child
     print("done")
     """
     await run(start_server(), script)
