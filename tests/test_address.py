@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import redis
 import redis.asyncio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import orcs_redis
@@ -54,6 +54,7 @@ async def open_in() -> AsyncIterator[Open]:
         await store.aclose()
 
 
+@settings(deadline=None)  # the first TLS context takes its time
 @given(password=passwords, username=st.sampled_from(["", "me"]), place=st.sampled_from(["host", "host:1", "[::1]:1"]))
 @pytest.mark.parametrize("tail", ["", "/", "/2"])
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
