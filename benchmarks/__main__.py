@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from rich.console import Console
 
-from . import limits, store
+from . import bulk, limits, store
 from .bench import Bench
 from .report import Figure, Run, document, show
 from .servers import open_server
 
-FIGURES = store.FIGURES | limits.FIGURES
+FIGURES = store.FIGURES | limits.FIGURES | bulk.FIGURES
 
 
 async def figures(measure: Callable[[Bench], Awaitable[list[Figure]]], bench: Bench) -> list[Figure]:

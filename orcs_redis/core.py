@@ -233,13 +233,13 @@ class Core(Generic[A]):
         """
         if call is None:
             self.check_open()
-        if not self.allows(operation):
-            raise PermissionDeniedError(self._denied)
+        self.check_right(operation)
         self.active[call or operation] = operation.writes, threading.get_ident()
 
-    def allows(self, operation: Operation[Any]) -> bool:
-        """Whether `enter` would let an operation of a plan in."""
-        return not (operation.writes and self._denied is not None and time.monotonic() < self._denied_until)
+    def check_right(self, operation: Operation[Any]) -> None:
+        """Raise PermissionDeniedError for a write, if writing was denied just now."""
+        if operation.writes and self._denied is not None and time.monotonic() < self._denied_until:
+            raise PermissionDeniedError(self._denied)
 
     def _deny(self, error: StorageError) -> None:
         self._denied, self._denied_until = str(error), time.monotonic() + _DENIAL_TIME

@@ -564,19 +564,21 @@ async def open_store(
     """Open a store for an `async with` block.
 
     Args:
-        url: redis://, rediss://, unix://, embedded:, memory:// or file:// (README has the table); without it and
-            without a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a LocalFileStore, which
-            has the methods of SessionStore only and takes no option but asset_type.
+        url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (README has the
+            table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a
+            LocalFileStore, which has the methods of SessionStore only and takes no option but asset_type.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
         options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
-            asset_type (SessionAsset); deadline for one operation (5.0 s); heartbeat for watches (5.0 s);
-            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top level.
+            asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);
+            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top level;
+            max_connections of a blocking store (64); credentials, a function that returns user name and password, and
+            is called in this thread at each connecting.
 
     Raises:
         UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.
         UnsupportedServerError: older than Redis 7.0 or Valkey 7.2, or a cluster's node.
         LayoutError: the namespace is of another layout, or has another number of partitions.
-        ValueError, TypeError: a URL, client or option that can't be.
+        ValueError, TypeError: a URL, client or option that can't be, or that means nothing for this kind of store.
 
     """
     chosen, target = choose("open_store", url, client, options)

@@ -368,20 +368,13 @@ class RedisSessionStore(Generic[A]):
         """Return how the store stands with its server, at once and without asking it."""
         return self._core.sync_status()
 
-    def _perform(
-        self,
-        operation: Operation[T],
-        until: float | None = None,
-        call: object = None,
-        replies: Sequence[Reply] | Trouble | StorageError | None = None,
-    ) -> T:
+    def _perform(self, operation: Operation[T], until: float | None = None, call: object = None) -> T:
         """Send an operation until there is an answer or the deadline has come.
 
         Args:
             operation: what to do.
             until: the deadline of the call that it is part of.
             call: that call, which was admitted.
-            replies: what came of a first sending.
 
         """
         core = self._core
@@ -390,21 +383,15 @@ class RedisSessionStore(Generic[A]):
         try:
             core.enter(operation, call)
             expires = until or time.monotonic() + (operation.deadline or core.deadline)
-            sent = expires - core.deadline  # what came of a first sending was sent then or later
             while True:
                 try:
-                    if isinstance(replies, Exception):
-                        raise replies
-                    if replies is None:
-                        sent = time.monotonic()
-                        replies = self._link.call(operation.commands(), expires)
-                    return operation.decode(replies)
+                    sent = time.monotonic()
+                    return operation.decode(self._link.call(operation.commands(), expires))
                 except (Trouble, StorageError) as problem:
                     if isinstance(problem, WrongServer):
                         self._link.drop(sent)
                     retry = retry or Retry(expires)
                     delay = retry.after(problem, time.monotonic(), operation)
-                    replies = None
                 if delay:
                     time.sleep(delay)
         except BaseException as exc:
@@ -440,20 +427,13 @@ class RedisSessionStore(Generic[A]):
             except StopIteration as stop:
                 return cast(T, stop.value)
 
-    def _step(
-        self,
-        plan: Plan[Any],
-        step: Any,
-        until: float | None = None,
-        call: object = None,
-        replies: Sequence[Reply] | Trouble | StorageError | None = None,
-    ) -> Any:
+    def _step(self, plan: Plan[Any], step: Any, until: float | None = None, call: object = None) -> Any:
         """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
             (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
             return plan.send(None)
         try:
-            result = self._perform(step, until, call, replies)
+            result = self._perform(step, until, call)
         except StorageError as error:
             return plan.throw(error)
         return plan.send(result)
@@ -495,19 +475,42 @@ class RedisSessionStore(Generic[A]):
     def _run_batch(
         self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: builtins.list[Any], call: object
     ) -> None:
-        """Run plans of a call; the operations that they have come to go out in one write."""
+        """Run plans of a call; the operations that they have come to go out in one write, repetitions too."""
+        core = self._core
+        sent: dict[int, Operation[Any]] = {}
         steps: dict[int, Operation[Any]] = {}
         for n in batch:
             self._advance(n, partial(next, plans[n]), steps, results)
-        until = time.monotonic() + self._core.deadline
-        while steps:
-            sent, steps = steps, {}
-            try:
+        until = time.monotonic() + core.deadline
+        retries: dict[Operation[Any], Retry] = {}
+        try:
+            while steps:
+                sent, steps, delay = steps, {}, 0.0
+                began = time.monotonic()
                 for n, replies in self._send_together(sent, until).items():
-                    self._advance(n, partial(self._step, plans[n], sent[n], until, call, replies), steps, results)
-            finally:
-                for operation in sent.values():  # those, too, that an exception has left over
-                    operation.end()
+                    operation = sent[n]
+                    try:
+                        if isinstance(replies, Exception):
+                            raise replies
+                        move = partial(plans[n].send, operation.decode(replies))
+                        core.leave(operation, None, time.monotonic())
+                    except (Trouble, StorageError) as problem:
+                        if isinstance(problem, WrongServer):
+                            self._link.drop(began)
+                        try:
+                            retry = retries.setdefault(operation, Retry(until))
+                            delay = max(delay, retry.after(problem, time.monotonic(), operation))
+                            steps[n] = operation
+                            continue
+                        except StorageError as error:
+                            core.leave(operation, error, time.monotonic())
+                            move = partial(plans[n].throw, error)
+                    self._advance(n, move, steps, results)
+                if delay:
+                    time.sleep(delay)
+        finally:
+            for operation in (*sent.values(), *steps.values()):  # those, too, that an exception has left over
+                operation.end()
 
     @staticmethod
     def _advance(
@@ -521,11 +524,17 @@ class RedisSessionStore(Generic[A]):
             results[n] = error
 
     def _send_together(
-        self, batch: dict[int, Operation[Any]], expires: float
-    ) -> dict[int, Sequence[Reply] | Trouble | StorageError | None]:
-        """Return what came of operations that were sent in one write; None of those that were not sent."""
-        sent = {n: operation.commands() for n, operation in batch.items() if self._core.allows(operation)}
-        answers: dict[int, Sequence[Reply] | Trouble | StorageError | None] = dict.fromkeys(batch)
+        self, operations: dict[int, Operation[Any]], expires: float
+    ) -> dict[int, Sequence[Reply] | Trouble | StorageError]:
+        """Send operations in one write; return what came of each."""
+        answers: dict[int, Sequence[Reply] | Trouble | StorageError] = {}
+        sent: dict[int, Sequence[Command]] = {}
+        for n, operation in operations.items():
+            try:
+                self._core.check_right(operation)
+                sent[n] = operation.commands()
+            except StorageError as error:
+                answers[n] = error
         flat = [command for commands in sent.values() for command in commands]
         if flat:
             frames: builtins.list[Command] = []

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import redis
 import redis.asyncio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import orcs_redis
@@ -54,6 +54,7 @@ async def open_in() -> AsyncIterator[Open]:
         await store.aclose()
 
 
+@settings(deadline=None)  # the first TLS context takes its time
 @given(password=passwords, username=st.sampled_from(["", "me"]), place=st.sampled_from(["host", "host:1", "[::1]:1"]))
 @pytest.mark.parametrize("tail", ["", "/", "/2"])
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "valkey", "valkeys"])
@@ -192,13 +193,12 @@ async def attempt(name: str, *arguments: Any, **options: Any) -> None:
     [
         ("memory://", {"retries": 99}),
         ("memory://", {"credentials": lambda: (None, "x")}),
-        ("memory://", {"max_connections": 3}),
         ("embedded:", {"credentials": lambda: (None, "x")}),
         ("file:", {"deadline": -1, "retries": 99}),
         ("file:", {"namespace": "orcs"}),
+        ("file:", {"max_connections": 3}),
         ("redis://127.0.0.1:1", {"decode": True}),
         ("client", {"credentials": lambda: (None, "x")}),
-        ("client", {"max_connections": 3}),
         ("client", {"retries": 99}),
     ],
 )
@@ -249,9 +249,10 @@ async def test_credentials_are_asked_at_each_connecting(start_server: StartServe
     raw.client_kill_filter(_type="normal", skipme=True)
     assert await store.load(asset.id) == asset
     assert set(asked) == {"first", "second"}
+    before = len(asked)
     with pytest.raises(TimeoutError):
         await store.wait_for(asset.id, revision=99, timeout=0.5)
-    assert SECRET not in repr(store)
+    assert asked[before:] == ["second"]
 
 
 @colours
