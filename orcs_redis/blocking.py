@@ -19,7 +19,7 @@ from .address import Address
 from .errors import StorageError, UnavailableError
 from .link import Deliver, Feed, Prepare, attempt_patience, dial, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
-from .resp import Command, Lost, Reply, Trouble, pack
+from .resp import Command, Late, Lost, Reply, Trouble, WrongServer, pack
 
 __all__ = ["BlockingLink", "PooledLink", "SocketLink"]
 
@@ -138,15 +138,19 @@ class PooledLink(Generic[C]):
 
     def _take(self, expires: float) -> C:
         with self._lock:
-            if self._waiting or not self._is_free():
-                self._wait(expires)
-            if self._closed:
-                raise UnavailableError("the store is closed")
-            if self._idle:
-                return self._idle.pop()
-            connection = self._make()
-            self._connections.add(connection)
-            return connection
+            try:
+                if self._waiting or not self._is_free():
+                    self._wait(expires)
+                if self._closed:
+                    raise UnavailableError("the store is closed")
+                if self._idle:
+                    return self._idle.pop()
+                connection = self._make()
+                self._connections.add(connection)
+                return connection
+            finally:
+                if self._waiting and self._is_free():
+                    self._returned.notify()
 
     def _is_free(self) -> bool:
         return bool(self._idle) or self._closed or len(self._connections) < self._most
@@ -161,7 +165,6 @@ class PooledLink(Generic[C]):
                     return
         finally:
             self._waiting -= 1
-            self._returned.notify()  # the next, if there is more than one free
 
     def _make_ready(self, connection: C, expires: float) -> None:
         """Open a connection, unless it is open and leads to the right server."""
@@ -169,8 +172,13 @@ class PooledLink(Generic[C]):
             now = time.monotonic()
             if now < connection.checked + ROLE_CHECK:
                 return
-            with contextlib.suppress(Trouble, StorageError):
+            try:
                 self._role.check(connection.call(ASK_ROLE, expires)[0])
+            except WrongServer:
+                self.drop(now)
+            except (Trouble, StorageError):
+                pass
+            else:
                 connection.checked = now
                 return
         connection.close()
@@ -248,7 +256,7 @@ class _Connection:
                 elif type(reply) is not hiredis.PushNotification:
                     replies.append(reply)
         except TimeoutError as exc:
-            raise Lost("no answer in time", sent=len(data) < len(request)) from exc
+            raise Late("no answer in time", sent=len(data) < len(request)) from exc
         except _BROKEN as exc:
             text = f"the connection broke: {reason_of(exc)}"
             raise Lost(text, sent=len(data) < len(request), size=len(request)) from exc
@@ -295,4 +303,4 @@ class SocketLink(PooledLink[_Connection]):
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver, self._role)
+        return await dial(self._address, heartbeat, self._prepare, deliver, self._role, self.drop)
