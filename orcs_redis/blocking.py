@@ -241,18 +241,20 @@ class _Connection:
         request = pack(commands)
         data = memoryview(request)
         replies: list[Reply] = []
+        wire, reader, received = self._socket, self._reader, b""
         try:
-            while data:
+            self._limit(expires)
+            while data := data[wire.send(data) :]:
                 self._limit(expires)
-                data = data[self._socket.send(data) :]
             while len(replies) < len(commands):
-                reply = self._reader.gets()
+                reply = reader.gets()
                 if reply is _MORE:
-                    self._limit(expires)
-                    received = self._socket.recv(_CHUNK)
+                    if received:  # else the limit is as good as new
+                        self._limit(expires)
+                    received = wire.recv(_CHUNK)
                     if not received:
                         raise ConnectionError("closed by the server")
-                    self._reader.feed(received)
+                    reader.feed(received)
                 elif type(reply) is not hiredis.PushNotification:
                     replies.append(reply)
         except TimeoutError as exc:
@@ -265,7 +267,7 @@ class _Connection:
     def is_usable(self) -> bool:
         if self._socket is None or self._reader.has_data():
             return False
-        try:
+        try:  # not poll: eventlet takes it away
             self._socket.settimeout(0)
             self._socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
