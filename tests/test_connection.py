@@ -1709,7 +1709,7 @@ async def test_tls(behind_tls: tuple[Server, int], resolve: Resolve, open_store:
     await asyncio.gather(*(store.append(asset.id, turn()) for _ in range(20)))
     assert len(await store.turns(asset.id)) == 21
     refused = await fails(UnavailableError, open_store(way, f"{url}/other.crt", deadline=9.0))
-    assert "certificate refused: self-signed certificate in certificate chain" in str(refused)
+    assert "certificate refused: " in str(refused)
     resolve(lambda: [port])
     other_name = f"{url}/ca.crt".replace("localhost", "server.test")
     refused = await fails(UnavailableError, open_store(way, other_name, deadline=9.0))
