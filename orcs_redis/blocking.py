@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-import os
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import hiredis
 
@@ -26,6 +26,7 @@ __all__ = ["BlockingLink", "PooledLink", "SocketLink"]
 IDLE = 60.0
 """After how many seconds without use a connection is closed, at the next call."""
 
+_LOOK = 0.1  # seconds after which one that waits looks by itself
 _MORE = object()
 _CHUNK = 65536
 _BROKEN = (OSError, hiredis.ProtocolError, TypeError)  # the last: a map with a key that can't be one
@@ -84,6 +85,16 @@ class Pooled(Protocol):
 C = TypeVar("C", bound=Pooled)
 
 
+class _Turn:
+    """A thread that waits for a connection. A lock alone: unlike a condition, a signal's exception leaves it sound."""
+
+    __slots__ = ("__weakref__", "wake")
+
+    def __init__(self) -> None:
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
 class PooledLink(Generic[C]):
     """Connections to one server, opened when needed; as many as threads wait at the same time, up to a number.
 
@@ -96,14 +107,13 @@ class PooledLink(Generic[C]):
         self._on_connect = on_connect
         self._role = Role()
         self._lock = threading.RLock()  # a signal handler may use the link that it has interrupted
-        self._returned = threading.Condition(self._lock)
-        self._waiting = 0
+        self._numbers = itertools.count()
+        self._waiting: WeakValueDictionary[int, _Turn] = WeakValueDictionary()  # the first to come first
         self._idle: deque[C] = deque()  # the last used at the end
-        # All there are. What an interrupted thread has lost is not counted any more.
+        # All there are. What an interrupted thread has lost is not counted any more, here and above.
         self._connections: WeakSet[C] = WeakSet()
         self._dropped = -math.inf  # what was opened before is used no more
         self._closed = False
-        self._pid = os.getpid()
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `BlockingLink`."""
@@ -132,39 +142,44 @@ class PooledLink(Generic[C]):
         """Close the connections; one that is in use is closed when its call ends."""
         self._closed = True
         self._drain()
-        if os.getpid() == self._pid:  # a forked child has nobody to wake, and the lock may be held for ever
-            with self._lock:
-                self._returned.notify_all()
 
     def _take(self, expires: float) -> C:
         with self._lock:
-            try:
-                if self._waiting or not self._is_free():
-                    self._wait(expires)
-                if self._closed:
-                    raise UnavailableError("the store is closed")
-                if self._idle:
-                    return self._idle.pop()
-                connection = self._make()
-                self._connections.add(connection)
-                return connection
-            finally:
-                if self._waiting and self._is_free():
-                    self._returned.notify()
+            if not self._waiting and self._is_free():
+                return self._next()
+            number = next(self._numbers)
+            turn = self._waiting[number] = _Turn()
+        try:
+            while (left := expires - time.monotonic()) > 0:
+                turn.wake.acquire(timeout=min(left, _LOOK))
+                with self._lock:
+                    if self._is_free() and next(self._waiting.values(), turn) is turn:
+                        return self._next()
+        finally:
+            with self._lock:
+                self._waiting.pop(number, None)
+                if self._is_free():
+                    self._wake()
+        raise Lost(f"all {self._most} connections were in use", sent=False)
 
     def _is_free(self) -> bool:
         return bool(self._idle) or self._closed or len(self._connections) < self._most
 
-    def _wait(self, expires: float) -> None:
-        self._waiting += 1
-        try:
-            while True:
-                if not self._returned.wait(expires - time.monotonic()):
-                    raise Lost(f"all {self._most} connections were in use", sent=False)
-                if self._is_free():
-                    return
-        finally:
-            self._waiting -= 1
+    def _next(self) -> C:
+        if self._closed:
+            raise UnavailableError("the store is closed")
+        if self._idle:
+            return self._idle.pop()
+        connection = self._make()
+        self._connections.add(connection)
+        return connection
+
+    def _wake(self) -> None:
+        """Let the first that waits look whether there is something for it."""
+        for turn in self._waiting.values():
+            with contextlib.suppress(RuntimeError):  # it is awake
+                turn.wake.release()
+            return
 
     def _make_ready(self, connection: C, expires: float) -> None:
         """Open a connection, unless it is open and leads to the right server."""
@@ -197,7 +212,7 @@ class PooledLink(Generic[C]):
             while self._idle and self._idle[0].used < now - IDLE:
                 self._discard(self._idle.popleft())
             if self._waiting:
-                self._returned.notify()
+                self._wake()
         if self._closed:
             self._drain()
 
@@ -275,6 +290,9 @@ class _Connection:
         except OSError:
             pass
         return False
+
+    def __del__(self) -> None:
+        self.close()  # an interrupted thread may have lost it
 
     def close(self) -> None:
         if self._socket is not None:

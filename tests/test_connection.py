@@ -1256,6 +1256,54 @@ async def test_no_connection_is_free(start_server: StartServer) -> None:
     link.close()
 
 
+def test_interrupted_calls_lose_no_connection(start_server: StartServer) -> None:
+    """A signal handler that raises, wherever it strikes, is passed on, and the store's few connections remain usable."""
+
+    class Limit(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Limit
+
+    server = start_server()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    done, failures = threading.Event(), []
+    try:
+        with orcs_redis.sync.open_store(server.url, max_connections=2) as store:
+
+            def others() -> None:
+                try:
+                    while not done.is_set():
+                        store.exists("s")
+                except BaseException as error:
+                    failures.append(error)
+
+            threads = [threading.Thread(target=others) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            end, interrupted = time.monotonic() + 1.5, 0
+            while time.monotonic() < end:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.002))
+                    for _ in range(50):
+                        store.exists("s")
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Limit:
+                    interrupted += 1
+            done.set()
+            for thread in threads:
+                thread.join()
+            with ThreadPoolExecutor(8) as pool:
+                assert list(pool.map(store.exists, ["s"] * 100)) == [False] * 100
+            assert 1 <= len(connections(server.raw())) <= 2
+            assert interrupted > 50
+    finally:
+        done.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert failures == []
+
+
 @pytest.mark.parametrize("way", ["sync", "sync-injected"])
 async def test_idle_connections_are_closed(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, way: str
