@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import ssl
 import threading
@@ -11,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 import hiredis
 
@@ -88,9 +87,10 @@ C = TypeVar("C", bound=Pooled)
 class _Turn:
     """A thread that waits for a connection. A lock alone: unlike a condition, a signal's exception leaves it sound."""
 
-    __slots__ = ("__weakref__", "wake")
+    __slots__ = ("looked", "wake")
 
     def __init__(self) -> None:
+        self.looked = 0.0  # when it last looked
         self.wake = threading.Lock()
         self.wake.acquire()
 
@@ -107,10 +107,9 @@ class PooledLink(Generic[C]):
         self._on_connect = on_connect
         self._role = Role()
         self._lock = threading.RLock()  # a signal handler may use the link that it has interrupted
-        self._numbers = itertools.count()
-        self._waiting: WeakValueDictionary[int, _Turn] = WeakValueDictionary()  # the first to come first
+        self._waiting: deque[_Turn] = deque()  # the first to come first
         self._idle: deque[C] = deque()  # the last used at the end
-        # All there are. What an interrupted thread has lost is not counted any more, here and above.
+        # All there are. What an interrupted thread has lost is not counted any more.
         self._connections: WeakSet[C] = WeakSet()
         self._dropped = -math.inf  # what was opened before is used no more
         self._closed = False
@@ -147,20 +146,28 @@ class PooledLink(Generic[C]):
         with self._lock:
             if not self._waiting and self._is_free():
                 return self._next()
-            number = next(self._numbers)
-            turn = self._waiting[number] = _Turn()
+            turn = _Turn()
         try:
             while (left := expires - time.monotonic()) > 0:
-                turn.wake.acquire(timeout=min(left, _LOOK))
                 with self._lock:
-                    if self._is_free() and next(self._waiting.values(), turn) is turn:
+                    if self._is_first(turn) and self._is_free():
                         return self._next()
+                turn.wake.acquire(timeout=min(left, _LOOK))
         finally:
             with self._lock:
-                self._waiting.pop(number, None)
-                if self._is_free():
-                    self._wake()
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(turn)
+                self._wake()
         raise Lost(f"all {self._most} connections were in use", sent=False)
+
+    def _is_first(self, turn: _Turn) -> bool:
+        """Whether a thread is the first of those that wait; one that has not looked for long was interrupted."""
+        now = turn.looked = time.monotonic()
+        if turn not in self._waiting:
+            self._waiting.append(turn)
+        while self._waiting[0].looked < now - 10 * _LOOK:
+            self._waiting.popleft()
+        return self._waiting[0] is turn
 
     def _is_free(self) -> bool:
         return bool(self._idle) or self._closed or len(self._connections) < self._most
@@ -176,10 +183,9 @@ class PooledLink(Generic[C]):
 
     def _wake(self) -> None:
         """Let the first that waits look whether there is something for it."""
-        for turn in self._waiting.values():
+        if self._waiting and self._is_free():
             with contextlib.suppress(RuntimeError):  # it is awake
-                turn.wake.release()
-            return
+                self._waiting[0].wake.release()
 
     def _make_ready(self, connection: C, expires: float) -> None:
         """Open a connection, unless it is open and leads to the right server."""
@@ -211,8 +217,7 @@ class PooledLink(Generic[C]):
                 self._idle.append(connection)
             while self._idle and self._idle[0].used < now - IDLE:
                 self._discard(self._idle.popleft())
-            if self._waiting:
-                self._wake()
+            self._wake()
         if self._closed:
             self._drain()
 
@@ -290,9 +295,6 @@ class _Connection:
         except OSError:
             pass
         return False
-
-    def __del__(self) -> None:
-        self.close()  # an interrupted thread may have lost it
 
     def close(self) -> None:
         if self._socket is not None:

@@ -307,9 +307,6 @@ class _ClientConnection:
                 return not self._connection.can_read()
         return False
 
-    def __del__(self) -> None:
-        self.close()  # an interrupted thread may have lost it
-
     def close(self) -> None:
         if self._connection is not None:
             self._connection.disconnect()
