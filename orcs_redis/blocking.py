@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import ssl
 import threading
 import time
@@ -20,13 +19,14 @@ from .errors import StorageError, UnavailableError
 from .interrupts import raise_interruption, suppress
 from .link import Deliver, Feed, Prepare, attempt_patience, dial, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
-from .resp import Command, Lost, Reply, Trouble, pack
+from .resp import Command, Late, Lost, Reply, Trouble, WrongServer, pack
 
 __all__ = ["BlockingLink", "PooledLink", "SocketLink"]
 
 IDLE = 60.0
 """After how many seconds without use a connection is closed, at the next call."""
 
+_LOOK = 0.1  # seconds after which one that waits looks by itself
 _MORE = object()
 _CHUNK = 65536
 _BROKEN = (OSError, hiredis.ProtocolError, TypeError)  # the last: a map with a key that can't be one
@@ -85,6 +85,17 @@ class Pooled(Protocol):
 C = TypeVar("C", bound=Pooled)
 
 
+class _Turn:
+    """A thread that waits for a connection. A lock alone: unlike a condition, a signal's exception leaves it sound."""
+
+    __slots__ = ("looked", "wake")
+
+    def __init__(self) -> None:
+        self.looked = 0.0  # when it last looked
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
 class PooledLink(Generic[C]):
     """Connections to one server, opened when needed; as many as threads wait at the same time, up to a number.
 
@@ -97,14 +108,12 @@ class PooledLink(Generic[C]):
         self._on_connect = on_connect
         self._role = Role()
         self._lock = threading.RLock()  # a signal handler may use the link that it has interrupted
-        self._returned = threading.Condition(self._lock)
-        self._waiting = 0
+        self._waiting: deque[_Turn] = deque()  # the first to come first
         self._idle: deque[C] = deque()  # the last used at the end
         # All there are. What an interrupted thread has lost is not counted any more.
         self._connections: WeakSet[C] = WeakSet()
         self._dropped = -math.inf  # what was opened before is used no more
         self._closed = False
-        self._pid = os.getpid()
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         """Return the commands' replies: see `BlockingLink`."""
@@ -133,36 +142,51 @@ class PooledLink(Generic[C]):
         """Close the connections; one that is in use is closed when its call ends."""
         self._closed = True
         self._drain()
-        if os.getpid() == self._pid:  # a forked child has nobody to wake, and the lock may be held for ever
-            with self._lock:
-                self._returned.notify_all()
 
     def _take(self, expires: float) -> C:
         with self._lock:
-            if self._waiting or not self._is_free():
-                self._wait(expires)
-            if self._closed:
-                raise UnavailableError("the store is closed")
-            if self._idle:
-                return self._idle.pop()
-            connection = self._make()
-            self._connections.add(connection)
-            return connection
+            if not self._waiting and self._is_free():
+                return self._next()
+            turn = _Turn()
+        try:
+            while (left := expires - time.monotonic()) > 0:
+                with self._lock:
+                    if self._is_first(turn) and self._is_free():
+                        return self._next()
+                turn.wake.acquire(timeout=min(left, _LOOK))
+        finally:
+            with self._lock:
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(turn)
+                self._wake()
+        raise Lost(f"all {self._most} connections were in use", sent=False)
+
+    def _is_first(self, turn: _Turn) -> bool:
+        """Whether a thread is the first of those that wait; one that has not looked for long was interrupted."""
+        now = turn.looked = time.monotonic()
+        if turn not in self._waiting:
+            self._waiting.append(turn)
+        while self._waiting[0].looked < now - 10 * _LOOK:
+            self._waiting.popleft()
+        return self._waiting[0] is turn
 
     def _is_free(self) -> bool:
         return bool(self._idle) or self._closed or len(self._connections) < self._most
 
-    def _wait(self, expires: float) -> None:
-        self._waiting += 1
-        try:
-            while True:
-                if not self._returned.wait(expires - time.monotonic()):
-                    raise Lost(f"all {self._most} connections were in use", sent=False)
-                if self._is_free():
-                    return
-        finally:
-            self._waiting -= 1
-            self._returned.notify()  # the next, if there is more than one free
+    def _next(self) -> C:
+        if self._closed:
+            raise UnavailableError("the store is closed")
+        if self._idle:
+            return self._idle.pop()
+        connection = self._make()
+        self._connections.add(connection)
+        return connection
+
+    def _wake(self) -> None:
+        """Let the first that waits look whether there is something for it."""
+        if self._waiting and self._is_free():
+            with contextlib.suppress(RuntimeError):  # it is awake
+                self._waiting[0].wake.release()
 
     def _make_ready(self, connection: C, expires: float) -> None:
         """Open a connection, unless it is open and leads to the right server."""
@@ -170,8 +194,13 @@ class PooledLink(Generic[C]):
             now = time.monotonic()
             if now < connection.checked + ROLE_CHECK:
                 return
-            with contextlib.suppress(Trouble, StorageError):
+            try:
                 self._role.check(connection.call(ASK_ROLE, expires)[0])
+            except WrongServer:
+                self.drop(now)
+            except (Trouble, StorageError):
+                pass
+            else:
                 connection.checked = now
                 return
         connection.close()
@@ -189,8 +218,7 @@ class PooledLink(Generic[C]):
                 self._idle.append(connection)
             while self._idle and self._idle[0].used < now - IDLE:
                 self._discard(self._idle.popleft())
-            if self._waiting:
-                self._returned.notify()
+            self._wake()
         if self._closed:
             self._drain()
 
@@ -235,23 +263,25 @@ class _Connection:
         request = pack(commands)
         data = memoryview(request)
         replies: list[Reply] = []
+        wire, reader, received = self._socket, self._reader, b""
         try:
-            while data:
+            self._limit(expires)
+            while data := data[wire.send(data) :]:
                 self._limit(expires)
-                data = data[self._socket.send(data) :]
             while len(replies) < len(commands):
-                reply = self._reader.gets()
+                reply = reader.gets()
                 if reply is _MORE:
-                    self._limit(expires)
-                    received = self._socket.recv(_CHUNK)
+                    if received:  # else the limit is as good as new
+                        self._limit(expires)
+                    received = wire.recv(_CHUNK)
                     if not received:
                         raise ConnectionError("closed by the server")
-                    self._reader.feed(received)
+                    reader.feed(received)
                 elif type(reply) is not hiredis.PushNotification:
                     replies.append(reply)
         except TimeoutError as exc:
             raise_interruption(exc)
-            raise Lost("no answer in time", sent=len(data) < len(request)) from exc
+            raise Late("no answer in time", sent=len(data) < len(request)) from exc
         except _BROKEN as exc:
             raise_interruption(exc)
             text = f"the connection broke: {reason_of(exc)}"
@@ -261,7 +291,7 @@ class _Connection:
     def is_usable(self) -> bool:
         if self._socket is None or self._reader.has_data():
             return False
-        try:
+        try:  # not poll: eventlet takes it away
             self._socket.settimeout(0)
             self._socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -299,4 +329,4 @@ class SocketLink(PooledLink[_Connection]):
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver, self._role)
+        return await dial(self._address, heartbeat, self._prepare, deliver, self._role, self.drop)

@@ -12,9 +12,9 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import hiredis
 import redis
@@ -30,7 +30,7 @@ from .errors import StorageError, UnavailableError
 from .interrupts import interruption, raise_interruption, suppress
 from .link import Deliver, Feed, Silence, attempt_patience, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
-from .resp import Command, Lost, Reply, Trouble, as_error, pack, translate
+from .resp import Command, Late, Lost, Reply, Trouble, WrongServer, as_error, pack, translate
 
 __all__ = ["AsyncClientLink", "BlockingClientLink", "memory_client"]
 
@@ -45,12 +45,16 @@ _CODES: dict[type[Exception], str] = {
     exceptions.OutOfMemoryError: "OOM",
     exceptions.NoPermissionError: "NOPERM",
     exceptions.AuthenticationError: "NOAUTH",
+    exceptions.MasterDownError: "MASTERDOWN",  # before its base class
     exceptions.ClusterDownError: "CLUSTERDOWN",
     exceptions.TryAgainError: "TRYAGAIN",
-    exceptions.MasterDownError: "MASTERDOWN",
     exceptions.MovedError: "MOVED",
     exceptions.AskError: "ASK",
 }
+
+
+# The others among them are to redis-py what a broken connection is.
+_ERROR_REPLIES = (exceptions.ResponseError, exceptions.BusyLoadingError, exceptions.AuthenticationError)
 
 
 def check_client(client: object, kind: type[Any]) -> None:
@@ -118,7 +122,7 @@ class AsyncClientLink:
                 return await request.future
         except TimeoutError as error:
             raise_interruption(error)
-            raise Lost("no answer in time", sent=request.sent) from None
+            raise Late("no answer in time", sent=request.sent) from None
 
     def drop(self, before: float) -> None:
         """Use no connection any more that was opened before then: see `AsyncLink`."""
@@ -126,7 +130,9 @@ class AsyncClientLink:
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Listen with a pub/sub object of the client's: see `Feed`."""
-        return _ClientFeed(self._client, deliver, heartbeat, self)
+        loop = asyncio.get_running_loop()
+        ask = lambda: self.call(ASK_ROLE, loop.time() + heartbeat)  # noqa: E731  # see the other link's
+        return _ClientFeed(self._client, deliver, heartbeat, ask, self.is_dropped)
 
     def is_dropped(self, opened: float) -> bool:
         """Whether what was opened at a time is to be used no more."""
@@ -223,8 +229,13 @@ class AsyncClientLink:
         if connection.is_connected and not self.is_dropped(self._opened) and await self._is_quiet(connection):
             if loop.time() < self._checked + ROLE_CHECK:
                 return connection
-            with contextlib.suppress(Trouble, StorageError):
+            try:
                 self._role.check(await self._ask_role(connection))
+            except WrongServer:
+                self.drop(loop.time())
+            except (Trouble, StorageError):
+                pass
+            else:
                 self._checked = loop.time()
                 return connection
         await self._disconnect()
@@ -259,7 +270,7 @@ class AsyncClientLink:
     async def _reply(connection: Any) -> Reply:
         try:
             return _unwrapped(await connection.read_response(disable_decoding=True, disconnect_on_error=False))
-        except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
+        except _ERROR_REPLIES as error:
             return _as_reply(error)
 
 
@@ -333,7 +344,7 @@ class _ClientConnection:
     def _reply(connection: Any) -> Reply:
         try:
             return _unwrapped(connection.read_response(disable_decoding=True, disconnect_on_error=False))
-        except (exceptions.ResponseError, exceptions.BusyLoadingError) as error:
+        except _ERROR_REPLIES as error:
             return _as_reply(error)
 
 
@@ -359,7 +370,8 @@ class BlockingClientLink(PooledLink[_ClientConnection]):
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Listen with a pub/sub object of the client's: see `Feed`."""
-        return _ClientFeed(self._client, deliver, heartbeat, self)
+        ask = lambda: asyncio.to_thread(self.call, ASK_ROLE, time.monotonic() + heartbeat)  # noqa: E731  # as short
+        return _ClientFeed(self._client, deliver, heartbeat, ask, self.is_dropped)
 
     def close(self) -> None:
         """Let go of the client; a client of the caller's stays open."""
@@ -368,22 +380,24 @@ class BlockingClientLink(PooledLink[_ClientConnection]):
             self._client.close()
 
 
-class _Dropping(Protocol):
-    def is_dropped(self, opened: float) -> bool: ...
+Ask: TypeAlias = Callable[[], Awaitable[object]]
+IsDropped: TypeAlias = Callable[[float], bool]
 
 
 class _ClientFeed:
     """A pub/sub object of either colour; the blocking one's calls are made in threads.
 
     redis-py connects and subscribes again by itself, which shows as another confirmation. Only one call is under way at
-    a time, so what is to be sent waits for the reading to pause.
+    a time, so what is to be sent waits for the reading to pause. In RESP2 its server can't be asked for
+    its role over it, so the link is asked to use its own connection, which leads to the same server.
     """
 
     _POLL = 0.1  # seconds
 
-    def __init__(self, client: Any, deliver: Deliver, heartbeat: float, link: _Dropping) -> None:
+    def __init__(self, client: Any, deliver: Deliver, heartbeat: float, ask: Ask, is_dropped: IsDropped) -> None:
         self._pubsub = client.pubsub()
-        self._link = link
+        self._ask = ask
+        self._is_dropped = is_dropped
         self._opened = time.monotonic()
         self._deliver = deliver
         self._heartbeat = heartbeat
@@ -398,10 +412,13 @@ class _ClientFeed:
         self._orders.append(("unsubscribe", channel))
 
     async def watch(self) -> None:
-        heard = asked = time.monotonic()
+        heard = asked = asked_link = time.monotonic()
         try:
             while True:
-                if self._link.is_dropped(self._opened):
+                if time.monotonic() - asked_link > self._heartbeat / 2:
+                    await self._ask()
+                    asked_link = time.monotonic()
+                if self._is_dropped(self._opened):
                     raise Lost("the client's connection leads to a wrong server", sent=False)
                 while self._orders:
                     verb, channel = self._orders.popleft()
@@ -417,7 +434,7 @@ class _ClientFeed:
                     heard = now
                     self._receive(message)
                 elif now - heard > self._heartbeat:
-                    raise Lost("no answer in time", sent=False)
+                    raise Late("no answer in time", sent=False)
                 elif now - max(heard, asked) > self._heartbeat / 2:
                     asked = now
                     await self._call("ping")
@@ -453,14 +470,14 @@ def _failure(error: Exception, *, sent: bool, size: int = 0) -> Trouble | Storag
     if isinstance(error, StorageError):
         return error
     if isinstance(error, Trouble):
-        return Lost(str(error), sent=sent)
+        return (Late if isinstance(error, Late) else Lost)(str(error), sent=sent)
     text = str(_as_reply(error))
     if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError)) or _CROWDED in text:
         return translate(text, opening=True)
     failure = unreachable("the client's server", error)
     if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
         size = 0
-    return Lost(str(failure), sent=sent, size=size) if isinstance(failure, Lost) else failure
+    return type(failure)(str(failure), sent=sent, size=size) if isinstance(failure, Lost) else failure
 
 
 def _check_greeting(hello: Reply) -> None:

@@ -23,7 +23,21 @@ from .address import Address
 from .errors import StorageError, UnavailableError
 from .interrupts import interruption, raise_interruption
 from .network import ASK_ROLE, ROLE_CHECK, Role, in_thread, open_socket, reason_of, unreachable
-from .resp import JOINED, Command, Joinable, Lost, Reply, Trouble, check, divided, joinable_run, joined, pack
+from .resp import (
+    JOINED,
+    Command,
+    Joinable,
+    Late,
+    Lost,
+    Reply,
+    Trouble,
+    WrongServer,
+    check,
+    divided,
+    joinable_run,
+    joined,
+    pack,
+)
 
 __all__ = ["AsyncLink", "Deliver", "Feed", "Link", "Prepare", "Silence", "attempt_patience", "dial", "nothing"]
 
@@ -191,6 +205,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._scheduled = False
         self._silence = Silence(loop, patience, self._look)
         self._unsent = 0
+        self._mute = False  # whether it was given up since nothing came
         self._input = bytearray(_INPUT)  # kept: fresh memory for each reading costs page faults
         self._view = memoryview(self._input)
         self._doubt: asyncio.TimerHandle | None = None
@@ -301,7 +316,8 @@ class _Connection(asyncio.BufferedProtocol):
         reason = f"the connection broke: {reason_of(exc)}" if exc else "the connection was closed"
         for entry in self._waiting:
             for call in entry.members:
-                call.fail(Lost(reason, sent=True, size=call.size()))
+                silent = Late("no answer in time", sent=True) if self._mute else None
+                call.fail(silent or Lost(reason, sent=True, size=call.size()))
         for call in self._queued:
             call.fail(Lost(reason, sent=False))
         self._waiting.clear()
@@ -381,11 +397,12 @@ class _Connection(asyncio.BufferedProtocol):
         for entry in self._waiting:
             for call in entry.members:
                 if call.expires <= now:
-                    call.fail(Lost("no answer in time", sent=True))
+                    call.fail(Late("no answer in time", sent=True))
         for call in self._queued:
             if call.expires <= now:
-                call.fail(Lost("it could not be sent in time", sent=False))
+                call.fail(Late("it could not be sent in time", sent=False))
         if self._silence.too_long:
+            self._mute = True
             self.abort()
             return False
         return True
@@ -414,7 +431,7 @@ class Link:
 
     async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
         """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver, self._role)
+        return await dial(self._address, heartbeat, self._prepare, deliver, self._role, self.drop)
 
     def call(self, commands: Sequence[Command], expires: float) -> Awaitable[list[Reply]]:
         """Return the commands' replies: see `AsyncLink`."""
@@ -460,7 +477,7 @@ class Link:
         if connecting.cancelled():
             raise UnavailableError("the store is closed")
         if not connecting.done():
-            raise Lost(f"no connection to {self._address} in time", sent=False)
+            raise Late(f"no connection to {self._address} in time", sent=False)
         return connecting.result()
 
     async def _connect(self) -> _Connection:
@@ -508,9 +525,19 @@ async def _connect(
     return connection
 
 
-async def dial(address: Address, heartbeat: float, prepare: Prepare | None, deliver: Deliver, role: Role) -> Feed:
-    """Open a connection for what is published; in RESP3, HELLO is answered between messages."""
-    feed = _LinkFeed(heartbeat, deliver, role)
+async def dial(
+    address: Address,
+    heartbeat: float,
+    prepare: Prepare | None,
+    deliver: Deliver,
+    role: Role,
+    drop: Callable[[float], object],
+) -> Feed:
+    """Open a connection for what is published; in RESP3, HELLO is answered between messages.
+
+    `drop` is called with the time when the server was found to be a wrong one.
+    """
+    feed = _LinkFeed(heartbeat, deliver, role, drop)
     feed.connection = await _connect(address, heartbeat / 2, prepare, role, feed.push)
     return feed
 
@@ -518,10 +545,11 @@ async def dial(address: Address, heartbeat: float, prepare: Prepare | None, deli
 class _LinkFeed:
     connection: _Connection
 
-    def __init__(self, heartbeat: float, deliver: Deliver, role: Role) -> None:
+    def __init__(self, heartbeat: float, deliver: Deliver, role: Role, drop: Callable[[float], object]) -> None:
         self._heartbeat = heartbeat
         self._deliver = deliver
         self._role = role
+        self._drop = drop
         self._refusals: list[Reply] = []
 
     def push(self, message: Reply) -> None:
@@ -548,7 +576,11 @@ class _LinkFeed:
             check(self._refusals)
             if closed.done():
                 raise Lost("the connection broke", sent=False)
-            self._role.check((await self.connection.submit(ASK_ROLE, math.inf))[0])
+            try:
+                self._role.check((await self.connection.submit(ASK_ROLE, math.inf))[0])
+            except WrongServer:
+                self._drop(time.monotonic())
+                raise
 
     async def close(self) -> None:
         self.connection.abort()

@@ -13,7 +13,8 @@ import os
 import pwd
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -35,12 +36,14 @@ from .meta import SessionMeta, SyncStatus
 
 __all__ = ["BlockingLocalFileStore", "LocalFileStore", "Unreadable"]
 
+T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
 AnyPath = str | os.PathLike[str]
 
 _log = logging.getLogger("orcs_redis")
 
 _SUFFIX = ".json"
+_THREADS = 16
 _DEFAULT_FOLDER = "~/.orcs/sessions"
 _LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _LEFTOVER_NS = 3600 * 10**9  # so old is a temporary file of a writer that is no more
@@ -216,6 +219,8 @@ class LocalFileStore(Generic[A]):
     def __init__(self, path: AnyPath = ..., *, asset_type: type[A]) -> None: ...
     def __init__(self, path: AnyPath = _DEFAULT_FOLDER, *, asset_type: type[Any] | None = None) -> None:
         self._store = BlockingLocalFileStore[A](path, asset_type=cast(type[A], asset_type or SessionAsset))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: ThreadPoolExecutor  # dedicated: those of the loop may all be busy
 
     @property
     def path(self) -> Path:
@@ -230,23 +235,23 @@ class LocalFileStore(Generic[A]):
 
         """
         encoded = self._store._encode(asset)  # here, lest another task changes the asset meanwhile
-        return await asyncio.to_thread(self._store._write, *encoded)
+        return await self._in_thread(self._store._write, *encoded)
 
     async def load(self, id: str) -> A:
         """Read a session; NotFoundError if it is absent."""
-        return await asyncio.to_thread(self._store.load, id)
+        return await self._in_thread(self._store.load, id)
 
     async def list(self) -> builtins.list[SessionMeta]:
         """List all sessions that can be read, the last updated first; `unreadable` tells of the others."""
-        return await asyncio.to_thread(self._store.list)
+        return await self._in_thread(self._store.list)
 
     async def delete(self, id: str) -> None:
         """Delete a session; NotFoundError if it is absent."""
-        await asyncio.to_thread(self._store.delete, id)
+        await self._in_thread(self._store.delete, id)
 
     async def exists(self, id: str) -> bool:
         """Tell whether there is such a session."""
-        return await asyncio.to_thread(self._store.exists, id)
+        return await self._in_thread(self._store.exists, id)
 
     def sync_status(self) -> SyncStatus:
         """Tell that there is no server."""
@@ -258,6 +263,12 @@ class LocalFileStore(Generic[A]):
 
     async def aclose(self) -> None:
         """Do nothing: no file stays open."""
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._threads = loop, ThreadPoolExecutor(_THREADS, "orcs-redis-files")
+        return await loop.run_in_executor(self._threads, function, *arguments)
 
     async def __aenter__(self) -> Self:
         return self

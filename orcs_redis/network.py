@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from .address import Address
 from .errors import StorageError, UnavailableError
 from .interrupts import raise_interruption, suppress
-from .resp import Command, Lost, Reply, Trouble, WrongServer, as_map, check
+from .resp import Command, Late, Lost, Reply, Trouble, WrongServer, as_map, check
 
 __all__ = ["ASK_ROLE", "ROLE_CHECK", "Role", "in_thread", "open_socket", "reason_of", "unreachable"]
 
@@ -165,7 +165,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError) and cause.reason:
             return f"TLS: {cause.reason.replace('_', ' ').lower()}"
         if isinstance(cause, OSError) and cause.errno is not None:
-            return cause.strerror or os.strerror(cause.errno)
+            return str(cause.strerror) if isinstance(cause, socket.gaierror) else os.strerror(cause.errno)
         if isinstance(cause, TimeoutError):
             return "timed out"
         if _is_too_long(cause):
@@ -179,7 +179,7 @@ def unreachable(where: object, error: Exception) -> Lost | UnavailableError:
     text = f"no connection to {where}: {reason}"
     if any(isinstance(cause, ssl.SSLCertVerificationError) or _is_too_long(cause) for cause in _causes(error)):
         return UnavailableError(text)
-    return Lost(text, sent=False)
+    return (Late if isinstance(error, (TimeoutError, Late)) else Lost)(text, sent=False)
 
 
 def _is_too_long(error: BaseException) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "Forgotten",
     "Head",
     "Joinable",
+    "Late",
     "Lost",
     "NoScript",
     "Reply",
@@ -96,11 +97,12 @@ class Trouble(Exception):
     pause = True  # whether to wait before the next attempt
     large = False  # whether sending it again is expensive, and likely to fail again
 
-    def final(self, *, maybe_applied: bool) -> StorageError:
-        """Return what the caller is told when there is no time for another attempt."""
+    def final(self, before: str, *, maybe_applied: bool) -> StorageError:
+        """Return what the caller is told when there is no time for another attempt; `before`: an earlier reason."""
+        text = f"{self}; before that: {before}" if before and isinstance(self, Late) else str(self)
         if maybe_applied:
-            return OutcomeUnknownError(f"no answer in time, and the write may have been applied: {self}")
-        return UnavailableError(str(self))
+            return OutcomeUnknownError(f"no answer in time, and the write may have been applied: {text}")
+        return UnavailableError(text)
 
 
 class Lost(Trouble):
@@ -112,6 +114,10 @@ class Lost(Trouble):
         self.large = size >= _LARGE
         hint = f": a limit of the server's on the size of requests? This one has {size} bytes" if self.large else ""
         super().__init__(reason + hint)
+
+
+class Late(Lost):
+    """The time was over: the reason may be that of an earlier attempt."""
 
 
 class Again(Trouble):
@@ -156,12 +162,13 @@ class Retried(Protocol):
 class Retry:
     """The attempts at one operation: when the next one is due, and what it comes to when none is left."""
 
-    __slots__ = ("_delay", "_expires", "_maybe_applied")
+    __slots__ = ("_before", "_delay", "_expires", "_maybe_applied")
 
     def __init__(self, expires: float) -> None:
         self._expires = expires
         self._delay = 0.0  # the first repetition comes at once, in the order of the first sendings
         self._maybe_applied = False
+        self._before = ""  # the last reason other than that the time was over
 
     def after(self, problem: Trouble | StorageError, now: float, operation: Retried) -> float:
         """Return how many seconds to wait before the next attempt (backoff with jitter).
@@ -182,7 +189,9 @@ class Retry:
             raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None
         delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
         if now + delay >= self._expires:
-            raise problem.final(maybe_applied=self._maybe_applied) from None
+            raise problem.final(self._before, maybe_applied=self._maybe_applied) from None
+        if not isinstance(problem, Late):
+            self._before = str(problem)
         if problem.large:
             self._delay = min(max(2 * self._delay, 0.1), 5.0)
         elif problem.pause:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .errors import StorageError
+from .errors import StorageError, UnavailableError
 from .link import Deliver, Feed
 from .resp import Trouble
 
@@ -105,7 +105,7 @@ class Subscription:
                 finally:
                     self._feed = None
                     await feed.close()
-            except Trouble:
+            except (Trouble, UnavailableError):
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 0.5)
             except Exception as exc:  # no rights, say

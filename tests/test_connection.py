@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,6 +44,10 @@ from orcs_redis import (
     embedded,
 )
 from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from orcs_redis.blocking import SocketLink
+from orcs_redis.clients import AsyncClientLink, BlockingClientLink, memory_client
+from orcs_redis.link import Link
+from orcs_redis.resp import Lost
 
 from .conftest import Server, Threaded, every_server, free_port
 from .faults.proxy import Proxy
@@ -181,6 +186,7 @@ class Between:
         self._answer = answer
         self._upstream = port
         self._sockets: list[socket.socket] = []
+        self.opened = 0  # connections
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -189,6 +195,7 @@ class Between:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.opened += 1
                 self._sockets.append(client)
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
@@ -241,6 +248,59 @@ def between() -> Iterator[Callable[..., Between]]:
     yield start
     for server in servers:
         server.close()
+
+
+class Endpoint:
+    """An address behind which the server changes: a forwarder that leaves the connections open that it has."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.slow = False  # whether what clients send passes at 3 MB a second
+        self.accepted = 0
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.accepted += 1
+                server = socket.create_connection(("127.0.0.1", self.target))
+                self._sockets += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(*pair, pair[0] is client), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(32768):
+                if up and self.slow:
+                    time.sleep(0.01)
+                sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for one in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Callable[[int], Endpoint]]:
+    """Start endpoints."""
+    endpoints: list[Endpoint] = []
+
+    def start(target: int) -> Endpoint:
+        endpoints.append(Endpoint(target))
+        return endpoints[-1]
+
+    yield start
+    for each in endpoints:
+        each.close()
 
 
 # Nobody there
@@ -593,6 +653,275 @@ async def test_disk_full(start_server: StartServer, open_store: Open, way: str) 
     await store.append(asset.id, turn())
 
 
+# The wrong server
+
+
+@pytest.fixture
+def pair(start_server: StartServer) -> tuple[Server, Server]:
+    """A primary and its replica."""
+    primary = start_server("--repl-diskless-sync-delay", "0")
+    return primary, start_server("--replicaof", "127.0.0.1", str(primary.port))
+
+
+def fail_over(primary: Server, replica: Server, at: Endpoint) -> None:
+    """Promote the replica, have the endpoint lead there, and demote the primary, which follows nobody."""
+    old: Any = primary.raw()
+    old.wait(1, 5000)
+    new: Any = replica.raw()
+    new.execute_command("REPLICAOF", "NO", "ONE")
+    at.target = replica.port
+    old.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+
+
+@ways
+async def test_failover_behind_an_endpoint(
+    pair: tuple[Server, Server], endpoint: Callable[[int], Endpoint], open_store: Open, way: str
+) -> None:
+    """Writes go on, each once, when an endpoint leads to the promoted replica and the old connection stays open."""
+    at = endpoint(pair[0].port)
+    store = await open_store(way, at.port)
+    asset = session("first")
+    await store.save(asset)
+    fail_over(*pair, at)
+    await asyncio.gather(*(store.append(asset.id, turn(str(n))) for n in range(20)))
+    await store.save_many([session() for _ in range(3)])
+    fresh = await open_store(way, pair[1])
+    assert {turn.content for turn in await fresh.turns(asset.id)} == {"first", *map(str, range(20))}
+    assert len(await fresh.turns(asset.id)) == 21
+    assert len(await store.list()) == 4
+
+
+@ways
+async def test_reads_after_a_failover(
+    pair: tuple[Server, Server], endpoint: Callable[[int], Endpoint], open_store: Open, way: str
+) -> None:
+    """A store that only reads notices within seconds that its server was demoted."""
+    at = endpoint(pair[0].port)
+    store = await open_store(way, at.port)
+    asset = session("first")
+    await store.save(asset)
+    fail_over(*pair, at)
+    await (await open_store(way, pair[1])).append(asset.id, turn("second"))
+    end = time.monotonic() + 3
+    while len(await store.turns(asset.id)) < 2:
+        assert time.monotonic() < end, "stale"
+        await asyncio.sleep(0.05)
+
+
+@ways
+async def test_watch_over_a_failover(
+    pair: tuple[Server, Server], endpoint: Callable[[int], Endpoint], open_store: Open, way: str
+) -> None:
+    """Who waits for a change receives it from the promoted server, within about a heartbeat."""
+    at = endpoint(pair[0].port)
+    store = await open_store(way, at.port, heartbeat=1.0)
+    asset = session("first")
+    revision = await store.save(asset)
+    waiting = asyncio.ensure_future(store.wait_for(asset.id, revision=revision + 2, timeout=5))
+    raw: Any = pair[0].raw()
+    await until(lambda: raw.pubsub_channels("*changes*"))
+    fail_over(*pair, at)
+    writer = await open_store(way, pair[1])
+    await writer.append(asset.id, turn())
+    promoted: Any = pair[1].raw()
+    await until(lambda: promoted.pubsub_channels("*changes*"), 3)
+    began = time.monotonic()
+    assert await writer.append(asset.id, turn()) == await waiting
+    assert time.monotonic() - began < 1 + SLACK
+
+
+def refusing(text: str, *, item: bool) -> bytes:
+    """An error as a script's whole reply, or as its answer to one operation."""
+    return b"%s-%s\r\n" % (b"*1\r\n" if item else b"", text.encode())
+
+
+@ways
+@pytest.mark.parametrize(
+    ("refusal", "leaves"),
+    [
+        (refusing("READONLY You can't write against a read only replica.", item=True), True),
+        (refusing("READONLY You can't write against a read only replica.", item=False), True),
+        (refusing("NOAUTH Authentication required.", item=True), True),
+        (
+            refusing("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", item=False),
+            True,
+        ),
+        (
+            refusing("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to.", item=True),
+            False,
+        ),
+        (refusing("NOREPLICAS Not enough good replicas to write.", item=False), False),
+    ],
+    ids=["READONLY", "READONLY of the script", "NOAUTH", "MASTERDOWN", "MISCONF", "NOREPLICAS"],
+)
+async def test_refusals_that_pass(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str, refusal: bytes, leaves: bool
+) -> None:
+    """A refusal that ends within the deadline is waited for, over a new connection where that can help."""
+    server = start_server()
+    refusals = 0
+
+    def answer(command: list[bytes]) -> bytes | None:
+        nonlocal refusals
+        if command[0] != b"EVALSHA" or not refusals:
+            return None
+        refusals -= 1
+        return refusal
+
+    middle = between(answer, server.port)
+    store = await open_store(way, middle.port, deadline=DEADLINE)
+    asset = session()
+    await store.save(asset)
+    opened, refusals = middle.opened, 4
+    await store.append(asset.id, turn())
+    assert refusals == 0
+    assert (middle.opened > opened) is leaves
+    refusals = 10**6
+    began = time.monotonic()
+    error = await fails(UnavailableError, store.append(asset.id, turn()))
+    assert time.monotonic() - began > DEADLINE / 2
+    assert refusal.partition(b"-")[2].partition(b" ")[0].decode() in str(error)
+    refusals = 0
+    assert len(await store.turns(asset.id)) == 2
+
+
+# Names and addresses
+
+
+@pytest.fixture
+def deaf() -> Iterator[int]:
+    """A port whose listener swallows what would be a connection."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+Resolve: TypeAlias = Callable[[Callable[[], list[int]]], None]
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
+    """Have the name server.test lead to ports of this machine."""
+    real = socket.getaddrinfo
+
+    def set_ports(ports: Callable[[], list[int]]) -> None:
+        def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+            flags = kwargs.get("flags", 0)
+            if host != "server.test" or flags & socket.AI_NUMERICHOST:
+                return real(host, port, *args, **kwargs)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", each)) for each in ports()]
+
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+    return set_ports
+
+
+@colours
+async def test_a_dead_address_among_others(
+    start_server: StartServer, resolve: Resolve, deaf: int, open_store: Open, way: str
+) -> None:
+    """Of a name's addresses the ones that swallow or refuse connections hold nobody up."""
+    server = start_server()
+    for ports in ([deaf, server.port], [free_port(), server.port], [deaf, free_port(), deaf, server.port]):
+        resolve(lambda ports=ports: ports)  # type: ignore[misc]  # bound now
+        began = time.monotonic()
+        store = await open_store(way, "redis://server.test", deadline=5.0)
+        assert time.monotonic() - began < 0.5 + SLACK
+        assert await store.list() == []
+    resolve(lambda: [deaf, deaf])
+    await fails(UnavailableError, open_store(way, "redis://server.test", deadline=DEADLINE))
+
+
+@colours
+async def test_a_slow_name_server(start_server: StartServer, resolve: Resolve, open_store: Open, way: str) -> None:
+    """A name that is not resolved in time is unavailable in time, and can be cancelled."""
+    server, gate = start_server(), threading.Event()
+
+    def ports() -> list[int]:
+        gate.wait(20)
+        return [server.port]
+
+    resolve(ports)
+    await fails(UnavailableError, open_store(way, "redis://server.test", deadline=DEADLINE))
+    if way == "async":
+        opening = asyncio.ensure_future(open_store(way, "redis://server.test", deadline=20.0))
+        await asyncio.sleep(0.05)
+        opening.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert time.monotonic() - began < SLACK
+    gate.set()
+
+
+async def test_busy_default_executor(
+    start_server: StartServer, embedded_server: embedded.Attachment, open_store: Open, tmp_path: Path
+) -> None:
+    """Nothing waits for the loop's own threads: neither a name, nor an embedded server, nor files."""
+    server, gate = start_server(), threading.Event()
+    threads = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.submit(gate.wait, 20)
+    try:
+        async with asyncio.timeout(3 + SLACK):
+            for url in (f"redis://localhost:{server.port}", f"embedded://{embedded_server.folder}"):
+                assert await (await open_store("async", url, deadline=3)).ping() > 0
+            async with orcs_redis.open_store(f"file://{tmp_path}") as files:
+                await files.save(session())
+                assert len(await files.list()) == 1
+    finally:
+        gate.set()
+
+
+@ways
+async def test_reasons(start_server: StartServer, open_store: Open, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error says why there is no connection; what can't change is not tried again."""
+    error = await fails(UnavailableError, open_store(way, free_port(), deadline=0.3))
+    assert "refused" in str(error)
+    if way.endswith("injected"):
+        return
+    error = await fails(UnavailableError, open_store(way, "unix:///nowhere/redis.sock", deadline=0.3))
+    assert "/nowhere/redis.sock: No such file" in str(error)
+    error = await fails(UnavailableError, open_store(way, f"unix:///{'x' * 200}.sock", deadline=9.0))
+    assert "too long" in str(error)
+
+    def unknown(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = await fails(UnavailableError, open_store(way, "redis://no.such.name", deadline=0.3))
+    assert "no.such.name:6379: Name or service not known" in str(error)
+
+
+@ways
+async def test_a_limit_on_the_size_of_requests(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
+) -> None:
+    """What is large and breaks the connection each time is sent a few times, and the error names the likely cause."""
+    server, sent = start_server(), 0
+
+    def answer(command: list[bytes]) -> bytes | None:
+        nonlocal sent
+        if sum(map(len, command)) > 1_000_000:
+            sent += 1
+            raise ConnectionError
+        return None
+
+    store = await open_store(way, between(answer, server.port).port, deadline=2.0)
+    asset = session()
+    await store.save(asset)
+    error = await fails(OutcomeUnknownError, store.append(asset.id, turn("x" * 2_000_000)), within=2.0)
+    assert "limit of the server's on the size of requests" in str(error)
+    assert 2 <= sent <= 6
+    await store.append(asset.id, turn())
+
+
 # Servers that won't do
 
 _HELLO = (
@@ -832,6 +1161,178 @@ async def test_sixteen_threads(start_server: StartServer) -> None:
     await until(lambda: not connections(raw))
 
 
+@pytest.mark.parametrize("way", ["async", "async-injected"])
+async def test_what_is_queued_is_not_sent(
+    start_server: StartServer, endpoint: Callable[[int], Endpoint], open_store: Open, way: str
+) -> None:
+    """A call that is cancelled, or whose time is over, before it could be sent is never sent, and its error says so."""
+    server = start_server()
+    at = endpoint(server.port)
+    store = await open_store(way, at.port, deadline=1.5)
+    asset = session()
+    await store.save(asset)
+    at.slow = True
+    large = asyncio.ensure_future(store.save(session(*["x" * 15_000_000] * 2)))
+    await asyncio.sleep(0.1)
+    cancelled = asyncio.ensure_future(store.append(asset.id, turn("cancelled")))
+    await asyncio.sleep(0.1)
+    cancelled.cancel()
+    if way == "async":
+        await fails(UnavailableError, store.append(asset.id, turn("late")), within=1.5)
+    at.slow = False
+    with contextlib.suppress(OutcomeUnknownError):
+        await large
+    await store.append(asset.id, turn("last"))
+    assert [turn.content for turn in await store.turns(asset.id)] == [PAYLOAD, "last"]
+
+
+@pytest.mark.parametrize("way", ["async", "async-injected"])
+async def test_busy_loop(
+    start_server: StartServer, endpoint: Callable[[int], Endpoint], open_store: Open, way: str
+) -> None:
+    """A connection is not given up as mute when it was this loop that was busy."""
+    at = endpoint(start_server().port)
+    store = await open_store(way, at.port, deadline=3.0)
+    saving = asyncio.ensure_future(store.save(session("x" * 8_000_000)))
+    await asyncio.sleep(0.001)
+    accepted = at.accepted
+    time.sleep(1.5)  # noqa: ASYNC251  # this is what is tested
+    await saving
+    assert at.accepted == accepted
+
+
+@pytest.mark.parametrize("way", ["sync", "sync-injected"])
+async def test_cap_on_connections(start_server: StartServer, way: str) -> None:
+    """Threads wait for one of at most so many connections; an injected client's own cap counts."""
+    server = start_server()
+    raw = server.raw()
+    kind: Any = redis.BlockingConnectionPool
+    pool = kind(port=server.port, max_connections=3, client_name="orcs-redis")
+    client = redis.Redis(connection_pool=pool)
+    connect: Any = orcs_redis.sync.RedisSessionStore.connect
+    store = connect(client=client) if way.endswith("injected") else connect(server.url, max_connections=3)
+    asset = session()
+    store.save(asset)
+    with ThreadPoolExecutor(40) as threads:
+        calls = [asyncio.wrap_future(threads.submit(store.append, asset.id, turn(str(n)))) for n in range(400)]
+        done = asyncio.gather(*calls)
+        most = 0
+        while not done.done():
+            most = max(most, len(await asyncio.to_thread(connections, raw)))
+        assert len(set(await done)) == 400
+    assert 1 < most <= 3
+    store.close()
+    client.close()
+    with pytest.raises(ValueError, match="max_connections"):
+        connect(server.url, max_connections=0)
+
+
+async def test_no_connection_is_free(start_server: StartServer) -> None:
+    """A thread that finds no connection free in time has sent nothing; those that wait get one in turn."""
+    server = start_server()
+    address = parse_url(server.url)
+    assert isinstance(address, Address)
+    link = SocketLink(address, 5.0, max_connections=1)
+
+    def push(value: int, seconds: float) -> Any:
+        command: Any = ("RPUSH", "list", str(value))
+        return link.call([command], time.monotonic() + seconds)
+
+    holding = asyncio.ensure_future(asyncio.to_thread(link.call, [("BLPOP", "hold", "0")], time.monotonic() + 5))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Lost, match="1 connections were in use") as caught:
+        await asyncio.to_thread(push, 0, 0.1)
+    assert not caught.value.sent
+    tasks = []
+    for n in range(1, 6):
+        tasks.append(asyncio.ensure_future(asyncio.to_thread(push, n, 5)))
+        await asyncio.sleep(0.01)
+    raw = server.raw()
+    raw.rpush("hold", "x")
+    await holding
+    await asyncio.gather(*tasks)
+    values: Any = raw.lrange("list", 0, -1)
+    assert values == [b"1", b"2", b"3", b"4", b"5"]
+    link.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the collector closes what was lost
+def test_interrupted_calls_lose_no_connection(start_server: StartServer) -> None:
+    """A signal handler that raises, wherever it strikes, is passed on, and connections remain usable."""
+
+    class Limit(Exception):
+        pass
+
+    raised = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal raised
+        raised += 1
+        raise Limit
+
+    server = start_server()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    done, failures = threading.Event(), []
+    try:
+        with orcs_redis.sync.open_store(server.url, max_connections=2) as store:
+
+            def others() -> None:
+                try:
+                    while not done.is_set():
+                        store.exists("s")
+                except BaseException as error:
+                    failures.append(error)
+
+            threads = [threading.Thread(target=others) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            end, interrupted = time.monotonic() + 1.5, 0
+            while time.monotonic() < end:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.002))
+                    for _ in range(50):
+                        store.exists("s")
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Limit:
+                    interrupted += 1
+            done.set()
+            for thread in threads:
+                thread.join()
+            with ThreadPoolExecutor(8) as pool:
+                assert list(pool.map(store.exists, ["s"] * 100)) == [False] * 100
+            assert 1 <= len(connections(server.raw())) <= 2
+            assert interrupted > 0.99 * raised > 50  # Python itself drops what strikes while it collects
+    finally:
+        done.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert failures == []
+
+
+@pytest.mark.parametrize("way", ["sync", "sync-injected"])
+async def test_idle_connections_are_closed(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """After a burst of threads the connections that are not needed any more are closed."""
+    server = start_server()
+    raw = server.raw()
+    client = redis.Redis(port=server.port, client_name="orcs-redis")
+    connect: Any = orcs_redis.sync.RedisSessionStore.connect
+    store = connect(client=client) if way.endswith("injected") else connect(server.url)
+    asset = session()
+    store.save(asset)
+    with ThreadPoolExecutor(10) as threads:
+        list(threads.map(lambda n: store.append(asset.id, turn(str(n))), range(200)))
+    assert len(connections(raw)) > 1
+    monkeypatch.setattr("orcs_redis.blocking.IDLE", 0.1)
+    await asyncio.sleep(0.2)
+    for _ in range(2):  # the first takes the last that was used
+        store.load(asset.id)
+    await until(lambda: len(connections(raw)) == 1)
+    store.close()
+    client.close()
+
+
 @ways
 async def test_closing_waits(
     start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
@@ -864,6 +1365,206 @@ async def test_closing_waits(
     raw = server.raw()
     listed: Any = raw.client_list
     await until(lambda: len(listed()) == 1)
+
+
+@pytest.mark.parametrize("way", ["async", "async-injected"])
+async def test_cancelled_closing(
+    start_server: StartServer, between: Callable[..., Between], open_store: Open, way: str
+) -> None:
+    """Closing that is cancelled while it waits leaves no connection open."""
+    gate = threading.Event()
+    gate.set()
+    server = start_server()
+
+    def answer(command: list[bytes]) -> bytes | None:
+        if command[0] == b"EVALSHA":
+            gate.wait(10)
+        return None
+
+    middle = between(answer, server.port)
+    store = await open_store(way, middle.port, deadline=5.0)
+    asset = session()
+    await store.save(asset)
+    waiting = asyncio.ensure_future(store.wait_for(asset.id, revision=9, timeout=9))
+    gate.clear()
+    writing = asyncio.ensure_future(store.append(asset.id, turn()))
+    await asyncio.sleep(0.05)
+    closing = asyncio.ensure_future(store.aclose())
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknownError):
+        await writing
+    with pytest.raises(UnavailableError):
+        await waiting
+    gate.set()
+    raw = server.raw()
+    listed: Any = raw.client_list
+    await until(lambda: len(listed()) == 1)
+    assert time.monotonic() - began < 1 + SLACK
+
+
+@ways
+async def test_closed_links_open_nothing(start_server: StartServer, open_store: Open, way: str) -> None:
+    """After closing, neither a link nor a wait connects again or starts a thread."""
+    server = start_server()
+    raw = server.raw()
+    store = await open_store(way, server)
+    asset = session()
+    await store.save(asset)
+    await store.aclose()
+    listed: Any = raw.client_list
+    await until(lambda: len(listed()) == 1)
+    threads = threading.active_count()
+    await fails(UnavailableError, store.wait_for(asset.id, revision=9, timeout=9))
+    link = store._link
+
+    async def call() -> None:
+        await link.call([("PING",)], time.monotonic() + 5)
+
+    await fails(UnavailableError, call())
+    assert threading.active_count() <= threads + way.startswith("sync")  # a thread of this test's own
+    assert len(listed()) == 1
+
+
+@ways
+async def test_hook_at_each_connecting(start_server: StartServer, way: str) -> None:
+    """A link calls its hook once for each command connection, before a call goes over it."""
+    server = start_server()
+    raw = server.raw()
+    address = parse_url(server.url)
+    assert isinstance(address, Address)
+    calls: list[int] = []
+    status: Callable[[str], Any] = raw.info
+
+    def hook() -> None:
+        calls.append(status("commandstats").get("cmdstat_exists", {"calls": 0})["calls"])
+
+    client = injected(way, server.port)
+    links: dict[str, Callable[[], Any]] = {
+        "async": lambda: Link(address, 5.0, on_connect=hook),
+        "sync": lambda: SocketLink(address, 5.0, on_connect=hook),
+        "async-injected": lambda: AsyncClientLink(client, 5.0, on_connect=hook),
+        "sync-injected": lambda: BlockingClientLink(client, 5.0, on_connect=hook),
+    }
+    link = links[way]()
+
+    async def ask() -> None:
+        replies = link.call([("EXISTS", "x")], time.monotonic() + 5)
+        assert (await replies if way.startswith("async") else replies) == [0]
+
+    for _ in range(2):
+        await ask()
+        await ask()
+        raw.client_kill_filter(_type="normal", skipme=True)
+        listed: Any = raw.client_list
+        await until(lambda listed=listed: len(listed()) == 1)  # type: ignore[misc]  # bound now
+        await asyncio.sleep(0.01)
+    assert calls == [0, 2]
+    closed = link.close()
+    if closed is not None:
+        await closed
+    closed = client.aclose() if way.startswith("async") else client.close()
+    if closed is not None:
+        await closed
+
+
+_NO_POLL = """
+    import select, sys
+    del select.poll, select.epoll  # as eventlet's monkey-patching does
+    from orcs_redis import ConversationTurn, SessionAsset
+    from orcs_redis.sync import open_store
+
+    with open_store(sys.argv[1], deadline=2) as store:
+        store.save(SessionAsset(id="s"))
+        store.append("s", ConversationTurn.user("x"))
+        assert len(store.load("s").history.turns) == 1
+    print("done")
+"""
+
+
+async def test_without_poll(start_server: StartServer) -> None:
+    """The blocking store works where `select.poll` was taken away."""
+    server = start_server()
+    run = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(_NO_POLL), server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert run.stdout == "done\n", run.stderr
+
+
+# Subscriptions
+
+
+@pytest.mark.parametrize(
+    ("way", "server"),
+    [
+        *((way, "redis") for way in ("async", "sync", "async-injected", "sync-injected")),
+        ("async", "memory"),
+        ("sync", "memory"),
+    ],
+)
+async def test_a_bad_message(start_server: StartServer, open_store: Open, way: str, server: str) -> None:
+    """A message that is none of ours does not end a subscription."""
+    raw: Any
+    if server == "memory":
+        name = f"bad-{random.randrange(10**9)}"
+        stores = [await open_store(way, f"memory://{name}") for _ in range(2)]
+        raw = memory_client(name, "FakeRedis")
+    else:
+        where = start_server()
+        stores = [await open_store(way, where) for _ in range(2)]
+        raw = where.raw()
+    asset = session()
+    revision = await stores[0].save(asset)
+    waiting = asyncio.ensure_future(stores[1].wait_for(asset.id, revision=revision + 1, timeout=9))
+    await until(lambda: raw.pubsub_channels("*changes*"))
+    (channel,) = raw.pubsub_channels("*changes*")
+    for message in (b"\x95\x02\x01\x00\xc4\x01x\xa2\xff\xfe", b"", b"nonsense", b"\xc1"):
+        raw.publish(channel, message)
+    await asyncio.sleep(0.3)  # its reader has them
+    assert raw.pubsub_channels("*changes*") == [channel]
+    began = time.monotonic()
+    assert await stores[0].append(asset.id, turn()) == await waiting
+    assert time.monotonic() - began < SLACK
+
+
+@ways
+async def test_denied_subscription(
+    start_server: StartServer, open_store: Open, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a right to the channel changes are looked for each second; it is logged once, and rarely tried again."""
+    server = start_server()
+    raw = server.raw()
+    writer = await open_store("async", server)
+    asset = session()
+    revision = await writer.save(asset)
+    acl(raw, "SETUSER", "deaf", "reset", "on", f">{SECRET}", "~*", "resetchannels", "+@all")
+    login = {"username": "deaf", "password": SECRET}
+    client = injected(way, server.port, **login) if way.endswith("injected") else None
+    url = None if client else f"redis://deaf:{SECRET}@127.0.0.1:{server.port}"
+    store = await open_store(way.removesuffix("-injected"), url, client=client)
+    received: Callable[[str], Any] = raw.info
+    before = received("stats")["total_connections_received"]
+    waiting = asyncio.ensure_future(store.wait_for(asset.id, revision=revision + 1, timeout=9))
+    await asyncio.sleep(3.3)
+    assert received("stats")["total_connections_received"] - before <= 3
+    assert await writer.append(asset.id, turn()) == await asyncio.wait_for(waiting, 2)
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "nothing is received of changes" in warnings[0].getMessage()
+    caplog.clear()
+    await store.aclose()
+    if client is not None:
+        closed = client.aclose() if way.startswith("async") else client.close()
+        if closed is not None:
+            await closed
 
 
 # Where a store may not be used
@@ -1050,7 +1751,7 @@ def behind_tls(start_server: StartServer) -> Iterator[tuple[Server, int]]:
 
 
 @colours
-async def test_tls(behind_tls: tuple[Server, int], open_store: Open, way: str) -> None:
+async def test_tls(behind_tls: tuple[Server, int], resolve: Resolve, open_store: Open, way: str) -> None:
     """rediss:// works with the right authority, and with no other."""
     server, port = behind_tls
     url = f"rediss://:right@localhost:{port}?ssl_ca_certs={TLS}"
@@ -1060,7 +1761,12 @@ async def test_tls(behind_tls: tuple[Server, int], open_store: Open, way: str) -
     assert await store.load(asset.id) == asset
     await asyncio.gather(*(store.append(asset.id, turn()) for _ in range(20)))
     assert len(await store.turns(asset.id)) == 21
-    await fails(UnavailableError, open_store(way, f"{url}/other.crt", deadline=DEADLINE))
+    refused = await fails(UnavailableError, open_store(way, f"{url}/other.crt", deadline=9.0))
+    assert "certificate refused: " in str(refused)
+    resolve(lambda: [port])
+    other_name = f"{url}/ca.crt".replace("localhost", "server.test")
+    refused = await fails(UnavailableError, open_store(way, other_name, deadline=9.0))
+    assert "certificate refused: Hostname mismatch" in str(refused)
     await fails(PermissionDeniedError, open_store(way, f"{url}/ca.crt".replace("right", SECRET)))
     # Plain text against TLS, and TLS against plain text.
     await fails(UnavailableError, open_store(way, f"redis://:right@localhost:{port}", deadline=DEADLINE))
