@@ -188,7 +188,9 @@ class Retry:
         if isinstance(problem, Forgotten) and self._maybe_applied:
             raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None
         delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
-        if now + delay >= self._expires:
+        # Refused so far: an attempt that is cut short by the deadline would only leave the outcome open.
+        least = _LEAST if operation.writes and not self._maybe_applied else 0.0
+        if now + delay + least >= self._expires:
             raise problem.final(self._before, maybe_applied=self._maybe_applied) from None
         if not isinstance(problem, Late):
             self._before = str(problem)
@@ -282,6 +284,8 @@ def check(replies: Sequence[Reply]) -> None:
 
 
 # Refusals that may pass: nothing was executed. In a script they come before its first write.
+_LEAST = 0.05  # seconds for the last attempt at a write
+
 _FOR_NOW = {
     "BUSY": "a script keeps it busy",
     "CLUSTERDOWN": "its cluster is down",
