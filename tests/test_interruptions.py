@@ -28,7 +28,7 @@ async def run(*arguments: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("how", "number"), [("timer", 500), ("call", 3)], ids=["timer", "call"])
+@pytest.mark.parametrize(("how", "number"), [("timer", 300), ("call", 3)], ids=["timer", "call"])
 @pytest.mark.parametrize("face", ["blocking", "asyncio"])
 async def test_struck(shared_server: Server, face: str, how: str, number: int, kind: str) -> None:
     """Whatever is struck: nothing acknowledged is lost, nothing doubled, all sessions load, and the store goes on.
@@ -38,16 +38,16 @@ async def test_struck(shared_server: Server, face: str, how: str, number: int, k
     """
     report = await run(shared_server.url, f"struck-{secrets.token_hex(4)}", face, kind, how, number, False)
     assert (report["failures"], report["swallowed"]) == ([], [])
-    assert report["struck"] > 200
+    assert report["struck"] >= 100
 
 
 @pytest.mark.parametrize("kind", ["limit", "timeout"])
 @pytest.mark.parametrize("face", ["blocking", "asyncio"])
 async def test_struck_with_a_client(shared_server: Server, face: str, kind: str) -> None:
     """The same with a client of the caller's; what redis-py swallows when it connects it swallows."""
-    report = await run(shared_server.url, f"struck-{secrets.token_hex(4)}", face, kind, "timer", 500, True)
+    report = await run(shared_server.url, f"struck-{secrets.token_hex(4)}", face, kind, "timer", 300, True)
     assert report["failures"] == []
-    assert report["struck"] > 200
+    assert report["struck"] >= 100
 
 
 class Limit(Exception):
