@@ -6,6 +6,7 @@
 #   make test   make lint                        (ARGS goes to pytest)
 #   make bench   make bench FULL=1               against other stores
 #   make chaos SECONDS=600
+#   make simulate SECONDS=600
 #   make steady   make steady TIMES=3 PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.stamp
 URL ?=
 ARGS ?=
 
-.PHONY: demo test lint chaos steady bench clean
+.PHONY: demo test lint chaos simulate steady bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -39,6 +40,10 @@ TIMES ?= 5
 LOAD ?= 2
 steady: $(STAMP)
 	$(BIN)/python -m tests.steady --times $(TIMES) --load $(LOAD) $(ARGS)
+
+# A deterministic simulation of the exactly-once protocol: make simulate SECONDS=600 SEED=7
+simulate: $(STAMP)
+	$(BIN)/python -m tests.simulation --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Against the peers, into benchmarks/results: make bench, make bench FULL=1. The store's own: python -m benchmarks store
 bench: $(STAMP)

@@ -8,7 +8,6 @@ import random
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from .plants import PLANTS
@@ -19,13 +18,15 @@ from .server import Server
 
 def show_progress(report: Report) -> None:
     """Show on stderr how far it is, about once a second."""
-    global _shown  # noqa: PLW0603
+    global _shown
     now = time.monotonic()
     if now - _shown < (1 if sys.stderr.isatty() else 30):
         return
     _shown = now
     end = "\r" if sys.stderr.isatty() else "\n"
-    print(f"{report.profile}: {report.schedules} schedules, {report.seconds:.0f} s ", end=end, file=sys.stderr, flush=True)
+    print(
+        f"{report.profile}: {report.schedules} schedules, {report.seconds:.0f} s ", end=end, file=sys.stderr, flush=True
+    )
 
 
 _shown = time.monotonic()
@@ -33,7 +34,10 @@ _shown = time.monotonic()
 
 def table(reports: list[Report]) -> str:
     """Return a table of what came of each profile."""
-    lines = [f"{'profile':10} {'schedules':>9} {'per s':>6} {'writes':>9} {'applied':>9} {'sendings':>9} {'unknown':>8}  violations"]
+    lines = [
+        f"{'profile':10} {'schedules':>9} {'per s':>6} {'writes':>9} {'applied':>9} {'sendings':>9} {'unknown':>8}"
+        "  violations"
+    ]
     for report in reports:
         counts = report.counts
         speed = report.schedules / max(report.seconds, 1e-9)
@@ -67,7 +71,11 @@ def main() -> int:
             for profile in profiles:
                 for number in range(seed, seed + (options.schedules or 1)):
                     world, found = one(server, profile, number, trace=True)
-                    print("\n".join([f"{profile.name}, seed {number}", *world.lines, found.text if found else "no violation"]))
+                    print(
+                        "\n".join(
+                            [f"{profile.name}, seed {number}", *world.lines, found.text if found else "no violation"]
+                        )
+                    )
             return 0
         print(f"seed {seed}", file=sys.stderr)
         whole = options.seconds or (float("inf") if options.schedules else 60.0)
@@ -79,7 +87,7 @@ def main() -> int:
     finally:
         server.close()
     if options.json:
-        print(json.dumps([asdict(report) for report in reports]))
+        print(json.dumps([report.as_json() for report in reports]))
     else:
         print(table(reports))
         for report in reports:
@@ -97,7 +105,10 @@ def faults(server: Server, options: argparse.Namespace, seed: int) -> int:
         found = next(iter(report.violations.values()), None)
         missed += found is None
         text = f"{found.text:.120}" if found else "NOT CAUGHT"
-        print(f"{plant.name:28} {profile.name:9} {report.schedules:5} schedules {report.seconds:6.2f} s  {text}", flush=True)
+        print(
+            f"{plant.name:28} {profile.name:9} {report.schedules:5} schedules {report.seconds:6.2f} s  {text}",
+            flush=True,
+        )
     return int(missed > 0)
 
 

@@ -59,7 +59,12 @@ class Call:
     """An operation until it is finished, as `_perform` does it; its replies come when the schedule says."""
 
     def __init__(
-        self, world: World, writer: Writer, operation: Operation[Any], ended: Callable[[Outcome], None], content: list[str]
+        self,
+        world: World,
+        writer: Writer,
+        operation: Operation[Any],
+        ended: Callable[[Outcome], None],
+        content: list[str],
     ) -> None:
         self.world, self.writer, self.operation, self._ended = world, writer, operation, ended
         self.attempt = 0
@@ -70,9 +75,13 @@ class Call:
         self.due = world.clock.now
         self.expires = self.due + (operation.deadline or DEADLINE)
         self._retry: Retry | None = None
-        self.record: Record | None = world.model.begin(writer, operation, content) if isinstance(operation, Write) else None
+        self.record: Record | None = (
+            world.model.begin(writer, operation, content) if isinstance(operation, Write) else None
+        )
         writer.calls.append(self)
-        world.clock.at(self.expires, lambda: None if self.done else self.failed(Lost("time is over", sent=self.waiting)))
+        world.clock.at(
+            self.expires, lambda: None if self.done else self.failed(Lost("time is over", sent=self.waiting))
+        )
 
     def ready(self) -> bool:
         """Whether an attempt is due."""
@@ -149,7 +158,12 @@ class Flow:
     """A plan until it has ended, as `_follow` does it."""
 
     def __init__(
-        self, world: World, writer: Writer, plan: Plan[Any], ended: Callable[[Outcome], None], content: list[str] | None = None
+        self,
+        world: World,
+        writer: Writer,
+        plan: Plan[Any],
+        ended: Callable[[Outcome], None],
+        content: list[str] | None = None,
     ) -> None:
         self.world, self.writer, self._plan, self._ended = world, writer, plan, ended
         self.content = [] if content is None else content  # the turns that its writes are to make or to add
@@ -164,7 +178,9 @@ class Flow:
     def ready(self) -> bool:
         """Whether it waits no longer."""
         pause = self.pause
-        return pause is not None and (self.until <= self.world.clock.now or (pause.wake is not None and pause.wake.is_set()))
+        return pause is not None and (
+            self.until <= self.world.clock.now or (pause.wake is not None and pause.wake.is_set())
+        )
 
     def resume(self) -> None:
         """Go on after a pause."""

@@ -86,14 +86,18 @@ class LeaseModel:
         grant, now = self.grants.get(request.id), self.world.clock.milliseconds()
         number = self.world.keyspace.of(request.id).number
         answer, value = (*reply, None)[:2]
-        mine = grant is not None and (grant.claim == request.mine if request.kind == "acquire" else grant.token == request.mine)
+        mine = grant is not None and (
+            grant.claim == request.mine if request.kind == "acquire" else grant.token == request.mine
+        )
         if answer == b"OK" and request.kind == "acquire" and not mine:
             if grant is not None:
                 raise Violation("lease", f"{request.id} is given to {request.call}, another has token {grant.token}")
             if value <= self.last[number]:
                 raise Violation("token", f"{value} was given out after {self.last[number]}")
             if request.seen > len(self.world.model.logs[number]):
-                raise Violation("lease", f"{request.id} is given to {request.call}, whose store had seen {request.seen}")
+                raise Violation(
+                    "lease", f"{request.id} is given to {request.call}, whose store had seen {request.seen}"
+                )
             self._check_owner(request, number)
             self.last[number] = value
         elif answer == b"OK" and not (mine and grant is not None and value == grant.token):
@@ -119,14 +123,16 @@ class LeaseModel:
     def _check_owner(self, request: Requested, number: int) -> None:
         """Refuse what is given to who is done with it: nobody would give it back."""
         model = self.world.model
-        if request.mine in self.answered and not model.dropped[number] and not model.epoch:
+        if request.mine in self.answered and not self.world.profile.drops_windows and not model.epoch:
             raise Violation("lease", f"{request.id} is given to a claim of {request.call}, which was answered before")
         ended = getattr(request.call, "ended_at", None)
         if ended is None:
             return
         for entry in model.logs[number]:
             if entry.record.writer is request.writer and entry.record.begun > ended:
-                raise Violation("lease", f"{request.id} is given to {request.call}, though its store went on with {entry.record}")
+                raise Violation(
+                    "lease", f"{request.id} is given to {request.call}, though its store went on with {entry.record}"
+                )
 
     def check_server(self, request: Requested, deadline: int) -> None:
         """Judge the time to live that the server has for it."""
@@ -164,7 +170,8 @@ class Holding:
 
     def _take(self, wait: float) -> Plan[int]:
         try:
-            return (yield self._claim)
+            token: int = yield self._claim
+            return token
         except LeaseHeldError:
             if wait <= 0:
                 raise

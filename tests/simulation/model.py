@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Model", "Record", "Session", "Ticketed"]
 
+
 class Session(NamedTuple):
     """A session as it is stored, or the tombstone of one."""
 
@@ -127,12 +128,15 @@ class Model:
         return ticket
 
     def _barred(self, record: Record, op: bytes) -> set[Record]:
-        """Return what a new write bars: what its store has given up, unless an older operation of its epoch is under way."""
+        """Return what a new write bars: what its store gave up, unless an older one of its epoch is under way."""
         writer, partition = record.writer, record.partition
         over = [
             other
             for other in self.records
-            if other.writer is writer and other.partition is partition and other.ended is not None and type(other.outcome) is not int
+            if other.writer is writer
+            and other.partition is partition
+            and other.ended is not None
+            and type(other.outcome) is not int
         ]
         if not over:
             return set()
@@ -175,7 +179,11 @@ class Model:
                 self._apply(record, ticket, value)
             return None
         if answer == b"FORGOTTEN":
-            if self._live(record, ticket) and self.dropped[record.partition.number] <= ticket.seen and not record.writer.cloned:
+            if (
+                self._live(record, ticket)
+                and self.dropped[record.partition.number] <= ticket.seen
+                and not record.writer.cloned
+            ):
                 raise Violation("answer", f"{record} is FORGOTTEN, though no window of after {ticket.seen} was dropped")
             self.world.count("forgotten")
             return None
@@ -210,7 +218,9 @@ class Model:
     def _conflict(self, record: Record, session: Session | None, current: int) -> bool:
         if record.expected is None:
             return False
-        return record.expected != current or (record.maker is not None and session is not None and session.op != record.maker)
+        return record.expected != current or (
+            record.maker is not None and session is not None and session.op != record.maker
+        )
 
     def _apply(self, record: Record, ticket: Ticketed, revision: int) -> None:
         self.moment += 1
@@ -226,14 +236,24 @@ class Model:
         if self._conflict(record, session, current):
             raise Violation("condition", f"{record} was applied over {current}, not {record.expected}")
         if record.token is not None and self.leases.token(record.id) != record.token:
-            raise Violation("condition", f"{record} was applied under {record.token}, not {self.leases.token(record.id)}")
+            raise Violation(
+                "condition", f"{record} was applied under {record.token}, not {self.leases.token(record.id)}"
+            )
         if record.kind != SAVE and turns is None:
             raise Violation("condition", f"{record} was applied to nothing")
         if record.ended is not None and record.epoch == self.epoch:  # what was closed is open again after a restore
             for other in log:
                 if record in other.record.bars:
-                    raise Violation("late", f"{record}, ended in {record.outcome!r:.80}, was applied after {other.record}")
-        made = None if record.kind == DELETE else (*record.content,) if record.kind == SAVE else (*(turns or ()), *record.content)
+                    raise Violation(
+                        "late", f"{record}, ended in {record.outcome!r:.80}, was applied after {other.record}"
+                    )
+        made = (
+            None
+            if record.kind == DELETE
+            else (*record.content,)
+            if record.kind == SAVE
+            else (*(turns or ()), *record.content)
+        )
         entry = Entry(record, ticket.op, revision, self.epoch, self.moment)
         log.append(entry)
         self.applied[ticket.op] = entry
@@ -270,7 +290,9 @@ class Model:
         if wrote and sum(sizes) > limits.dedup_bytes and max(sizes) > 64:
             raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.dedup_bytes} are allowed")
         if max(sizes, default=0) > 16 + 16 * (2 * self.world.window + 4):
-            raise Violation("windows", f"one has {max(sizes)} bytes, though writers begin a new one after {self.world.window}")
+            raise Violation(
+                "windows", f"one has {max(sizes)} bytes, though writers begin a new one after {self.world.window}"
+            )
 
     # Restores
 
@@ -309,7 +331,9 @@ class Model:
                 if entry.moment > record.ended and entry.epoch > record.epoch:
                     self.world.count("applied after a restore that came after its refusal")
                 else:
-                    raise Violation("refused", f"{record} ended in {outcome!r:.120}, and was applied as {entry.revision}")
+                    raise Violation(
+                        "refused", f"{record} ended in {outcome!r:.120}, and was applied as {entry.revision}"
+                    )
 
     def check_state(self) -> None:
         """Judge every key of every partition."""
@@ -357,7 +381,8 @@ class Model:
         if {id.decode(): int(score) for id, score in changes} != there | deleted:
             raise Violation("state", f"the changes are {changes}, not {there | deleted}")
         for name, found, wanted in (
-            ("updated", listed, there), ("meta", meta, there), ("deleted", graves, deleted), ("deleted:meta", meta_of_graves, deleted),
+            ("updated", listed, there), ("meta", meta, there), ("deleted", graves, deleted),
+            ("deleted:meta", meta_of_graves, deleted),
         ):  # fmt: skip
             if sorted(map(bytes.decode, found)) != sorted(wanted):
                 raise Violation("state", f"{name} has {found}, not {sorted(wanted)}")

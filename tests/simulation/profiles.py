@@ -11,19 +11,23 @@ Weights: TypeAlias = dict[str, int]
 
 _TURNS = {"start": 18, "send": 22, "arrive": 18, "reply": 16, "watch": 14, "tick": 6}
 _FAULTS = {
-    "lose_sending": 2, "lose_reply": 4, "cut": 1, "give_up": 5, "revive": 2, "unreachable": 2, "refuse": 2, "cancel": 2, "renew": 2,
-    "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "pause": 2,
+    "lose_sending": 2, "lose_reply": 4, "cut": 1, "give_up": 5, "revive": 2, "unreachable": 2, "refuse": 2, "cancel": 2,
+    "renew": 2, "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "pause": 2,
 }  # fmt: skip
 _ALL = {
     "append": 6, "append_if": 1, "save_new": 1, "save": 1, "save_known": 2, "save_big": 1, "update": 2, "delete": 1,
     "delete_if": 1, "load": 1, "lease": 2, "release": 1, "changes": 1,
 }  # fmt: skip
-_MOODS: tuple[Weights, ...] = (
-    _ALL,
-    {"append": 6, "append_if": 1, "update": 1, "load": 1},
-    {"save_known": 4, "save_new": 1, "save": 1, "save_big": 1, "update": 2, "load": 2, "append": 1, "delete": 1},
-    {"delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "append": 1, "changes": 1},
-)
+_RESTORES = {
+    "watch": 6, "give_up": 8, "revive": 4, "snapshot": 3, "restore": 3, "catch_up": 4, "pause": 1,
+}  # fmt: skip
+_APPENDS = {"append": 6, "append_if": 1, "update": 1, "load": 1}
+_SAVES = {
+    "save_known": 4, "save_new": 1, "save": 1, "save_big": 1, "update": 2, "load": 2, "append": 1, "delete": 1,
+}  # fmt: skip
+_DELETIONS = {"delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "append": 1, "changes": 1}
+_LEASES = {"lease": 5, "release": 2, "append": 3, "save": 1, "update": 1}
+_MOODS = (_ALL, _APPENDS, _SAVES, _DELETIONS)
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,33 @@ PROFILES = {
         Profile("faults", _TURNS | _FAULTS),
         Profile(
             "watches",
-            {"start": 16, "send": 20, "arrive": 18, "reply": 14, "watch": 40, "tick": 4, "break_watch": 3, "lose_message": 4, "lose_reply": 1},
-            _MOODS[:1] + _MOODS[3:],
+            _TURNS | {"watch": 40, "break_watch": 3, "lose_message": 4, "lose_reply": 1},
+            (_ALL, _DELETIONS),
         ),
-        Profile("windows", _TURNS | _FAULTS | {"burst": 5}, drops_windows=True),
-        Profile("restores", _TURNS | _FAULTS | {"burst": 3, "snapshot": 2, "restore": 2}, drops_windows=True),
-        Profile("clones", _TURNS | _FAULTS | {"clone": 3, "burst": 1}),
         Profile(
-            "leases", _TURNS | _FAULTS | {"start": 24, "tick": 10, "take_away": 1},
-            ({"lease": 5, "release": 2, "append": 3, "save": 1, "update": 1},),
+            "windows",
+            _TURNS | _FAULTS | {"watch": 2, "burst": 8, "renew": 1, "pause": 1, "lose_reply": 6},
+            (_APPENDS, _APPENDS, _SAVES, _ALL),
+            drops_windows=True,
+        ),
+        Profile(
+            "forgetting",
+            {"start": 14, "send": 22, "arrive": 18, "reply": 10, "lose_reply": 8, "burst": 8, "tick": 2},
+            (_APPENDS,),
+            drops_windows=True,
+        ),
+        Profile(
+            "restores",
+            _TURNS | _FAULTS | _RESTORES,
+            (_APPENDS, _SAVES, _ALL),
+        ),
+        Profile("clones", _TURNS | _FAULTS | {"clone": 3, "burst": 1}),
+        Profile("leases", _TURNS | _FAULTS | {"start": 24, "tick": 10}, (_LEASES,)),
+        Profile(
+            "everything",
+            _TURNS | _FAULTS | {"burst": 3, "snapshot": 2, "restore": 2, "catch_up": 2, "clone": 1},
+            (*_MOODS, _LEASES),
+            drops_windows=True,
         ),
     )
-}  # fmt: skip
+}

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from .plants import Plant
 from .profiles import Profile
@@ -42,8 +43,15 @@ class Report:
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     violations: dict[str, Found] = field(default_factory=dict)  # the first of each rule
 
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        violations = [vars(found) for found in self.violations.values()]
+        return vars(self) | {"counts": dict(self.counts), "violations": violations}
 
-def one(server: Server, profile: Profile, seed: int, plant: Plant | None = None, *, trace: bool = False) -> tuple[World, Found | None]:
+
+def one(
+    server: Server, profile: Profile, seed: int, plant: Plant | None = None, *, trace: bool = False
+) -> tuple[World, Found | None]:
     """Run one schedule; return it, and what it found."""
     with contextlib.nullcontext() if plant is None else plant.planted():
         world = World(server, seed, profile, None if plant is None else plant.edit, trace=trace)

@@ -14,13 +14,13 @@ from typing import Any
 import hiredis
 
 from orcs_redis.embedded import _die_with_parent, find_server
-from orcs_redis.resp import Argument, as_error
+from orcs_redis.resp import Command, as_error
 
 # Small hashes keep the order in which they were filled, so that the server's own randomness has nothing to choose from.
 _OPTIONS = ("--port", "0", "--save", "", "--hash-max-listpack-entries", "1000", "--hash-max-listpack-value", "100000")
 _COPY = "for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'DB', ARGV[1]) end"
 
-_pack: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 
 
 class Server:
@@ -53,7 +53,7 @@ class Server:
         self._process.wait()
         self._folder.cleanup()
 
-    def run(self, *commands: tuple[Argument, ...]) -> list[Any]:
+    def run(self, *commands: Command) -> list[Any]:
         """Return the replies; errors are values."""
         self._socket.sendall(b"".join(map(_pack, commands)))
         replies: list[Any] = []
@@ -67,7 +67,7 @@ class Server:
                 replies.append(reply)
         return replies
 
-    def check(self, *commands: tuple[Argument, ...]) -> list[Any]:
+    def check(self, *commands: Command) -> list[Any]:
         """Return the replies, of which none is an error."""
         replies = self.run(*commands)
         for command, reply in zip(commands, replies, strict=True):

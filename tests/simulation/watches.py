@@ -89,7 +89,9 @@ class Consumer:
             if change is not None:
                 self.received.append(change)
                 if self.world.tracing:
-                    self.world.say(f"watch of writer {self.writer.number}: {change.id} {change.kind} at {change.revision}")
+                    self.world.say(
+                        f"watch of writer {self.writer.number}: {change.id} {change.kind} at {change.revision}"
+                    )
                 return True
             self.world.count("looks")
             self._flow = Flow(self.world, self.writer, self.watcher.wait(), self._waited)
@@ -153,7 +155,9 @@ class Consumer:
             for track in self.watcher._tracks:
                 revision = len(self.world.model.logs[track.number])
                 if track.head > revision:
-                    raise Violation("reset", f"it is at {track.head} and does not notice that the data is at {revision}")
+                    raise Violation(
+                        "reset", f"it is at {track.head} and does not notice that the data is at {revision}"
+                    )
             return
         last = {change.id: change for change in self.received}
         for id, session in self.world.model.sessions.items():

@@ -13,7 +13,6 @@ from typing import Any
 import hiredis
 
 from orcs_redis import ConversationTurn, SessionAsset, asset, lease, operations, plans, resp, scripts, watch
-from orcs_redis.errors import StorageError
 from orcs_redis.keys import Keyspace
 from orcs_redis.meta import Versioned
 from orcs_redis.operations import Create, Namespace, Write
@@ -71,18 +70,24 @@ class Sending:
 class World:
     """One schedule."""
 
-    def __init__(self, server: Server, seed: int, profile: Profile, edit: Edit | None = None, *, trace: bool = False) -> None:
+    def __init__(
+        self, server: Server, seed: int, profile: Profile, edit: Edit | None = None, *, trace: bool = False
+    ) -> None:
         self.random = rng = random.Random(f"{profile.name}/{seed}")
         self.server, self.profile, self.edit, self.tracing = server, profile, edit, trace
         self.lines: list[str] = []
         self.clock = Clock()
         few = profile.drops_windows
         self.limits = Limits(
-            writers=rng.choice((1, 2, 3, 6)) if few else 1000,
+            writers=rng.choice((1, 1, 2, 5)) if few else 1000,
             dedup_bytes=rng.choice((100, 300, 1 << 20)) if few else 1 << 20,
             tombstones=rng.choice((1, 2, 1000)),
         )
-        self.window, self.batch, self.pending = rng.choice((2, 3, 1024)), rng.choice((2, 3, 1000)), rng.choice((2, 10_000))
+        self.window, self.batch, self.pending = (
+            rng.choice((2, 3, 1024, 1024)),
+            rng.choice((2, 3, 1000)),
+            rng.choice((2, 10_000)),
+        )
         self.ids = ("s0", "s1", "s2")
         self.keyspace = Keyspace("sim", rng.choice((1, 1, 1, 2)))
         self.partitions = self.keyspace.partitions
@@ -98,6 +103,7 @@ class World:
         self.back: list[Sending] = []  # replies
         self.snapshots: list[tuple[Any, ...]] = []
         self.faultless = True  # now
+        self._missing: list[str] = []  # the sessions of what was lost by the last restore
         self._turns = 0
         mood = rng.choice(profile.moods)
         self._mood = tuple(mood), tuple(mood.values())
@@ -230,7 +236,9 @@ class World:
         ready = [call for call in writer.calls if call.ready()]
         if not ready:
             return False
-        some = ready[: self.random.randint(1, len(ready))] if self.random.random() < 0.5 else [self.random.choice(ready)]
+        some = (
+            ready[: self.random.randint(1, len(ready))] if self.random.random() < 0.5 else [self.random.choice(ready)]
+        )
         self._send(some)
         return None
 
@@ -382,7 +390,7 @@ class World:
         return None
 
     def _do_restore(self, writer: Writer) -> bool | None:
-        """Data goes back; perhaps others write until it is where it was."""
+        """Data goes back."""
         if not self.snapshots:
             return False
         number = self.random.randrange(len(self.snapshots))
@@ -392,14 +400,23 @@ class World:
         if self.tracing:
             self.say(f"restored: {[len(log) for log in self.model.logs]} writes")
         self.count("restores")
-        if self.random.random() < 0.8:  # by a restart; else on a running server
+        if self.random.random() < 0.6:  # by a restart; else on a running server
             for consumer in self.consumers:
                 consumer.disconnect()
-        if self.random.random() < 0.6:
-            again = self.random.random() < 0.5  # the same sessions, in the same order
-            missing = before[sum(map(len, self.model.logs)) :][:20]
-            for id in missing:
-                self._pass_by(id if again else self.random.choice(self.ids))
+        lost = before[sum(map(len, self.model.logs)) :][:20]
+        again = self.random.random() < 0.5  # the same sessions, in the same order
+        self._missing = lost if again else [self.random.choice(self.ids) for _ in lost]
+        if self.random.random() < 0.3:
+            self._do_catch_up(writer)
+        return None
+
+    def _do_catch_up(self, writer: Writer) -> bool | None:
+        """Others write until the data is where it was before it went back: revisions are given anew."""
+        if not self._missing:
+            return False
+        for id in self._missing:
+            self._pass_by(id)
+        self._missing = []
         return None
 
     # Writers
@@ -462,7 +479,10 @@ class World:
         under = rng.choice(held) if held and rng.random() < 0.6 else None
         if under is not None:
             id = under.id
-        known = rng.choice([record.outcome for record in self.model.records[-9:] if record.id == id and type(record.outcome) is int] or [1])
+        known = rng.choice(
+            [record.outcome for record in self.model.records[-9:] if record.id == id and type(record.outcome) is int]
+            or [1]
+        )
         if name in ("append", "append_if"):
             self._append(writer, id, known if name == "append_if" else None, under)
         elif name.startswith("save"):
@@ -551,7 +571,7 @@ class World:
         """Those who still wait for it learn that the connection broke; most reconnect."""
         for member in sending.members:
             if member.awaited:
-                if self.random.random() < 0.5:
+                if self.random.random() < 0.3:
                     member.call.writer.namespace.renew()
                 member.call.failed(Lost("the connection broke", sent=True))
         if self.tracing:
@@ -572,10 +592,8 @@ class World:
     def _execute(self, sending: Sending, count: int, *, forget_scripts: bool = False) -> None:
         before = [len(log) for log in self.model.logs]
         over = [self.keyspace.of(id).lease(id) for id in self.model.leases.expire()]
-        frames = [
-            ("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in sending.frames[:count]
-        ]
-        if ("MULTI",) in frames and ("EXEC",) not in frames:
+        frames = [("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in sending.frames[:count]]
+        if frames.count(("MULTI",)) > frames.count(("EXEC",)):
             frames[-1:] = [("DISCARD",)] if frames[-1] != ("MULTI",) else [("PING",)]  # the connection broke
         requests = self._requests(sending)
         setup: list[Command] = [("SET", NOW, self.clock.milliseconds()), *([("DEL", *over)] if over else [])]
@@ -644,7 +662,7 @@ class World:
     def _judge_reads(self, sending: Sending, member: Member, replies: Sequence[Any]) -> None:
         """Judge those of changes.lua."""
         at = 0
-        for n, (frame, width) in enumerate(zip(sending.frames, sending.widths, strict=True)):
+        for frame, width in zip(sending.frames, sending.widths, strict=True):
             if member.first <= at < member.first + member.count and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
                 reply = sending.replies[at]
                 if reply is not None:
