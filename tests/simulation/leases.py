@@ -59,7 +59,7 @@ class LeaseModel:
         self.last = [0] * len(world.partitions)  # tokens
         self.answered: set[bytes] = set()  # claims that the server has noted
         self.deadlines: dict[tuple[str, int], int] = {}  # by id and token, also of those that are over
-        self.taken_away: set[tuple[str, int]] = set()  # before their time
+        self.foreign: set[str] = set()  # sessions where the lease's key is somebody else's
 
     def token(self, id: str) -> int | None:
         grant = self.grants.get(id)
@@ -74,10 +74,9 @@ class LeaseModel:
         return over
 
     def take_away(self, id: str) -> None:
-        """Note that the server has lost one."""
-        grant = self.grants.pop(id, None)
-        if grant is not None:
-            self.taken_away.add((id, grant.token))
+        """Note that the server has lost one, or what was in its place."""
+        self.grants.pop(id, None)
+        self.foreign.discard(id)
 
     def judge(self, request: Requested, reply: Reply) -> None:
         """Judge the server's answer."""
@@ -108,6 +107,8 @@ class LeaseModel:
             raise Violation("lease", f"{request.kind} finds it lost: {grant}")
         elif answer == b"RESET" and not self.world.model.epoch:
             raise Violation("answer", f"{request.kind} gets RESET {value}")
+        elif answer == b"LAYOUT" and request.id in self.foreign:
+            pass
         elif answer not in (b"OK", b"HELD", b"LEASELOST", b"RESET", b"FORGOTTEN"):
             raise Violation("answer", f"{request.kind} gets {answer}")
         if request.kind == "acquire" and answer in (b"OK", b"HELD"):
@@ -136,18 +137,19 @@ class LeaseModel:
 
     def check_server(self, request: Requested, deadline: int) -> None:
         """Judge the time to live that the server has for it."""
+        if request.id in self.foreign:
+            return
         grant = self.grants.get(request.id)
         wanted = -2 if grant is None else grant.deadline
         if deadline != wanted:
             raise Violation("lease", f"{request.id} ends at {deadline}, not at {wanted}")
 
     def snapshot(self) -> tuple[Any, ...]:
-        return dict(self.grants), list(self.last)
+        return dict(self.grants), list(self.last), set(self.foreign)
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
-        grants, last = snapshot
-        self.taken_away.update(self.deadlines)
-        self.grants, self.last = dict(grants), list(last)
+        grants, last, foreign = snapshot
+        self.grants, self.last, self.foreign = dict(grants), list(last), set(foreign)
 
 
 class Holding:

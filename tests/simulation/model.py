@@ -200,6 +200,7 @@ class Model:
         reasons = {
             b"CONFLICT": value == current and (self._conflict(record, session, current)),
             b"NOTFOUND": current == 0,
+            b"LAYOUT": record.token is not None and record.id in self.leases.foreign,
             b"LEASELOST": record.token is not None and self.leases.token(record.id) != record.token,
         }
         if not reasons.get(answer):

@@ -229,6 +229,10 @@ _ALL = (
         "  replies[n] = answer\n", "  replies[n] = answer\n  if answer[1] == 'CONFLICT' then return replies end\n",
     ),
     write(
+        "unprotected-read", "a foreign key of one member leaves the others of a call as they are", "leases", 1000,
+        "local held = token and pcall('HGET', lease, 'token')", "local held = token and call('HGET', lease, 'token')",
+    ),
+    write(
         "one-message-a-call", "each write is published", "calm", 60,
         "in ipairs(messages) do pcall('PUBLISH'", "in ipairs({messages[1]}) do pcall('PUBLISH'",
     ),

@@ -12,7 +12,7 @@ Weights: TypeAlias = dict[str, int]
 _TURNS = {"start": 18, "send": 22, "arrive": 18, "reply": 16, "watch": 14, "tick": 6}
 _FAULTS = {
     "lose_sending": 2, "lose_reply": 4, "cut": 1, "give_up": 5, "revive": 2, "unreachable": 2, "refuse": 2, "cancel": 2,
-    "renew": 2, "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "pause": 2,
+    "renew": 2, "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "spoil": 1, "pause": 2,
 }  # fmt: skip
 _ALL = {
     "append": 6, "append_if": 1, "save_new": 1, "save": 1, "save_known": 2, "save_big": 1, "update": 2, "delete": 1,
@@ -69,7 +69,7 @@ PROFILES = {
             (_APPENDS, _SAVES, _ALL),
         ),
         Profile("clones", _TURNS | _FAULTS | {"clone": 3, "burst": 1}),
-        Profile("leases", _TURNS | _FAULTS | {"start": 24, "tick": 10}, (_LEASES,)),
+        Profile("leases", _TURNS | _FAULTS | {"start": 24, "tick": 10, "spoil": 3}, (_LEASES,)),
         Profile(
             "everything",
             _TURNS | _FAULTS | {"burst": 3, "snapshot": 2, "restore": 2, "catch_up": 2, "clone": 1},

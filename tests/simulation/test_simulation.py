@@ -15,7 +15,7 @@ from .profiles import PROFILES, Profile
 from .run import one, run
 from .server import Server
 
-SCHEDULES = 300  # of each profile
+SCHEDULES = 200  # of each profile
 
 
 @pytest.fixture(scope="module")
@@ -60,4 +60,4 @@ def test_planted_fault_is_caught(plant: Plant, server: Server) -> None:
     """Without the rule that the fault breaks, some schedule breaks a rule that callers rely upon."""
     report = run(server, PROFILES[plant.profile], schedules=plant.schedules, plant=plant)
     assert report.violations, f"nothing was found, though this does not hold: {plant.breaks}"
-    assert "crash" not in report.violations
+    assert not any("Traceback" in found.text for found in report.violations.values())

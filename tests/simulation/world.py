@@ -125,6 +125,9 @@ class World:
             for _ in range(self.random.choice((10, 20, 40, 80))):
                 self._step()
             self.faultless = True
+            for id in sorted(self.model.leases.foreign):
+                self.server.check(("DEL", self.keyspace.of(id).lease(id)))
+            self.model.leases.foreign.clear()
             self._drain()
             for consumer in self.consumers:
                 if not consumer.lossy:  # else it may have to wait for the heartbeat
@@ -370,6 +373,15 @@ class World:
         id = self.random.choice(self.ids)
         self.server.check(("DEL", self.keyspace.of(id).lease(id)))
         self.model.leases.take_away(id)
+
+    def _do_spoil(self, writer: Writer) -> None:
+        """Somebody else's key is where a lease belongs, or is gone again."""
+        id = self.random.choice(self.ids)
+        key, there = self.keyspace.of(id).lease(id), id in self.model.leases.foreign
+        self.model.leases.take_away(id)
+        self.server.check(("DEL", key), *([] if there else [("SET", key, "x")]))
+        if not there:
+            self.model.leases.foreign.add(id)
 
     def _do_burst(self, writer: Writer) -> None:
         """Others come, write once, and go."""
