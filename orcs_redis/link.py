@@ -485,8 +485,10 @@ class Link:
         connection = self._connection
         if connection is not None:
             try:
-                self._role.check((await connection.greet(ASK_ROLE))[0])
-            except (Trouble, StorageError):
+                async with asyncio.timeout(4 * self._patience):  # whatever is before it, nobody waits any longer
+                    self._role.check((await connection.greet(ASK_ROLE))[0])
+            except (Trouble, StorageError, TimeoutError) as error:
+                raise_interruption(error)
                 connection.abort()
                 self._connection = None
             else:

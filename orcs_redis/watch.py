@@ -319,15 +319,16 @@ class Watcher:
         behind = [track for track in tuple(self._tracks) if track.gap and not track.pending]
         before = [(track.looks, track.told) for track in behind]
         if behind:
+            batch = min(_BATCH, 1 + 10 * _BATCH // len(behind))
             try:
                 answers = yield Together(
-                    _Since(self._namespace, track.partition, track.head, _BATCH) for track in behind
+                    _Since(self._namespace, track.partition, track.head, batch) for track in behind
                 )
             except (UnavailableError, OutcomeUnknownError):
                 yield Pause(_RETRY_DELAY)
                 return
             for track, (looks, told), (revision, entries) in zip(behind, before, answers, strict=True):
-                whole = len(entries) < _BATCH
+                whole = len(entries) < batch
                 if track.back or (whole and told > revision):
                     raise StoreResetError(f"the data went back in time: to revision {revision} or less from {told}")
                 with self._lock:
