@@ -178,7 +178,7 @@ _ALL = (
         "if counter < window.floor then return {'FORGOTTEN', written} end", "",
     ),
     write(
-        "no-birth", "what is not in a window had seen its birth, else it is FORGOTTEN", "forgetting", 1500,
+        "no-birth", "what is not in a window had seen its birth, else it is FORGOTTEN", "forgetting", 4000,
         "return (window.packed and number('>I8', window.packed, 9) or forgotten) > seen and {'FORGOTTEN', written}",
         "return nil",
     ),
@@ -192,7 +192,7 @@ _ALL = (
         "forgotten, dedup_bytes = math.max(forgotten, last)", "forgotten, dedup_bytes = forgotten",
     ),
     write(
-        "never-closed", "an epoch that is named as finished is closed", "faults", 400,
+        "never-closed", "an epoch that is named as finished is closed", "faults", 1000,
         "if epochs then close(", "if false then close(",
     ),
     write(
@@ -200,7 +200,7 @@ _ALL = (
         "local many = not failed(count) and count > FIELDS + WRITERS", "local many = false",
     ),
     write(
-        "bytes-unbounded", "windows are bounded in bytes", "forgetting", 600,
+        "bytes-unbounded", "windows are bounded in bytes", "forgetting", 1500,
         "pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
     ),
     write(
@@ -283,12 +283,12 @@ _ALL = (
         "if #found == 2 * limit then", "if false then",
     ),
     changes(
-        "back-ignored", "a position that the data has not reached is RESET", "restores", 300,
+        "back-ignored", "a position that the data has not reached is RESET", "restores", 600,
         "if since > revision then return {'RESET', revision} end", "if since > revision then return reply end",
     ),
     # Writers
     Plant(
-        "settles-always", "only some refusals settle an earlier sending", "faults", 600,
+        "settles-always", "only some refusals settle an earlier sending", "faults", 2000,
         patch=lambda: mock.patch.object(Write, "settles", return_value=True),
     ),
     Plant(
@@ -342,7 +342,7 @@ _ALL = (
     ),
     # Watchers
     Plant(
-        "gap-unseen", "a revision that is missing is looked for", "watches", 300,
+        "gap-unseen", "a revision that is missing is looked for", "watches", 1000,
         patch=before(Watcher, "_receive", _nothing_lies_between),
     ),
     Plant(
@@ -350,11 +350,11 @@ _ALL = (
         patch=after(Watcher, "_receive", _forget_back),
     ),
     Plant(
-        "reconnects-unseen", "after a reconnection the partitions are looked at", "watches", 300,
+        "reconnects-unseen", "after a reconnection the partitions are looked at", "watches", 1000,
         patch=replaced(Watcher, "_listener", _deaf_to_reconnects),
     ),
     Plant(
-        "no-heartbeat", "at each heartbeat the partitions are looked at", "watches", 300,
+        "no-heartbeat", "at each heartbeat the partitions are looked at", "watches", 1000,
         patch=after(watch.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 1e9)),
     ),
     Plant(
