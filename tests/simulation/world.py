@@ -130,7 +130,7 @@ class World:
             self.model.leases.foreign.clear()
             self._drain()
             for consumer in self.consumers:
-                if not consumer.lossy:  # else it may have to wait for the heartbeat
+                if not consumer.lossy and consumer.epoch == self.model.epoch:  # else the heartbeat may have to tell it
                     consumer.check()
             for holding in self.holdings:
                 holding.finish()
