@@ -127,7 +127,7 @@ class LeaseModel:
         if request.mine in self.answered and not self.world.profile.drops_windows and not model.epoch:
             raise Violation("lease", f"{request.id} is given to a claim of {request.call}, which was answered before")
         ended = getattr(request.call, "ended_at", None)
-        if ended is None:
+        if ended is None or model.epoch:  # what was closed is open again after a restore
             return
         for entry in model.logs[number]:
             if entry.record.writer is request.writer and entry.record.begun > ended:

@@ -634,7 +634,7 @@ class World:
             for waiting, wake in self.wakes:
                 if waiting == channel and (self.faultless or self.random.random() < 0.8):
                     wake.set()
-        wrote = before != [len(log) for log in self.model.logs]
+        wrote = before != [len(log) for log in self.model.logs] and not requests  # a claim makes no room
         for partition, state in zip(self.partitions, states, strict=False):
             self.model.check_partition(partition, state, wrote)
         if count == len(sending.frames) and not forget_scripts:
