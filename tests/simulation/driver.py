@@ -71,7 +71,6 @@ class Call:
         self.waiting = False  # for a reply
         self.done = False
         self.sent_at = 0.0
-        self.ended_at: int | None = None  # a moment of the model
         self.due = world.clock.now
         self.expires = self.due + (operation.deadline or DEADLINE)
         self._retry: Retry | None = None
@@ -123,8 +122,6 @@ class Call:
     def _finish(self, outcome: Outcome) -> None:
         self.done = True
         self.waiting = False
-        self.world.model.moment += 1
-        self.ended_at = self.world.model.moment
         self.operation.end()
         self.writer.calls.remove(self)
         if self.record is not None:

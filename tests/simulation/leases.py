@@ -97,7 +97,7 @@ class LeaseModel:
                 raise Violation(
                     "lease", f"{request.id} is given to {request.call}, whose store had seen {request.seen}"
                 )
-            self._check_owner(request, number)
+            self._check_owner(request)
             self.last[number] = value
         elif answer == b"OK" and not (mine and grant is not None and value == grant.token):
             raise Violation("lease", f"{request.kind} of {request.mine} is granted: {grant} has it")
@@ -121,19 +121,11 @@ class LeaseModel:
             self.deadlines[request.id, value] = now + request.ttl
         return None
 
-    def _check_owner(self, request: Requested, number: int) -> None:
+    def _check_owner(self, request: Requested) -> None:
         """Refuse what is given to who is done with it: nobody would give it back."""
         model = self.world.model
         if request.mine in self.answered and not self.world.profile.drops_windows and not model.epoch:
             raise Violation("lease", f"{request.id} is given to a claim of {request.call}, which was answered before")
-        ended = getattr(request.call, "ended_at", None)
-        if ended is None or model.epoch:  # what was closed is open again after a restore
-            return
-        for entry in model.logs[number]:
-            if entry.record.writer is request.writer and entry.record.begun > ended:
-                raise Violation(
-                    "lease", f"{request.id} is given to {request.call}, though its store went on with {entry.record}"
-                )
 
     def check_server(self, request: Requested, deadline: int) -> None:
         """Judge the time to live that the server has for it."""
