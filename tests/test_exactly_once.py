@@ -848,7 +848,7 @@ async def test_evicted_turns(place: Place, store: Any) -> None:
 
 
 async def test_no_right_to_close_epochs(server: Server, open_store: Open) -> None:
-    """A write that closes an earlier connection's epoch is refused, and not stopped half-way, without the right to HGET."""
+    """Without the right to HGET a write that closes an epoch is refused, and not stopped half-way."""
     raw: Any = server.raw()
     raw.execute_command("ACL", "SETUSER", "w", "on", ">p", "~*", "&*", "+@all")
     async with await RedisSessionStore.connect(server.url.replace("//", "//w:p@")) as store:
