@@ -36,6 +36,7 @@ from orcs_redis import (
     LeaseHeldError,
     LeaseLostError,
     OutcomeUnknownError,
+    PermissionDeniedError,
     RedisSessionStore,
     SessionAsset,
     StorageError,
@@ -844,6 +845,23 @@ async def test_evicted_turns(place: Place, store: Any) -> None:
     assert await contents(store, "other") == ["first"]
     await store.save(session("whole", id="s"))
     assert await contents(store, "s") == ["whole"]
+
+
+async def test_no_right_to_close_epochs(server: Server, open_store: Open) -> None:
+    """Without the right to HGET a write that closes an epoch is refused, and not stopped half-way."""
+    raw: Any = server.raw()
+    raw.execute_command("ACL", "SETUSER", "w", "on", ">p", "~*", "&*", "+@all")
+    async with await RedisSessionStore.connect(server.url.replace("//", "//w:p@")) as store:
+        await store.save(SessionAsset(id="s"))
+        raw.client_kill_filter(_type="normal", skipme=True)
+        await store.exists("s")  # over a new connection
+        raw.execute_command("ACL", "SETUSER", "w", "-hget")
+        results = await asyncio.gather(
+            *(store.append("s", ConversationTurn.user(str(n))) for n in range(5)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {PermissionDeniedError}
+        raw.execute_command("ACL", "SETUSER", "w", "+hget")
+        assert len((await store.load("s")).history) == 0
 
 
 async def test_created_while_it_is_looked_for(place: Place, store: Any) -> None:

@@ -516,7 +516,10 @@ for n, id in ipairs(ids) do
   if not answer then s, answer = read(id, kind, session) end
   if not answer then
     local held = token and pcall('HGET', lease, 'token')
-    if failed(held) then
+    answer = epochs and lacks('HGET') or nil -- which `close` calls, when it is too late to refuse
+    if answer then
+      -- nothing was written
+    elseif failed(held) then
       answer = refused(held, 'LAYOUT', 'lease')
     elseif held ~= token then
       answer = {'LEASELOST'}
