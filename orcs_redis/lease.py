@@ -26,9 +26,9 @@ from .errors import (
 from .ids import check_id
 from .interrupts import raise_interruption
 from .keys import Partition
-from .operations import Namespace, Operation, Ticket, check_script, refusal
+from .operations import Identified, Namespace, Operation, check_script, refusal
 from .plans import Pause, Plan, Together
-from .resp import Argument, Command, Forgotten, Reply
+from .resp import Argument, Command, Reply
 
 if TYPE_CHECKING:
     from .store import RedisSessionStore
@@ -90,15 +90,13 @@ class BlockingLease:
         return f"<Lease id={self.id!r} token={self.token}>"
 
 
-class _Request(Operation[int]):
-    """One run of the lease script (scripts/lease.lua); the result is the token."""
+class _Request(Identified[int]):
+    """One run of the lease script (scripts/lease.lua); the result is the token. By itself it needs no identity."""
 
-    __slots__ = ("_arguments", "_id", "_partition", "sent")
-    writes = True
+    __slots__ = ("_arguments", "_id", "sent")
 
     def __init__(self, namespace: Namespace, id: str, kind: str, *arguments: Argument) -> None:
-        super().__init__()
-        self._partition = namespace.keyspace.of(id)
+        super().__init__(namespace, id)
         self._id = id
         self._arguments = (namespace.incarnation, kind, id, *arguments)
         self.sent = 0.0  # when it was last sent, of `time.monotonic`: the server counts from then or later
@@ -135,34 +133,25 @@ class _Request(Operation[int]):
 class _Claim(_Request):
     """The taking of a lease: known by an operation id until it is finished, like a write."""
 
-    __slots__ = ("_namespace", "_ticket")
+    __slots__ = ()
 
     def __init__(self, namespace: Namespace, id: str, ttl_ms: int, holder: str) -> None:
         super().__init__(namespace, id, "acquire")
         self._arguments += (ttl_ms, holder)
-        self._namespace = namespace
-        self._ticket: Ticket | None = None
 
     def commands(self) -> Sequence[Command]:
         """Call the script, with the same operation id until there is an answer."""
-        if self._ticket is None:
-            self._ticket = self._namespace.begin(self._partition)
-        ticket, (incarnation, kind, id, *rest) = self._ticket, self._arguments
+        ticket, (incarnation, kind, id, *rest) = self._identify(), self._arguments
         return self._call((incarnation, kind, id, ticket.operation_id, *rest, ticket.seen, ticket.floor))
-
-    def end(self) -> None:
-        """Let the server forget it; performed again, it is another claim."""
-        if self._ticket is not None:
-            self._namespace.end(self._ticket)
-            self._ticket = None
 
     def decode(self, replies: Sequence[Reply]) -> int:
         """Return the token, or raise what the script says."""
+        self._unanswered -= 1
         match replies[0]:
             case [b"FORGOTTEN", revision]:
-                self._namespace.forgotten(self._partition, revision)
-                self.end()
-                raise Forgotten("claims were forgotten")
+                raise self._forgotten(revision)
+            case [b"OK" | b"HELD", *_]:  # it is noted
+                self._unanswered = 0
         return super().decode(replies)
 
 

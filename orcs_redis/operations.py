@@ -12,7 +12,7 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -92,8 +92,10 @@ _POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
 _TORN_READS = 100
-_CLOSING = 100  # windows that one write closes at most
+_CLOSED = 2**32 - 1  # in place of a counter: nothing more is to come of an epoch
+_BARRED = 100  # of what is not to be applied any more, so many are named by one write at most
 _WINDOW = 1024  # operations that a dedup window may come to hold: what one that hangs keeps the server from forgetting
+_pack_barred = struct.Struct(">4sII").pack
 _pack_head = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lua
 
 # What the scripts call besides TIME and PUBLISH, and what goes ahead of them; tests/test_rights.py reads the scripts.
@@ -156,7 +158,7 @@ class Operation(Generic[T]):
 class Ticket:
     """What a write is known by, from its first sending until it is finished."""
 
-    __slots__ = ("closing", "counter", "floor", "nonce", "seen", "window")
+    __slots__ = ("barred", "counter", "floor", "nonce", "seen", "window")
 
     def __init__(self, window: _Window, counter: int, seen: int) -> None:
         self.window = window
@@ -164,7 +166,7 @@ class Ticket:
         self.nonce = time.time_ns() & 0xFFFFFFFF  # two clones of a process count alike, but not at the same moment
         self.seen = seen  # a revision of the partition, known before: whatever it makes is later
         self.floor = counter  # the lowest counter of the window's writes that were not finished when it began
-        self.closing: Sequence[_Window] = ()  # the writer's other windows of which nothing is to come
+        self.barred: Sequence[_Barred] = ()  # what the server must not apply any more, should it arrive late
 
     def head(self) -> tuple[bytes, int, int, int, int]:
         """Return what the scripts need to recognise it: writer, counter, nonce, seen, floor."""
@@ -183,13 +185,25 @@ class Ticket:
 class _Window:
     """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
 
-    __slots__ = ("counters", "generation", "unfinished", "writer")
+    __slots__ = ("counters", "generation", "given_up", "unfinished", "writer")
 
     def __init__(self, origin: bytes, generation: int) -> None:
         self.writer = origin + os.urandom(4)
         self.generation = generation
         self.counters = itertools.count(1)
         self.unfinished: dict[int, None] = {}  # counters, lowest first
+        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered while older ones went on
+
+    def barred(self, floor: int) -> Iterator[_Barred]:
+        """Yield what the low-water mark does not bar."""
+        for counter, nonce in tuple(self.given_up.items()):
+            if counter >= floor:
+                yield self, counter, nonce
+            else:
+                self.given_up.pop(counter, None)
+
+
+_Barred: TypeAlias = tuple[_Window, int, int]  # counter, nonce
 
 
 class Namespace:
@@ -219,19 +233,26 @@ class Namespace:
                 window = self._retire(number, window)
                 ticket = Ticket(window, next(window.counters), self.seen[number])
             window.unfinished[ticket.counter] = None
-            if self._retired[number]:
-                ticket.closing = [old for old in self._retired[number] if not old.unfinished][:_CLOSING]
+            if self._retired[number] or window.given_up:
+                barred = itertools.chain(window.barred(ticket.floor), *map(_barred, self._retired[number]))
+                ticket.barred = list(itertools.islice(barred, _BARRED))
             return ticket
 
-    def end(self, ticket: Ticket) -> None:
-        """Note that a write is finished, and will never be sent again."""
-        ticket.window.unfinished.pop(ticket.counter, None)
+    def end(self, ticket: Ticket, *, answered: bool = True) -> None:
+        """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
+        unfinished = ticket.window.unfinished
+        unfinished.pop(ticket.counter, None)
+        if not answered and unfinished:
+            ticket.window.given_up[ticket.counter] = ticket.nonce
 
-    def closed(self, partition: Partition, windows: Sequence[_Window]) -> None:
-        """Note that the server will apply nothing more of these windows."""
+    def barred(self, partition: Partition, barred: Sequence[_Barred]) -> None:
+        """Note that the server knows what it must not apply any more."""
         with self._lock:
-            kept = [window for window in self._retired[partition.number] if window not in windows]
-            self._retired[partition.number] = kept
+            for window, counter, _ in barred:
+                if counter != _CLOSED:
+                    window.given_up.pop(counter, None)
+                elif window in self._retired[partition.number]:
+                    self._retired[partition.number].remove(window)
 
     def renew(self) -> None:
         """Begin a new epoch with the next write: a process that was cloned must not go on as its twin does."""
@@ -259,6 +280,11 @@ class Namespace:
         return new
 
 
+def _barred(window: _Window) -> Iterable[_Barred]:
+    """Return what is barred of a window that was left."""
+    return window.barred(0) if window.unfinished else [(window, _CLOSED, 0)]
+
+
 def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
     """Return what all calls of the writing script for a partition have in common: by digest, by text."""
     keys = (
@@ -269,6 +295,39 @@ def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
     return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
 
 
+class Identified(Operation[T]):
+    """An operation that the server recognises when it is sent again, until it is finished."""
+
+    __slots__ = ("_namespace", "_partition", "_ticket", "_unanswered")
+    writes = True
+
+    def __init__(self, namespace: Namespace, id: str) -> None:
+        super().__init__()
+        self._namespace = namespace
+        self._partition = namespace.keyspace.of(id)
+        self._ticket: Ticket | None = None
+        self._unanswered = 0  # sendings that no reply came to, and that the server would not recognise
+
+    def end(self) -> None:
+        """Let the server forget it, and refuse what may be on its way still. Sent again, it is another operation."""
+        if self._ticket is not None:
+            self._namespace.end(self._ticket, answered=not self._unanswered)
+            self._ticket, self._unanswered = None, 0
+
+    def _identify(self) -> Ticket:
+        """Return the ticket for another sending."""
+        self._unanswered += 1
+        if self._ticket is None:
+            self._ticket = self._namespace.begin(self._partition)
+        return self._ticket
+
+    def _forgotten(self, revision: int) -> Forgotten:
+        """Begin anew, as one that no earlier sending can be taken for."""
+        self._namespace.forgotten(self._partition, revision)
+        self.end()
+        return Forgotten("the server has forgotten operations")
+
+
 class Written(msgspec.Struct, frozen=True):
     """What a write came to."""
 
@@ -277,14 +336,12 @@ class Written(msgspec.Struct, frozen=True):
     operation: bytes
 
 
-class Write(Operation[Written]):
+class Write(Identified[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_conditions", "_expected", "_id", "_keys", "_namespace", "_partition", "_rest", "_sendings", "_staged",
-        "_staging", "_ticket", "_what", "_wiped",
+        "_conditions", "_expected", "_id", "_keys", "_rest", "_sendings", "_staged", "_staging", "_what", "_wiped",
     )  # fmt: skip
-    writes = True
 
     def __init__(
         self,
@@ -298,10 +355,9 @@ class Write(Operation[Written]):
         maker: bytes | None = None,
         keeps_time: bool = False,
     ) -> None:
-        super().__init__()
-        self._namespace = namespace
+        super().__init__(namespace, id)
         self._id = id
-        self._partition = partition = namespace.keyspace.of(id)
+        partition = self._partition
         self._keys = [partition.session(id), partition.turns(id)]
         self._expected = expected
         self._what = kind + b"k" if keeps_time else kind
@@ -319,28 +375,26 @@ class Write(Operation[Written]):
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
         self._sendings = 0
-        self._ticket: Ticket | None = None
         self._wiped = False
 
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
-        if self._ticket is None:
-            self._ticket = self._namespace.begin(self._partition)
+        ticket = self._identify()
         if not self._staged:
-            return [self._call(self._ticket, self._keys)]
+            return [self._call(ticket, self._keys)]
         if self._staging:
             key, self._staging = self._staging, ""
-            return [self._call(self._ticket, [*self._keys, key])]
+            return [self._call(ticket, [*self._keys, key])]
         # A key of its own for each sending: an earlier one may still be on its way.
         self._sendings += 1
-        key = self._staging_key(self._ticket)
+        key = self._staging_key(ticket)
         staging: list[Command] = [("RPUSH", key, *chunk) for chunk in _chunks(self._staged)]
         return [
             ("MULTI",),  # else a connection that breaks in between leaves a key for ever
             *staging,
             ("PEXPIRE", key, _STAGING_TTL_MS),
             ("EXEC",),
-            self._call(self._ticket, [*self._keys, key]),
+            self._call(ticket, [*self._keys, key]),
         ]
 
     def _staging_key(self, ticket: Ticket) -> str:
@@ -349,19 +403,13 @@ class Write(Operation[Written]):
     def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
         head, letters = self._namespace.heads[self._partition.number][self._evaluate], self._what
         arguments = [b"", *self._conditions]
-        if ticket.closing:
-            letters += b"c"
-            arguments.append(b"".join([window.writer[8:] for window in ticket.closing]))
+        if ticket.barred:
+            letters += b"b"
+            arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in ticket.barred]))
         arguments += self._rest
         writer, counter, nonce, seen, floor = ticket.head()
         arguments[0] = _pack_head(len(arguments) - 1, len(keys), writer, counter, nonce, seen, floor) + letters
         return Joinable(head, keys, arguments)
-
-    def end(self) -> None:
-        """Let the server forget it."""
-        if self._ticket is not None:
-            self._namespace.end(self._ticket)
-            self._ticket = None
 
     def settles(self, error: StorageError) -> bool:
         """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""
@@ -374,6 +422,7 @@ class Write(Operation[Written]):
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
         id, ticket = self._id, cast(Ticket, self._ticket)
+        self._unanswered -= 1
         reply = replies[-1]
         if type(reply) is not list:
             try:
@@ -388,9 +437,10 @@ class Write(Operation[Written]):
         answer, value, updated_at_ms = (*reply[0], None, None)[:3]
         match answer:
             case b"OK":
+                self._unanswered = 0
                 self._namespace.saw(self._partition, value)
-                if ticket.closing:
-                    self._namespace.closed(self._partition, ticket.closing)
+                if ticket.barred:
+                    self._namespace.barred(self._partition, ticket.barred)
                 return Written(value, updated_at_ms, ticket.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
@@ -407,9 +457,7 @@ class Write(Operation[Written]):
                 raise Again("the staged turns are gone")
             case b"FORGOTTEN":
                 # No earlier sending can have been applied, or Retry ends it: so it may start afresh.
-                self._namespace.forgotten(self._partition, value)
-                self.end()
-                raise Forgotten("operations were forgotten")
+                raise self._forgotten(value)
             case b"EMPTY":
                 raise SerializationError(value.decode(errors="replace"), "no bytes at all")
             case b"RESET":

@@ -1233,6 +1233,21 @@ async def test_late_sending_of_a_left_window(server: Server, open_store: Open) -
     assert len(windows(raw)) == 2
 
 
+async def test_late_sending_behind_an_older_one(server: Server, open_store: Open) -> None:
+    """A write that was given up while an older one went on is refused, too, once its store has written again."""
+    store = await open_store("async", server)
+    await store.save(session(id="s"))
+    older, stuck = append_by_hand(store, "s", "older"), append_by_hand(store, "s", "once")
+    older.commands()
+    late = stuck.commands()
+    stuck.end()  # cancelled, say
+    await store.append("s", turn("once"))
+    (replies,) = await store._link.call(late, asyncio.get_running_loop().time() + 5)
+    assert replies[0][0] == b"OK"  # as if it had been applied: nobody waits for it
+    assert (await send(store, older))[0] == b"OK"
+    assert await contents(store, "s") == ["once", "older"]
+
+
 async def test_two_clones(server: Server, open_store: Open) -> None:
     """Two processes that are clones of one, with its writer's ids and counters, have each their writes applied."""
     one, other = await open_store("async", server), await open_store("async", server)

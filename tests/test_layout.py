@@ -381,12 +381,33 @@ def test_windows_are_closed() -> None:
     (partition,) = namespace.keyspace.partitions
     hanging = namespace.begin(partition)
     namespace.renew()
-    assert list(namespace.begin(partition).closing) == []
+    assert namespace.begin(partition).barred == []
     namespace.end(hanging)
     first, second = namespace.begin(partition), namespace.begin(partition)
-    assert list(first.closing) == list(second.closing) == [hanging.window]
-    namespace.closed(partition, first.closing)
-    assert list(namespace.begin(partition).closing) == []
+    assert first.barred == second.barred == [(hanging.window, 2**32 - 1, 0)]
+    namespace.barred(partition, first.barred)
+    assert list(namespace.begin(partition).barred) == []
+
+
+def test_what_is_given_up_is_barred() -> None:
+    """A write that ended without an answer while an older one goes on is named by the next ones, until it is known."""
+    namespace = Namespace("orcs", 1, b"x")
+    (partition,) = namespace.keyspace.partitions
+    older, lost, answered = (namespace.begin(partition) for _ in range(3))
+    namespace.end(answered)
+    namespace.end(lost, answered=False)
+    first, second = namespace.begin(partition), namespace.begin(partition)
+    assert first.barred == second.barred == [(lost.window, lost.counter, lost.nonce)]
+    namespace.barred(partition, first.barred)
+    assert namespace.begin(partition).barred == ()
+    lost = namespace.begin(partition)
+    namespace.end(lost, answered=False)
+    namespace.renew()
+    assert namespace.begin(partition).barred == [(lost.window, lost.counter, lost.nonce)]
+    for ticket in (older, first, second):
+        namespace.end(ticket)
+    del ticket
+    assert namespace.begin(partition).barred == [(lost.window, 2**32 - 1, 0)]
 
 
 def test_a_lost_ticket_ends() -> None:

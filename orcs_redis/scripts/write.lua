@@ -25,11 +25,12 @@
 --         26 seen, u64: a revision of this partition that the writer knew before it first sent this operation
 --         34 low-water mark, u32: the lowest counter of the epoch's operations that are not finished
 --         38 "a" append, "s" save, "d" delete; after it letters for what follows, in this order:
---            "r" and "l" for the next two arguments, "c" for the third; "k": the time of the index never goes back
+--            "r" and "l" for the next two arguments, "b" for the third; "k": the time of the index never goes back
 --       . r: the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the
 --         operation id that made it: after a restore a revision may be given anew
 --       . l: fencing token of the lease under which to write
---       . c: epochs of the same origin, 4 bytes each, all of whose operations are finished
+--       . b: what is barred, 12 bytes each: epoch (of the same origin), counter and nonce of an operation that was given up
+--         without an answer; counter 0xffffffff: an epoch all of whose operations are finished
 --       append: the turns. save:
 --       . updated_at_ms, decimal (an append takes the server's now, but never goes backwards)
 --       . tail of the packed metadata (an append leaves it as it is)
@@ -241,32 +242,34 @@ local function drop_windows()
 end
 
 -- What the operations since the last `flush` share. Only the first of a call goes into the indices at once, see `put`.
-local indexed, times, changes, packed, messages, closed = false, {}, {}, {}, {}, {}
+local indexed, times, changes, packed, messages, touched = false, {}, {}, {}, {}, {}
+local channel = KEYS[4] .. ':' .. ARGV[1]
 
--- Of an epoch that is closed nothing is applied any more, however late it arrives.
-local function close(origin, epochs)
-  for i = 1, #epochs, 4 do
-    local epoch = sub(epochs, i, i + 3)
-    local window = windows[origin .. epoch]
+-- Of an epoch that is closed, and of an operation that was given up, nothing is applied any more, however late it arrives.
+local function bar(origin, barred)
+  for i = 1, #barred, 12 do
+    local writer, id, counter = origin .. sub(barred, i, i + 3), sub(barred, i + 4, i + 11), number('>I4', barred, i + 4)
+    local window = windows[writer]
     if not window then
-      local field = 'w' .. origin .. epoch
-      local old = pcall('HGET', KEYS[1], field)
+      local old = pcall('HGET', KEYS[1], 'w' .. writer)
+      if failed(old) or old and #old < 32 then old = nil end
       window = {
-        known = true, floor = 0, highest = old and number('>I4', old, 5) or 0, size = old and #old or 0,
-        packed = old or nil, added = {}, name = field,
+        known = true, floor = old and number('>I4', old) or 0, highest = old and number('>I4', old, 5) or 0,
+        size = old and #old or 0, packed = old or nil, added = {}, name = 'w' .. writer,
       }
-      windows[origin .. epoch] = window
+      windows[writer] = window
     end
-    if window.floor < CLOSED then
-      window.known, window.floor = true, CLOSED
-      window.added[#window.added + 1] = '........' .. pack('>I8', written) -- what was begun before has seen less
-      closed[#closed + 1] = window
+    if counter >= window.floor and window.floor < CLOSED then
+      window.known = true
+      if counter == CLOSED then window.floor = CLOSED elseif counter > window.highest then window.highest = counter end
+      window.added[#window.added + 1] = id .. pack('>I8', written) -- what was begun before has seen less
+      touched[#touched + 1] = window
     end
   end
 end
 
 local function flush()
-  if #messages == 0 and #closed == 0 then return end
+  if #messages == 0 then return end
   if #times > 0 then
     call('ZADD', KEYS[2], unpack(times))
     call('ZADD', KEYS[4], unpack(changes))
@@ -278,16 +281,17 @@ local function flush()
     dedup_bytes, window.size = dedup_bytes + #window.packed - window.size, #window.packed
     values[#values + 1], values[#values + 2] = window.name, window.packed
   end
-  for _, window in ipairs(closed) do store(window) end
-  for _, window in ipairs(windows) do
-    if #window.added > 0 then store(window) end
+  for _, some in ipairs({windows, touched}) do
+    for _, window in ipairs(some) do
+      if #window.added > 0 then store(window) end
+    end
   end
   if dedup_bytes ~= bytes then
     values[#values + 1], values[#values + 2] = 'dedup_bytes', format('%d', dedup_bytes)
   end
   if call('HSET', KEYS[1], unpack(values)) > 0 or dedup_bytes > DEDUP_BYTES then drop_windows() end
-  for _, text in ipairs(messages) do pcall('PUBLISH', KEYS[4] .. ':' .. ARGV[1], text) end
-  times, changes, packed, messages, closed = {}, {}, {}, {}, {}
+  for _, text in ipairs(messages) do pcall('PUBLISH', channel, text) end
+  times, changes, packed, messages, touched = {}, {}, {}, {}, {}
 end
 
 -- The session as it is stored; or nil and the answer.
@@ -359,10 +363,11 @@ end
 local function put(s, op, id, appending, keeps, session, turns, staging, from, stop, meta)
   if s.exists and s.version ~= ARGV[2] then return {'VERSION', s.version or ''} end
   if failed(metas) then return refused(metas, 'LAYOUT', 'meta') end
-  local lack = lacks('HSET') or lacks('LTRIM')
-  if lack then return lack end
-  local unclear = not now and clock()
-  if unclear then return unclear end
+  local lack
+  if not now then -- the first of the call
+    lack = lacks('HSET') or lacks('LTRIM') or clock()
+    if lack then return lack end
+  end
   local mode, was, tail = 'push', nil, nil -- was: when it was updated
   if meta and #meta >= 35 then was, tail = number('>I8', meta, 12), sub(meta, 35) end
 
@@ -496,7 +501,7 @@ for n, id in ipairs(ids) do
   local start, where = heads[n], keys[n]
   local head, from, stop = ARGV[start], start + 1, heads[n + 1] - 1
   local op, counter, seen, kind = sub(head, 6, 25), number('>I4', head, 18), number('>I8', head, 26), sub(head, 38, 38)
-  local session, turns, expected, maker, lease, token, epochs = KEYS[where], KEYS[where + 1], nil, nil, nil, nil, nil
+  local session, turns, expected, maker, lease, token, barred = KEYS[where], KEYS[where + 1], nil, nil, nil, nil, nil
   if #head > 38 then
     if find(head, 'r', 39, true) then
       expected, from = ARGV[from], from + 1
@@ -505,8 +510,8 @@ for n, id in ipairs(ids) do
     if find(head, 'l', 39, true) then
       token, lease, from = ARGV[from], KEYS[where + 2], from + 1
     end
-    if find(head, 'c', 39, true) then
-      epochs, from = ARGV[from], from + 1
+    if find(head, 'b', 39, true) then
+      barred, from = ARGV[from], from + 1
     end
   end
 
@@ -516,7 +521,7 @@ for n, id in ipairs(ids) do
   if not answer then s, answer = read(id, kind, session) end
   if not answer then
     local held = token and pcall('HGET', lease, 'token')
-    answer = epochs and lacks('HGET') or nil -- which `close` calls, when it is too late to refuse
+    answer = barred and lacks('HGET') or nil -- which `bar` calls, when it is too late to refuse
     if answer then
       -- nothing was written
     elseif failed(held) then
@@ -537,7 +542,7 @@ for n, id in ipairs(ids) do
     end
     if revision64 then
       remember(window, head, counter, revision64)
-      if epochs then close(sub(op, 1, 8), epochs) end
+      if barred then bar(sub(op, 1, 8), barred) end
     end
   end
   replies[n] = answer
