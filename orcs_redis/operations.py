@@ -100,9 +100,9 @@ _pack_head = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lu
 
 # What the scripts call besides TIME and PUBLISH, and what goes ahead of them; tests/test_rights.py reads the scripts.
 _WRITE_COMMANDS = (
-    "EVALSHA", "EXEC", "EXISTS", "HDEL", "HGET", "HLEN", "HMGET", "HRANDFIELD", "HSET", "LLEN", "LSET", "LTRIM",
-    "MULTI", "PERSIST", "PEXPIRE", "PUBLISH", "RENAME", "RPUSH", "TIME", "UNLINK", "ZADD", "ZCARD", "ZRANGE", "ZREM",
-    "ZSCORE",
+    "EVALSHA", "EXEC", "EXISTS", "HDEL", "HGET", "HINCRBY", "HLEN", "HMGET", "HRANDFIELD", "HSET", "LLEN", "LSET",
+    "LTRIM", "MULTI", "PERSIST", "PEXPIRE", "PUBLISH", "RENAME", "RPUSH", "TIME", "UNLINK", "ZADD", "ZCARD", "ZRANGE",
+    "ZREM", "ZSCORE",
 )  # fmt: skip
 _OTHER_COMMANDS = (
     "EVAL",
@@ -433,6 +433,7 @@ class Write(Identified[Written]):
                     self._staging = self._staging_key(ticket)
                 raise
         if type(reply[0]) is not list:
+            check_script(reply[0])
             self._check(reply)
         answer, value, updated_at_ms = (*reply[0], None, None)[:3]
         match answer:

@@ -73,12 +73,12 @@ local function lacks(...)
 end
 
 local window = 'w' .. string.sub(mine, 1, 12)
-local state = redis.pcall('HMGET', KEYS[1], 'incarnation', 'revision', 'forgotten', 'dedup_bytes', window)
+local state = redis.pcall('HMGET', KEYS[1], 'incarnation', 'revision', 'forgotten', window)
 if failed(state) then return refused(state, 'state') end
 if state[1] ~= ARGV[1] then return {'RESET', -1} end
-local revision, forgotten, dedup_bytes = tonumber(state[2]), tonumber(state[3]), tonumber(state[4])
-local packed = acquiring and state[5]
-if not (revision and forgotten and dedup_bytes) or packed and #packed < 32 then return {'LAYOUT', 'state'} end
+local revision, forgotten = tonumber(state[2]), tonumber(state[3])
+local packed = acquiring and state[4]
+if not (revision and forgotten) or packed and #packed < 32 then return {'LAYOUT', 'state'} end
 local held = redis.pcall('HMGET', KEYS[2], 'token', 'claim')
 if failed(held) then return refused(held, 'lease') end
 local clock = redis.pcall('TIME')
@@ -108,8 +108,8 @@ local function note()
   while from + 16 < #entries and number('>I4', entries, from) < floor do from = from + 16 end
   local new = pack('>I4', floor) .. pack('>I4', math.max(highest, (number('>I4', mine, 13)))) .. born
     .. string.sub(entries, from)
-  dedup_bytes = dedup_bytes + #new - (packed and #packed or 0)
-  redis.pcall('HSET', KEYS[1], window, new, 'dedup_bytes', string.format('%d', dedup_bytes))
+  redis.pcall('HSET', KEYS[1], window, new)
+  redis.pcall('HINCRBY', KEYS[1], 'dedup_bytes', #new - (packed and #packed or 0))
 end
 
 local token = acquiring and held[1] or mine

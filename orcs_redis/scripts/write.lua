@@ -135,8 +135,7 @@ end
 
 local heads, keys, ids, replies = {}, {}, {}, {} -- where their arguments and keys begin
 local windows, writers = {}, {} -- in order, and by origin and epoch; that of each operation
-local fields = {'incarnation', 'revision', 'compacted', 'forgotten', 'dedup_bytes'}
-local FIELDS = #fields
+local fields = {'incarnation', 'revision', 'compacted', 'forgotten'}
 local argument, key, name = 3, 7, #KEYS[3] + 5 -- an id is as far into {p}:session:<id>
 while ARGV[argument] do
   local head, n = ARGV[argument], #ids + 1
@@ -162,10 +161,9 @@ local state = pcall('HMGET', KEYS[1], unpack(fields))
 if failed(state) then return everyone(refused(state, 'LAYOUT', 'state')) end
 if state[1] ~= ARGV[1] then return everyone({'RESET', -1}) end
 local written, compacted, forgotten = natural(state[2]), natural(state[3]), natural(state[4])
-local dedup_bytes = natural(state[5])
-if not (written and compacted and forgotten and dedup_bytes) then return everyone({'LAYOUT', 'state'}) end
+if not (written and compacted and forgotten) then return everyone({'LAYOUT', 'state'}) end
 for i, window in ipairs(windows) do
-  local packed = state[FIELDS + i]
+  local packed = state[4 + i]
   if packed then
     if #packed < 32 or #packed % 16 ~= 0 then return everyone({'LAYOUT', 'state'}) end
     window.known, window.packed, window.size = true, packed, #packed
@@ -216,10 +214,10 @@ local function packed_window(window)
 end
 
 -- Like Redis evicts: of some at random the one that was used least lately; of long ones, if bytes are too many.
-local function drop_windows()
+local function drop_windows(bytes)
   for _ = 1, 20 do
-    local count, long = pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES
-    local many = not failed(count) and count > FIELDS + WRITERS
+    local count, long = pcall('HLEN', KEYS[1]), bytes > DEDUP_BYTES
+    local many = not failed(count) and count > 5 + WRITERS -- beside the state's own fields
     if failed(count) or not (many or long) then return end
     local some = pcall('HRANDFIELD', KEYS[1], 20, 'WITHVALUES')
     if failed(some) or lacks('HDEL') then return end
@@ -232,8 +230,8 @@ local function drop_windows()
       end
     end
     if oldest then
-      forgotten, dedup_bytes = math.max(forgotten, last), dedup_bytes - size
-      call('HSET', KEYS[1], 'forgotten', format('%d', forgotten), 'dedup_bytes', format('%d', dedup_bytes))
+      forgotten, bytes = math.max(forgotten, last), bytes - size
+      call('HSET', KEYS[1], 'forgotten', format('%d', forgotten), 'dedup_bytes', format('%d', bytes))
       call('HDEL', KEYS[1], oldest)
       local window = windows[sub(oldest, 2)]
       if window then window.size = 0 end
@@ -242,7 +240,7 @@ local function drop_windows()
 end
 
 -- What the operations since the last `flush` share. Only the first of a call goes into the indices at once, see `put`.
-local indexed, times, changes, packed, messages, touched = false, {}, {}, {}, {}, {}
+local indexed, times, changes, packed, messages = false, {}, {}, {}, {}
 local channel = KEYS[4] .. ':' .. ARGV[1]
 
 -- Of an epoch that is closed, and of an operation that was given up, nothing is applied any more, however late it arrives.
@@ -257,13 +255,12 @@ local function bar(origin, barred)
         known = true, floor = old and number('>I4', old) or 0, highest = old and number('>I4', old, 5) or 0,
         size = old and #old or 0, packed = old or nil, added = {}, name = 'w' .. writer,
       }
-      windows[writer] = window
+      windows[writer], windows[#windows + 1] = window, window
     end
     if counter >= window.floor and window.floor < CLOSED then
       window.known = true
       if counter == CLOSED then window.floor = CLOSED elseif counter > window.highest then window.highest = counter end
       window.added[#window.added + 1] = id .. pack('>I8', written) -- what was begun before has seen less
-      touched[#touched + 1] = window
     end
   end
 end
@@ -275,23 +272,19 @@ local function flush()
     call('ZADD', KEYS[4], unpack(changes))
   end
   if #packed > 0 then call('HSET', KEYS[3], unpack(packed)) end
-  local values, bytes = {'revision', format('%d', written)}, dedup_bytes
-  local function store(window)
-    window.packed, window.added = packed_window(window), {}
-    dedup_bytes, window.size = dedup_bytes + #window.packed - window.size, #window.packed
-    values[#values + 1], values[#values + 2] = window.name, window.packed
-  end
-  for _, some in ipairs({windows, touched}) do
-    for _, window in ipairs(some) do
-      if #window.added > 0 then store(window) end
+  local values, grown = {'revision', format('%d', written)}, 0
+  for _, window in ipairs(windows) do
+    if #window.added > 0 then
+      window.packed, window.added = packed_window(window), {}
+      grown, window.size = grown + #window.packed - window.size, #window.packed
+      values[#values + 1], values[#values + 2] = window.name, window.packed
     end
   end
-  if dedup_bytes ~= bytes then
-    values[#values + 1], values[#values + 2] = 'dedup_bytes', format('%d', dedup_bytes)
-  end
-  if call('HSET', KEYS[1], unpack(values)) > 0 or dedup_bytes > DEDUP_BYTES then drop_windows() end
+  local new, bytes = call('HSET', KEYS[1], unpack(values)), nil
+  if grown ~= 0 then bytes = pcall('HINCRBY', KEYS[1], 'dedup_bytes', grown) end
+  if bytes and not failed(bytes) and (new > 0 or bytes > DEDUP_BYTES) then drop_windows(bytes) end
   for _, text in ipairs(messages) do pcall('PUBLISH', channel, text) end
-  times, changes, packed, messages, touched = {}, {}, {}, {}, {}
+  times, changes, packed, messages = {}, {}, {}, {}
 end
 
 -- The session as it is stored; or nil and the answer.
@@ -359,13 +352,19 @@ local function delete(op, id, session, turns)
   return {'OK', written, now}, revision64
 end
 
+-- The answer, after the turns that were pushed are gone again.
+local function taken_back(turns, pushed, answer)
+  if pushed == 0 or not failed(pcall('LTRIM', turns, 0, -1 - pushed)) then return answer end
+  return redis.error_reply('ERR stopped in user_script: turns could not be taken back') -- the outcome is open
+end
+
 -- A save or an append. Its own arguments are from `from` to `stop`.
 local function put(s, op, id, appending, keeps, session, turns, staging, from, stop, meta)
   if s.exists and s.version ~= ARGV[2] then return {'VERSION', s.version or ''} end
   if failed(metas) then return refused(metas, 'LAYOUT', 'meta') end
   local lack
   if not now then -- the first of the call
-    lack = lacks('HSET') or lacks('LTRIM') or clock()
+    lack = lacks('HSET') or clock()
     if lack then return lack end
   end
   local mode, was, tail = 'push', nil, nil -- was: when it was updated
@@ -386,7 +385,7 @@ local function put(s, op, id, appending, keeps, session, turns, staging, from, s
     lack = lacks('ZREM') or lacks('HDEL')
       or mode == 'replace' and (lacks('UNLINK') or lacks('RPUSH'))
       or mode == 'staged' and (lacks('RENAME') or lacks('PERSIST'))
-      or mode == 'edit' and (lacks('LSET') or lacks('RPUSH'))
+      or mode == 'edit' and (lacks('LTRIM') or lacks('LSET') or lacks('RPUSH'))
     if lack then return lack end
   end
   if keeps and was and was > updated then
@@ -425,8 +424,7 @@ local function put(s, op, id, appending, keeps, session, turns, staging, from, s
   end
   if failed(length) then return pushed > 0 and lacks('RPUSH') or refused(length, 'CORRUPT', 'history.turns') end
   if (mode == 'push' or mode == 'edit') and length ~= s.turns + pushed or mode == 'edit' and ARGV[from + 1] - length >= 0 then
-    if pushed > 0 then call('LTRIM', turns, 0, -1 - pushed) end
-    return {'CORRUPT', 'history.turns'}
+    return taken_back(turns, pushed, {'CORRUPT', 'history.turns'})
   end
   if mode == 'staged' then
     local ready = pcall('LLEN', staging)
@@ -448,8 +446,7 @@ local function put(s, op, id, appending, keeps, session, turns, staging, from, s
       end
     end
     if failed(reply) then
-      if pushed > 0 then call('LTRIM', turns, 0, -1 - pushed) end
-      return lacks('ZADD') or refused(reply, 'LAYOUT', part)
+      return taken_back(turns, pushed, lacks('ZADD') or refused(reply, 'LAYOUT', part))
     end
     indexed = true
   end
