@@ -114,7 +114,8 @@ async def test_appends_together(meter: Meter) -> None:
     await meter.store.ping()
     cost = await meter.measure(lambda: asyncio.gather(*(meter.store.append(f"other-{n}", turn()) for n in range(33))))
     assert cost.commands == {
-        "evalsha": 3, "hmget": 3 + 3 + 33, "time": 3, "zadd": 2 + 4 + 4, "hset": 6 + 33, "rpush": 33, "publish": 33, "hincrby": 2,
+        "evalsha": 3, "hmget": 3 + 3 + 33, "time": 3, "zadd": 2 + 4 + 4, "hset": 6 + 33, "rpush": 33, "publish": 33,
+        "hincrby": 2,
     }  # fmt: skip
     assert cost.sent < 33 * (len(CONTENT) + 200)
 
