@@ -229,3 +229,23 @@ async def test_partitions_are_asked_at_the_same_time(place: Place, connect: Conn
         place.raw.script_flush()  # all are told that the script is unknown, and sent it, together
     assert [meta.id for meta in await store.list(limit=50)] == order[:50]
     assert calls <= 26
+
+
+async def test_clocks(store: Any) -> None:
+    """A session is never listed later than the server's now, nor does a save of a loaded one bring it further back."""
+    ahead = SessionAsset(id="ahead", updated_at_ms=4_000_000_000_000)
+    await store.save(ahead)
+    await store.save(SessionAsset(id="now"))
+    metas = await store.list(limit=2)
+    assert [meta.id for meta in metas] == ["now", "ahead"]
+    assert all(meta.updated_at <= datetime.now(UTC) + timedelta(seconds=5) for meta in metas)
+    loaded = await store.load("ahead")
+    assert loaded.updated_at_ms == 4_000_000_000_000
+    listed = metas[1].updated_at
+    for loaded.updated_at_ms in (1000, 2000):  # by a clock that is behind
+        loaded.metadata["n"] = loaded.updated_at_ms
+        await store.save(loaded)
+        assert (await store.load("ahead")).updated_at_ms == loaded.updated_at_ms
+        assert {meta.id: meta.updated_at for meta in await store.list()}["ahead"] == listed
+    await store.save(SessionAsset(id="ahead", updated_at_ms=5000))  # a new one brings its own time
+    assert {meta.id: meta.updated_at for meta in await store.list()}["ahead"] == datetime.fromtimestamp(5, UTC)
