@@ -155,7 +155,7 @@ class _Parts(NamedTuple):
 
 
 def parse_url(url: str) -> Address | EmbeddedFolder | MemoryName | FileFolder:
-    """Read a store's URL (the table in README).
+    """Read a store's URL (the table in docs/reference/options.md).
 
     Raises:
         TypeError: it is no str.

@@ -173,7 +173,9 @@ class RedisSessionStore(Generic[A]):
         """Return the session.
 
         Raises:
-            NotFoundError, CorruptSessionError, VersionIncompatibleError
+            NotFoundError: there is no such session.
+            CorruptSessionError: what is stored under the id is no session, or a part of it is gone.
+            VersionIncompatibleError: it is of another version of the schema.
 
         """
         return (await self._perform(self._core.operations.load(id))).asset
@@ -564,9 +566,10 @@ async def open_store(
     """Open a store for an `async with` block.
 
     Args:
-        url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (README has the
-            table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a
-            LocalFileStore, which has the methods of SessionStore only and takes no option but asset_type.
+        url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (the docs' page of
+            options has the table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A
+            file:// URL gives a LocalFileStore, which has the methods of SessionStore only and takes no option but
+            asset_type.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
         options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
             asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);
