@@ -151,7 +151,8 @@ class RedisSessionStore(Generic[A]):
     async def save(self, asset: A, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Store the whole asset and return the new revision.
 
-        Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent.
+        Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent. Its
+        updated_at_ms is stored as it is, at most the server's now: call `asset.touch()` to move it in lists.
 
         Args:
             asset: is not changed.
@@ -209,6 +210,8 @@ class RedisSessionStore(Generic[A]):
 
     async def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
+
+        There is no bound on the number of tries; the deadline is for each of them.
 
         Args:
             id: the session.
