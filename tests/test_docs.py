@@ -43,7 +43,8 @@ def fences() -> Iterator[tuple[str, int, str]]:
     """The blocks of Python: document, line and text."""
     for document in DOCUMENTS:
         text = document.read_text()
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        # The second form is for what is included: ruff would format it.
+        for match in re.finditer(r"^```(?:python| { \.python .*})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             yield name(document), text.count("\n", 0, match.start()) + 1, match[1]
 
 
