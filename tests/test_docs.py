@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import gc
+import importlib.metadata
 import inspect
 import re
 import sys
@@ -158,6 +160,77 @@ def test_links(document: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "ACL "))] == []
+
+
+# Tables
+
+
+def table(document: str, heading: str) -> list[list[str]]:
+    """The rows of the tables under a heading."""
+    text = read(document).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| .*\|$", text, re.MULTILINE)]
+    assert rows, heading
+    return rows
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"`([^`]*)`", text)
+
+
+def defined(name: str) -> Any:
+    """What is defined under a name somewhere in the package."""
+    modules = [module for key, module in sys.modules.items() if key.partition(".")[0] == "orcs_redis"]
+    return next(vars(module)[name] for module in modules if name in vars(module))
+
+
+def test_the_table_of_urls() -> None:
+    """It has every scheme that there is."""
+    shown = {url.partition(":")[0] for row in table("docs/reference/options.md", "URLs") for url in code(row[0])}
+    with pytest.raises(ValueError, match="are known") as info:
+        orcs_redis.sync.RedisSessionStore.connect("other://")
+    known = re.search(r": ([\w, ]*) are known", str(info.value))
+    assert known is not None
+    assert shown == set(known[1].split(", "))
+
+
+def test_the_table_of_options() -> None:
+    """It has every option that there is, with its default."""
+    shown = dict.fromkeys(("client", "asset_type"), "")
+    for row in table("docs/reference/options.md", "Options"):
+        shown |= {name: default for name, _, default in (text.partition("=") for text in code(row[0]))}
+    assert shown.keys() == {"client", "asset_type", *defined("OptionArguments").__optional_keys__}
+    defaults = {each.name: each.default for each in dataclasses.fields(defined("Options"))}
+    for name, default in shown.items():
+        if default and name != "asset_type":
+            assert ast.literal_eval(default) == defaults[name]
+
+
+@pytest.mark.parametrize("module", [orcs_redis, orcs_redis.sync], ids=["async", "blocking"])
+def test_the_tables_of_methods(module: Any) -> None:
+    """They have every public method of a store; a file store has those of SessionStore."""
+    rows = table("docs/reference/options.md", "Methods")
+    shown = {re.split(r"\W", text)[0] for row in rows for text in code(row[0])}
+    opening = {"connect", "aclose", "close", "origin"}
+    assert shown == {name for name in dir(module.RedisSessionStore) if not name.startswith("_")} - opening
+    base = {name for name in dir(module.SessionStore) if not name.startswith("_")}
+    assert base <= {name for name in dir(module.LocalFileStore) if not name.startswith("_")}
+    assert {"append", "turns", "update", "page", "lease", "watch"}.isdisjoint(dir(module.LocalFileStore))  # README
+
+
+def test_the_table_of_errors() -> None:
+    """It has every error that there is, but the base and one that no store raises."""
+    shown = {text.partition("(")[0] for row in table("docs/reference/options.md", "Errors") for text in code(row[0])}
+    errors = {name for name in orcs_redis.__all__ if name.endswith("Error")}
+    assert shown == errors - {"StorageError", "ChecksumMismatchError"}
+
+
+def test_the_table_of_commands() -> None:
+    """It has every command."""
+    rows = table("docs/reference/options.md", "Command line")
+    shown = {text.removeprefix("orcs-redis ").split()[0] for row in rows for text in code(row[0])}
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="orcs-redis")
+    app = sys.modules[entry.load().__module__].app
+    assert shown == {command.name for command in app.registered_commands}
 
 
 # The house
