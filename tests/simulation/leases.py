@@ -98,6 +98,7 @@ class LeaseModel:
                     "lease", f"{request.id} is given to {request.call}, whose store had seen {request.seen}"
                 )
             self._check_owner(request)
+            self.world.model.check_late(f"the claim of {request.call}", request.mine, number)
             self.last[number] = value
         elif answer == b"OK" and not (mine and grant is not None and value == grant.token):
             raise Violation("lease", f"{request.kind} of {request.mine} is granted: {grant} has it")

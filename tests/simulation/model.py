@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orcs_redis.codec import decode_meta, decode_turns
 from orcs_redis.errors import OutcomeUnknownError, StorageError
 from orcs_redis.keys import Partition
-from orcs_redis.operations import DELETE, SAVE, Write, Written
+from orcs_redis.operations import DELETE, SAVE, Identified, Write, Written
 from orcs_redis.resp import Reply, as_error
 
 from .driver import CANCELLED
@@ -52,7 +52,6 @@ class Record:
     outcome: Any = None  # a revision, an error, or CANCELLED
     epoch: int = 0  # when it ended
     ids: set[bytes] = field(default_factory=set)  # its operation ids: a new one after FORGOTTEN
-    bars: set[Record] = field(default_factory=set)  # writes that must not be applied after this one
 
     def __str__(self) -> str:
         return f"write {self.number} ({self.kind.decode()} {self.id})"
@@ -66,6 +65,14 @@ class Entry(NamedTuple):
     revision: int
     epoch: int
     moment: int
+
+
+class Identity(NamedTuple):
+    """Who has an operation id, or had it; and the epoch of the last sending."""
+
+    writer: Writer
+    operation: Identified[Any]
+    epoch: int
 
 
 class Ticketed(NamedTuple):
@@ -89,6 +96,8 @@ class Model:
         self.epoch = self.moment = 0
         self.records: list[Record] = []
         self.by_id: dict[bytes, Record] = {}
+        self.sendings: dict[bytes, Identity] = {}  # by operation id, also of claims
+        self.bars: dict[bytes, set[bytes]] = {}  # by a write's id: those that must not be applied after it
         self.logs: list[list[Entry]] = [[] for _ in world.partitions]
         self.applied: dict[bytes, Entry] = {}  # in the present epoch
         self.sessions: dict[str, Session] = {}
@@ -121,37 +130,36 @@ class Model:
         ticket = ticketed(record.write)
         if ticket.op not in record.ids:
             record.ids.add(ticket.op)
-            record.bars = self._barred(record, ticket.op)
+            self.bars[ticket.op] = self._given_up(record)
+        self.identified(record.writer, record.write)
         other = self.by_id.setdefault(ticket.op, record)
         if other is not record:
             raise Violation("identity", f"{record} has the operation id of {other}")
         return ticket
 
-    def _barred(self, record: Record, op: bytes) -> set[Record]:
-        """Return what a new write bars: what its store gave up, unless an older one of its epoch is under way."""
-        writer, partition = record.writer, record.partition
-        over = [
-            other
-            for other in self.records
-            if other.writer is writer
-            and other.partition is partition
-            and other.ended is not None
-            and type(other.outcome) is not int
-        ]
-        if not over:
-            return set()
-        tickets = [getattr(call.operation, "_ticket", None) for call in writer.calls]
-        open_ids = [
-            ticket.operation_id
-            for call, ticket in zip(writer.calls, tickets, strict=True)
-            if ticket is not None and call.operation._partition is partition and ticket.operation_id != op  # type: ignore[attr-defined]
-        ]
+    def identified(self, writer: Writer, operation: Identified[Any]) -> None:
+        """Note a sending of a write or of a claim."""
+        assert operation._ticket is not None
+        self.sendings[operation._ticket.operation_id] = Identity(writer, operation, self.epoch)
 
-        def barred(old: bytes) -> bool:
-            epoch = old[:12]
-            return not any(id[:12] == epoch and (epoch != op[:12] or id < old) for id in open_ids)
+    def _given_up(self, record: Record) -> set[bytes]:
+        """Return the ids that a new write's store has finished with: they must not be applied after it."""
+        return {
+            id
+            for id, (writer, operation, _) in self.sendings.items()
+            if writer is record.writer
+            and operation._partition is record.partition
+            and (operation._ticket is None or operation._ticket.operation_id != id)
+        }
 
-        return {other for other in over if all(map(barred, other.ids))}
+    def check_late(self, what: object, op: bytes, number: int) -> None:
+        """Refuse what its store has given up, once a write that it began later is applied."""
+        if self.sendings[op].epoch == self.epoch:  # what was barred is open again after a restore
+            for other in self._barring(op, number)[:1]:
+                raise Violation("late", f"{what}, which was given up, was applied after {other.record}")
+
+    def _barring(self, op: bytes, number: int) -> list[Entry]:
+        return [other for other in self.logs[number] if op in self.bars[other.op]]
 
     def settle(self, record: Record, outcome: Any) -> None:
         """Note how a write ended for its caller."""
@@ -174,6 +182,8 @@ class Model:
             if entry is not None and (at or value != entry.revision):
                 raise Violation("doubled", f"{record}, applied as {entry.revision}, was applied again as {value}")
             if entry is None and not at:
+                if self._barring(ticket.op, record.partition.number) and not self._live(record, ticket):
+                    return None  # nobody waits for it
                 raise Violation("lost", f"{record} is said to have been applied as {value}, and was not")
             if entry is None:
                 self._apply(record, ticket, value)
@@ -242,12 +252,7 @@ class Model:
             )
         if record.kind != SAVE and turns is None:
             raise Violation("condition", f"{record} was applied to nothing")
-        if record.ended is not None and record.epoch == self.epoch:  # what was closed is open again after a restore
-            for other in log:
-                if record in other.record.bars:
-                    raise Violation(
-                        "late", f"{record}, ended in {record.outcome!r:.80}, was applied after {other.record}"
-                    )
+        self.check_late(record, ticket.op, record.partition.number)
         made = (
             None
             if record.kind == DELETE

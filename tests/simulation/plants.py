@@ -99,11 +99,19 @@ def _seen_now(self: Write, ticket: operations.Ticket, *_: Any) -> None:
 
 
 def _close_all(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    ticket.closing = list(self._retired[partition.number])
+    ticket.barred = [(window, operations._CLOSED, 0) for window in self._retired[partition.number]]
 
 
 def _close_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    self._retired[partition.number] = []
+    self.barred(partition, [entry for entry in ticket.barred if entry[1] == operations._CLOSED])
+
+
+def _name_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
+    self.barred(partition, [entry for entry in ticket.barred if entry[1] != operations._CLOSED])
+
+
+def _answered(original: Any) -> Any:
+    return lambda self, ticket, *, answered=True: original(self, ticket)
 
 
 def _floor_at_once(ticket: operations.Ticket, *_: Any) -> None:
@@ -189,23 +197,27 @@ _ALL = (
     ),
     write(
         "dropped-unnoted", "a window that is dropped leaves its last revision", "windows", 200,
-        "forgotten, dedup_bytes = math.max(forgotten, last)", "forgotten, dedup_bytes = forgotten",
+        "forgotten, bytes = math.max(forgotten, last)", "forgotten, bytes = forgotten",
     ),
     write(
         "never-closed", "an epoch that is named as finished is closed", "faults", 1000,
-        "if epochs then close(", "if false then close(",
+        "if counter == CLOSED then window.floor = CLOSED elseif", "if counter == CLOSED then return elseif",
+    ),
+    write(
+        "never-barred", "an operation that is named as given up is barred", "faults", 1000,
+        "if counter >= window.floor and window.floor", "if counter == CLOSED and window.floor",
     ),
     write(
         "windows-unbounded", "windows are bounded in number", "windows", 60,
-        "local many = not failed(count) and count > FIELDS + WRITERS", "local many = false",
+        "local many = not failed(count) and count > 5 + WRITERS", "local many = false",
     ),
     write(
         "bytes-unbounded", "windows are bounded in bytes", "forgetting", 1500,
-        "pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
+        "pcall('HLEN', KEYS[1]), bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
     ),
     write(
         "bytes-miscounted", "the bytes of windows are counted", "windows", 60,
-        "math.max(forgotten, last), dedup_bytes - size", "math.max(forgotten, last), dedup_bytes",
+        "math.max(forgotten, last), bytes - size", "math.max(forgotten, last), bytes",
     ),
     # Writes
     write(
@@ -314,6 +326,14 @@ _ALL = (
     Plant(
         "closes-once", "an epoch is named until its closing is acknowledged", "faults", 1500,
         patch=after(Namespace, "begin", _close_once),
+    ),
+    Plant(
+        "given-up-unnamed", "what was given up is named", "faults", 1000,
+        patch=replaced(Namespace, "end", _answered),
+    ),
+    Plant(
+        "given-up-once", "what was given up is named until that is acknowledged", "faults", 1500,
+        patch=after(Namespace, "begin", _name_once),
     ),
     Plant(
         "low-water-too-high", "the low-water mark is the lowest unfinished counter", "faults", 200,

@@ -556,6 +556,8 @@ class World:
         for call in calls:
             own = call.commands()
             ticket = None if call.record is None else self.model.sent(call.record)
+            if isinstance(call.operation, lease._Claim):
+                self.model.identified(call.writer, call.operation)
             members.append(Member(call, call.attempt, len(commands), len(own), ticket))
             commands += own
         frames: list[tuple[Argument, ...]] = []
