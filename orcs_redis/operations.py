@@ -192,14 +192,18 @@ class _Window:
         self.generation = generation
         self.counters = itertools.count(1)
         self.unfinished: dict[int, None] = {}  # counters, lowest first
-        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered while older ones went on
+        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
 
     def barred(self, floor: int) -> Iterator[_Barred]:
         """Yield what the low-water mark does not bar."""
         for counter, nonce in tuple(self.given_up.items()):
             if counter >= floor:
                 yield self, counter, nonce
-            else:
+
+    def acknowledge(self, floor: int) -> None:
+        """Note that the server bars what is below the low-water mark."""
+        for counter in tuple(self.given_up):
+            if counter < floor:
                 self.given_up.pop(counter, None)
 
 
@@ -240,15 +244,15 @@ class Namespace:
 
     def end(self, ticket: Ticket, *, answered: bool = True) -> None:
         """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
-        unfinished = ticket.window.unfinished
-        unfinished.pop(ticket.counter, None)
-        if not answered and unfinished:
+        ticket.window.unfinished.pop(ticket.counter, None)
+        if not answered:
             ticket.window.given_up[ticket.counter] = ticket.nonce
 
-    def barred(self, partition: Partition, barred: Sequence[_Barred]) -> None:
-        """Note that the server knows what it must not apply any more."""
+    def acknowledge(self, partition: Partition, ticket: Ticket) -> None:
+        """Note that a write was applied: the server knows what it must not apply any more."""
         with self._lock:
-            for window, counter, _ in barred:
+            ticket.window.acknowledge(ticket.floor)
+            for window, counter, _ in ticket.barred:
                 if counter != _CLOSED:
                     window.given_up.pop(counter, None)
                 elif window in self._retired[partition.number]:
@@ -440,8 +444,8 @@ class Write(Identified[Written]):
             case b"OK":
                 self._unanswered = 0
                 self._namespace.saw(self._partition, value)
-                if ticket.barred:
-                    self._namespace.barred(self._partition, ticket.barred)
+                if ticket.barred or ticket.window.given_up:
+                    self._namespace.acknowledge(self._partition, ticket)
                 return Written(value, updated_at_ms, ticket.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)

@@ -103,11 +103,17 @@ def _close_all(ticket: operations.Ticket, self: Namespace, partition: Any) -> No
 
 
 def _close_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    self.barred(partition, [entry for entry in ticket.barred if entry[1] == operations._CLOSED])
+    closed = [window for window, counter, _ in ticket.barred if counter == operations._CLOSED]
+    self._retired[partition.number] = [window for window in self._retired[partition.number] if window not in closed]
 
 
-def _name_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    self.barred(partition, [entry for entry in ticket.barred if entry[1] != operations._CLOSED])
+def _name_once(ticket: operations.Ticket, *_: Any) -> None:
+    for window, counter, _nonce in ticket.barred:
+        window.given_up.pop(counter, None)
+
+
+def _trust_floor(ticket: operations.Ticket, *_: Any) -> None:
+    ticket.window.acknowledge(ticket.floor)
 
 
 def _answered(original: Any) -> Any:
@@ -171,7 +177,7 @@ _ALL = (
     ),
     write(
         "highest-is-last", "a window knows the highest counter, in whatever order they came", "faults", 1000,
-        "if counter > window.highest then window.highest = counter end", "window.highest = counter",
+        "if counter > window.highest then window.highest = counter end\n  if floor", "window.highest = counter\n  if floor",
     ),
     write(
         "one-entry-a-call", "each operation of a joined call is remembered", "faults", 100,
@@ -200,11 +206,11 @@ _ALL = (
         "forgotten, bytes = math.max(forgotten, last)", "forgotten, bytes = forgotten",
     ),
     write(
-        "never-closed", "an epoch that is named as finished is closed", "faults", 1000,
+        "never-closed", "an epoch that is named as finished is closed", "abandoned", 1000,
         "if counter == CLOSED then window.floor = CLOSED elseif", "if counter == CLOSED then return elseif",
     ),
     write(
-        "never-barred", "an operation that is named as given up is barred", "faults", 1000,
+        "never-barred", "an operation that is named as given up is barred", "abandoned", 1000,
         "if counter >= window.floor and window.floor", "if counter == CLOSED and window.floor",
     ),
     write(
@@ -324,16 +330,20 @@ _ALL = (
         patch=after(Namespace, "begin", _close_all),
     ),
     Plant(
-        "closes-once", "an epoch is named until its closing is acknowledged", "faults", 1500,
+        "closes-once", "an epoch is named until its closing is acknowledged", "abandoned", 1000,
         patch=after(Namespace, "begin", _close_once),
     ),
     Plant(
-        "given-up-unnamed", "what was given up is named", "faults", 1000,
+        "given-up-unnamed", "what was given up is named", "abandoned", 1000,
         patch=replaced(Namespace, "end", _answered),
     ),
     Plant(
-        "given-up-once", "what was given up is named until that is acknowledged", "faults", 1500,
+        "given-up-once", "what was given up is named until that is acknowledged", "abandoned", 1000,
         patch=after(Namespace, "begin", _name_once),
+    ),
+    Plant(
+        "low-water-trusted", "a low-water mark bars what was given up once it is acknowledged", "abandoned", 2000,
+        patch=after(Namespace, "begin", _trust_floor),
     ),
     Plant(
         "low-water-too-high", "the low-water mark is the lowest unfinished counter", "faults", 200,

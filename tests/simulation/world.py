@@ -15,7 +15,7 @@ import hiredis
 from orcs_redis import ConversationTurn, SessionAsset, asset, lease, operations, plans, resp, scripts, watch
 from orcs_redis.keys import Keyspace
 from orcs_redis.meta import Versioned
-from orcs_redis.operations import Create, Namespace, Write
+from orcs_redis.operations import Create, Identified, Namespace, Write
 from orcs_redis.plans import Plan, alone
 from orcs_redis.resp import Argument, Command, Joinable, Lost, divided, joinable_run, joined
 
@@ -342,7 +342,7 @@ class World:
         return None
 
     def _do_cancel(self, writer: Writer) -> bool | None:
-        calls = [call for call in writer.calls if call.record is not None]
+        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._ticket]
         if not calls:
             return False
         self.random.choice(calls).cancel()
