@@ -177,7 +177,8 @@ _ALL = (
     ),
     write(
         "highest-is-last", "a window knows the highest counter, in whatever order they came", "faults", 1000,
-        "if counter > window.highest then window.highest = counter end\n  if floor", "window.highest = counter\n  if floor",
+        "if counter > window.highest then window.highest = counter end\n  if floor",
+        "window.highest = counter\n  if floor",
     ),
     write(
         "one-entry-a-call", "each operation of a joined call is remembered", "faults", 100,
@@ -224,6 +225,10 @@ _ALL = (
     write(
         "bytes-miscounted", "the bytes of windows are counted", "windows", 60,
         "math.max(forgotten, last), bytes - size", "math.max(forgotten, last), bytes",
+    ),
+    write(
+        "growth-uncounted", "the bytes that windows grow by are counted", "calm", 20,
+        "if grown ~= 0 then", "if false then",
     ),
     # Writes
     write(
