@@ -281,7 +281,7 @@ local function flush()
     end
   end
   local new, bytes = call('HSET', KEYS[1], unpack(values)), nil
-  if grown ~= 0 then bytes = pcall('HINCRBY', KEYS[1], 'dedup_bytes', grown) end
+  if grown ~= 0 or new > 0 then bytes = pcall('HINCRBY', KEYS[1], 'dedup_bytes', grown) end
   if bytes and not failed(bytes) and (new > 0 or bytes > DEDUP_BYTES) then drop_windows(bytes) end
   for _, text in ipairs(messages) do pcall('PUBLISH', channel, text) end
   times, changes, packed, messages = {}, {}, {}, {}

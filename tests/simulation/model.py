@@ -50,7 +50,8 @@ class Record:
     begun: int  # moments of the model
     ended: int | None = None
     outcome: Any = None  # a revision, an error, or CANCELLED
-    epoch: int = 0  # when it ended
+    epoch: int = 0  # when it ended, or when the server refused it last
+    refused: int | None = None  # the epoch in which the server refused it last, before it ended
     ids: set[bytes] = field(default_factory=set)  # its operation ids: a new one after FORGOTTEN
 
     def __str__(self) -> str:
@@ -165,7 +166,11 @@ class Model:
         """Note how a write ended for its caller."""
         self.moment += 1
         record.outcome = outcome.revision if isinstance(outcome, Written) else outcome
-        record.ended, record.epoch = self.moment, self.epoch
+        record.ended = self.moment
+        if not isinstance(outcome, StorageError) or record.refused is None:
+            record.epoch = self.epoch
+        else:
+            record.epoch = record.refused
         self.world.count(CANCELLED if outcome is CANCELLED else type(outcome).__name__)
 
     # What the server answers
@@ -207,6 +212,8 @@ class Model:
             return None
         if entry is not None:
             raise Violation("refused", f"{record}, applied as {entry.revision}, is answered {answer.decode()}")
+        if record.ended is None:
+            record.refused = self.epoch
         reasons = {
             b"CONFLICT": value == current and (self._conflict(record, session, current)),
             b"NOTFOUND": current == 0,
@@ -337,7 +344,7 @@ class Model:
             elif isinstance(outcome, StorageError) and not isinstance(outcome, OutcomeUnknownError):
                 if entry is None or record.ended is None:
                     continue
-                if entry.moment > record.ended and entry.epoch > record.epoch:
+                if entry.epoch > record.epoch:
                     self.world.count("applied after a restore that came after its refusal")
                 else:
                     raise Violation(

@@ -228,7 +228,7 @@ _ALL = (
     ),
     write(
         "growth-uncounted", "the bytes that windows grow by are counted", "calm", 20,
-        "if grown ~= 0 then", "if false then",
+        "if grown ~= 0 or new > 0 then", "if false then",
     ),
     # Writes
     write(
