@@ -183,7 +183,10 @@ class Retry:
         if isinstance(problem, StorageError):
             if self._maybe_applied and not operation.settles(problem):
                 raise OutcomeUnknownError(f"an answer was lost, and sent again it was refused: {problem}") from None
-            raise problem
+            try:
+                raise problem
+            finally:
+                del problem  # else it and this frame are a cycle
         self._maybe_applied |= problem.sent and operation.writes
         if isinstance(problem, Forgotten) and self._maybe_applied:
             raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None

@@ -448,6 +448,7 @@ class RedisSessionStore(Generic[A]):
             if call is None:
                 core.active.pop(operation, None)
             core.leave(operation, error, loop.time())
+            error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
                 self._end_turn()
 

@@ -401,6 +401,7 @@ class RedisSessionStore(Generic[A]):
             if call is None:
                 core.active.pop(operation, None)
             core.leave(operation, error, time.monotonic())
+            error = None  # else it, this frame and those of its callers are a cycle
 
     def _run(self, plan: Plan[T], until: float | None = None) -> T:
         """Perform a plan's operations, one after the other; `close` waits for the last."""
