@@ -327,9 +327,9 @@ class RedisSessionStore(Generic[A]):
         watcher = Watcher(self._core.changes, ids, wake)
         await self._run(watcher.start(since))
         listeners = watcher.listeners()
-        for channel, listener in listeners:
-            self._subscription.listen(channel, listener)
         try:
+            for channel, listener in listeners:
+                self._subscription.listen(channel, listener)
             while not self._core.closed:
                 change = watcher.pop()
                 if change is not None:
