@@ -309,7 +309,7 @@ class RedisSessionStore(Generic[A]):
     ) -> AsyncGenerator[Change, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
 
-        Of each partition they come in order, none twice; each session's latest state is always told, whatever happened
+        Of each partition they come in order, none twice; each session's latest state always comes, whatever happened
         to the connection (several changes of a session may come as the last of them).
 
         Args:
