@@ -1,4 +1,4 @@
-"""Leases: one worker at a time has the right to a session, and a token by which its late writes are told."""
+"""Leases: one worker at a time has the right to a session, and a token by which its late writes are recognised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,6 @@ from .errors import (
     OutcomeUnknownError,
     StorageError,
     StoreResetError,
-    UnavailableError,
 )
 from .ids import check_id
 from .interrupts import raise_interruption
@@ -70,7 +70,7 @@ class Lease:
         return asyncio.shield(self._lost)
 
     def end(self) -> None:
-        """Tell who awaits `lost`."""
+        """Note that it is no longer held: `lost` is done."""
         if not self._lost.done():
             self._lost.set_result(None)
 
@@ -106,8 +106,8 @@ class _Request(Identified[int]):
         return self._call(self._arguments)
 
     def settles(self, error: StorageError) -> bool:
-        """All but a counter that went back: it comes to `seen` again."""
-        return not isinstance(error, StoreResetError)
+        """Whether it says who holds the lease. For another reason the script may refuse what it has given before."""
+        return isinstance(error, (LeaseHeldError, LeaseLostError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> int:
         """Return the token, or raise what the script says."""
@@ -209,7 +209,7 @@ class Leases:
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{namespace.origin.hex()}"
 
     def channel(self, id: str) -> str:
-        """Return the channel that tells of releases."""
+        """Return the channel on which releases are published."""
         return self._namespace.channel(self._namespace.keyspace.of(id).leases)
 
     def acquire(self, id: str, ttl: float) -> _Claim:
@@ -232,22 +232,26 @@ class Leases:
             else:
                 return token
 
-    def keep(self, id: str, token: int, ttl: float, since: float) -> Plan[None]:
-        """Renew a lease, granted or renewed last at `since` (`time.monotonic`) or later, until it is lost."""
+    def keep(self, id: str, token: int, ttl: float, since: float, leasing: weakref.ref[Any]) -> Plan[None]:
+        """Renew a lease, granted or renewed last at `since` (`time.monotonic`) or later, until it is lost.
+
+        Also until `leasing`, the context manager, is gone: a signal handler's exception may have ended its block before
+        `__exit__` could do anything.
+        """
         until = since + ttl
         while True:
             yield Pause(min(ttl / 3, max(0.0, until - time.monotonic())))
             sent = time.monotonic()
-            if sent >= until:
+            if sent >= until or leasing() is None:
                 return
             renew = _Request(self._namespace, id, "renew", token, _milliseconds(ttl))
             renew.deadline = until - sent
             try:
                 yield renew
-            except (UnavailableError, OutcomeUnknownError):
-                continue
-            except StorageError:
+            except (LeaseLostError, StoreResetError):
                 return
+            except StorageError:  # a full server's, say: it may pass while the lease lasts
+                continue
             until = sent + ttl
 
     def release(self, id: str, token: int) -> Operation[int]:
@@ -286,7 +290,8 @@ class AsyncLeasing:
             finally:
                 store._subscription.leave(leases.channel(id), listener)
         self._lease = Lease(id, token)
-        self._keeper = asyncio.get_running_loop().create_task(self._keep(claim.sent))
+        keep = leases.keep(id, token, self._ttl, claim.sent, weakref.ref(self))
+        self._keeper = asyncio.get_running_loop().create_task(_keep(store, keep, self._lease))
         return self._lease
 
     async def __aexit__(self, *_: object) -> None:
@@ -295,11 +300,12 @@ class AsyncLeasing:
         with contextlib.suppress(StorageError):  # then it runs out by itself, or did
             await self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
 
-    async def _keep(self, since: float) -> None:
-        try:
-            await self._store._follow(self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since))
-        finally:
-            self._lease.end()
+
+async def _keep(store: RedisSessionStore[Any], keep: Plan[None], lease: Lease) -> None:
+    try:
+        await store._follow(keep)
+    finally:
+        lease.end()
 
 
 class BlockingLeasing:
@@ -325,7 +331,9 @@ class BlockingLeasing:
                 leave()
         self._lease = BlockingLease(id, token)
         self._ended = threading.Event()
-        threading.Thread(target=self._keep, args=(claim.sent,), name="orcs-redis-lease", daemon=True).start()
+        keep = leases.keep(id, token, self._ttl, claim.sent, weakref.ref(self))
+        arguments = store, keep, self._lease, self._ended
+        threading.Thread(target=_keep_blocking, args=arguments, name="orcs-redis-lease", daemon=True).start()
         return self._lease
 
     def __exit__(self, *_: object) -> None:
@@ -334,13 +342,13 @@ class BlockingLeasing:
             self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
         self._lease.lost.set()
 
-    def _keep(self, since: float) -> None:
-        keep = self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since)
-        with contextlib.closing(keep), contextlib.suppress(StopIteration):
-            step = next(keep)
-            while not (isinstance(step, Pause) and self._ended.wait(step.seconds)):
-                step = keep.send(None) if isinstance(step, Pause) else self._store._step(keep, step)
-        self._lease.lost.set()
+
+def _keep_blocking(store: BlockingStore[Any], keep: Plan[None], lease: BlockingLease, ended: threading.Event) -> None:
+    with contextlib.closing(keep), contextlib.suppress(StopIteration):
+        step = next(keep)
+        while not (isinstance(step, Pause) and ended.wait(step.seconds)):
+            step = keep.send(None) if isinstance(step, Pause) else store._step(keep, step)
+    lease.lost.set()
 
 
 def _waking(wake: Any, id: str) -> Callable[[bytes | None], None]:

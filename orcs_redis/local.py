@@ -92,7 +92,7 @@ class BlockingLocalFileStore(Generic[A]):
         return self._read(check_id(id))[0]
 
     def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions that can be read, the last updated first; `unreadable` tells of the others."""
+        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
         metas, unreadable = [], []
         with _translated():
             names = [file.name for file in self.path.iterdir()]
@@ -116,14 +116,14 @@ class BlockingLocalFileStore(Generic[A]):
             self._file(id).unlink()
 
     def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether there is such a session."""
         with suppress(NotFoundError), _translated(check_id(id)):
             self._file(id).stat()
             return True
         return False
 
     def sync_status(self) -> SyncStatus:
-        """Tell that there is no server."""
+        """Return that there is no server."""
         return SyncStatus.offline()
 
     def unreadable(self) -> builtins.list[Unreadable]:
@@ -242,7 +242,7 @@ class LocalFileStore(Generic[A]):
         return await self._in_thread(self._store.load, id)
 
     async def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions that can be read, the last updated first; `unreadable` tells of the others."""
+        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
         return await self._in_thread(self._store.list)
 
     async def delete(self, id: str) -> None:
@@ -250,11 +250,11 @@ class LocalFileStore(Generic[A]):
         await self._in_thread(self._store.delete, id)
 
     async def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether there is such a session."""
         return await self._in_thread(self._store.exists, id)
 
     def sync_status(self) -> SyncStatus:
-        """Tell that there is no server."""
+        """Return that there is no server."""
         return self._store.sync_status()
 
     def unreadable(self) -> builtins.list[Unreadable]:

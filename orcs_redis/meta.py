@@ -1,4 +1,4 @@
-"""What a list tells about sessions, the state of synchronisation, and what every store can do."""
+"""What a list holds of sessions, the state of synchronisation, and what every store can do."""
 
 from __future__ import annotations
 
@@ -148,11 +148,11 @@ class SessionStore(Protocol[A]):
         ...
 
     async def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether there is such a session."""
         ...
 
     def sync_status(self) -> SyncStatus:
-        """Tell how the store stands to its server, at once, without I/O."""
+        """Return how the store stands with its server, at once, without I/O."""
         ...
 
 
@@ -176,9 +176,9 @@ class BlockingSessionStore(Protocol[A]):
         ...
 
     def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether there is such a session."""
         ...
 
     def sync_status(self) -> SyncStatus:
-        """Tell how the store stands to its server, at once, without I/O."""
+        """Return how the store stands with its server, at once, without I/O."""
         ...

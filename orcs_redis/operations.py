@@ -35,6 +35,7 @@ from .errors import (
     UnsupportedServerError,
     VersionIncompatibleError,
 )
+from .interrupts import raise_interruption
 from .keys import LAYOUT_VERSION, Keyspace, Partition
 from .meta import SessionMeta, Versioned
 from .resp import (
@@ -194,6 +195,14 @@ class _Window:
         self.unfinished: dict[int, None] = {}  # counters, lowest first
         self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
 
+    def floor(self, counter: int) -> int:
+        """Return the lowest counter that is not finished; `counter` if there is none."""
+        while True:
+            try:
+                return next(iter(self.unfinished), counter)
+            except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
+                raise_interruption(error)
+
     def barred(self, floor: int) -> Iterator[_Barred]:
         """Yield what the low-water mark does not bar."""
         for counter, nonce in tuple(self.given_up.items()):
@@ -232,7 +241,7 @@ class Namespace:
             if window.generation != self._generation:
                 window = self._retire(number, window)
             ticket = Ticket(window, next(window.counters), self.seen[number])
-            ticket.floor = next(iter(window.unfinished), ticket.counter)
+            ticket.floor = window.floor(ticket.counter)
             if ticket.counter - ticket.floor >= _WINDOW or ticket.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
                 ticket = Ticket(window, next(window.counters), self.seen[number])
@@ -681,7 +690,7 @@ class ReadLayout(Operation["dict[bytes, bytes]"]):
         self._key = Keyspace.layout(name)
 
     def commands(self) -> Sequence[Command]:
-        """HELLO tells the server's version, also over a client that was injected; INFO may be denied."""
+        """HELLO returns the server's version, also over a client that was injected; INFO may be denied."""
         return [("HELLO",), ("HGETALL", self._key), ("INFO", "memory")]
 
     def decode(self, replies: Sequence[Reply]) -> dict[bytes, bytes]:

@@ -309,7 +309,7 @@ class RedisSessionStore(Generic[A]):
     ) -> AsyncGenerator[Change, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
 
-        Of each partition they come in order, none twice; each session's latest state is always told, whatever happened
+        Of each partition they come in order, none twice; each session's latest state always comes, whatever happened
         to the connection (several changes of a session may come as the last of them).
 
         Args:
@@ -327,9 +327,9 @@ class RedisSessionStore(Generic[A]):
         watcher = Watcher(self._core.changes, ids, wake)
         await self._run(watcher.start(since))
         listeners = watcher.listeners()
-        for channel, listener in listeners:
-            self._subscription.listen(channel, listener)
         try:
+            for channel, listener in listeners:
+                self._subscription.listen(channel, listener)
             while not self._core.closed:
                 change = watcher.pop()
                 if change is not None:
@@ -448,6 +448,7 @@ class RedisSessionStore(Generic[A]):
             if call is None:
                 core.active.pop(operation, None)
             core.leave(operation, error, loop.time())
+            error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
                 self._end_turn()
 

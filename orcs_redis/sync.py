@@ -324,8 +324,9 @@ class RedisSessionStore(Generic[A]):
         wake = threading.Event()
         watcher = Watcher(self._core.changes, ids, wake)
         self._run(watcher.start(since))
-        leave = [self._listen(channel, listener) for channel, listener in watcher.listeners()]
+        leave: builtins.list[Callable[[], None]] = []
         try:
+            leave += (self._listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.closed:
                 change = watcher.pop()
                 if change is not None:
@@ -401,6 +402,7 @@ class RedisSessionStore(Generic[A]):
             if call is None:
                 core.active.pop(operation, None)
             core.leave(operation, error, time.monotonic())
+            error = None  # else it, this frame and those of its callers are a cycle
 
     def _run(self, plan: Plan[T], until: float | None = None) -> T:
         """Perform a plan's operations, one after the other; `close` waits for the last."""
@@ -486,6 +488,7 @@ class RedisSessionStore(Generic[A]):
         try:
             while steps:
                 sent, steps, delay = steps, {}, 0.0
+                core.active[call] = sum(operation.writes for operation in sent.values()), threading.get_ident()
                 began = time.monotonic()
                 for n, replies in self._send_together(sent, until).items():
                     operation = sent[n]

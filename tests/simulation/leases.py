@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,7 @@ class Holding:
             self.release()
             return
         self._given = self.world.clock.now
-        keep = self.writer.leases.keep(self.id, self.token, self.ttl, self._claim.sent)
+        keep = self.writer.leases.keep(self.id, self.token, self.ttl, self._claim.sent, weakref.ref(self))
         self._keeper = Flow(self.world, self.writer, keep, self._ended)
 
     def _ended(self, outcome: Any) -> None:
