@@ -12,6 +12,7 @@ import re
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -159,7 +160,7 @@ class Operation(Generic[T]):
 class Ticket:
     """What a write is known by, from its first sending until it is finished."""
 
-    __slots__ = ("barred", "counter", "floor", "nonce", "seen", "window")
+    __slots__ = ("__weakref__", "barred", "counter", "floor", "nonce", "seen", "window")
 
     def __init__(self, window: _Window, counter: int, seen: int) -> None:
         self.window = window
@@ -178,10 +179,6 @@ class Ticket:
         """What no other write has, of this writer or any other."""
         return self.window.writer + self.counter.to_bytes(4) + self.nonce.to_bytes(4)
 
-    def __del__(self) -> None:
-        # An exception of a signal handler may have come before its owner could keep it.
-        self.window.unfinished.pop(self.counter, None)
-
 
 class _Window:
     """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
@@ -192,16 +189,23 @@ class _Window:
         self.writer = origin + os.urandom(4)
         self.generation = generation
         self.counters = itertools.count(1)
-        self.unfinished: dict[int, None] = {}  # counters, lowest first
+        # By counter, lowest first, with their nonces. A ticket may be gone: a signal handler's exception has lost it.
+        self.unfinished: dict[int, tuple[weakref.ref[Ticket], int]] = {}
         self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
 
     def floor(self, counter: int) -> int:
         """Return the lowest counter that is not finished; `counter` if there is none."""
         while True:
             try:
-                return next(iter(self.unfinished), counter)
+                lowest = next(iter(self.unfinished), counter)
             except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
                 raise_interruption(error)
+                continue
+            ticket, nonce = self.unfinished.get(lowest, (None, 0))
+            if ticket is None or ticket() is not None:
+                return lowest
+            self.given_up[lowest] = nonce
+            self.unfinished.pop(lowest, None)
 
     def barred(self, floor: int) -> Iterator[_Barred]:
         """Yield what the low-water mark does not bar."""
@@ -245,7 +249,7 @@ class Namespace:
             if ticket.counter - ticket.floor >= _WINDOW or ticket.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
                 ticket = Ticket(window, next(window.counters), self.seen[number])
-            window.unfinished[ticket.counter] = None
+            window.unfinished[ticket.counter] = weakref.ref(ticket), ticket.nonce
             if self._retired[number] or window.given_up:
                 barred = itertools.chain(window.barred(ticket.floor), *map(_barred, self._retired[number]))
                 ticket.barred = list(itertools.islice(barred, _BARRED))
@@ -295,7 +299,9 @@ class Namespace:
 
 def _barred(window: _Window) -> Iterable[_Barred]:
     """Return what is barred of a window that was left."""
-    return window.barred(0) if window.unfinished else [(window, _CLOSED, 0)]
+    if window.unfinished and window.floor(_CLOSED) < _CLOSED:
+        return window.barred(0)
+    return [(window, _CLOSED, 0)]
 
 
 def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:

@@ -17,7 +17,7 @@ from .asset import ConversationTurn, SessionAsset
 from .clients import AsyncClientLink, memory_client
 from .core import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Core, OptionArguments, Options, Target, choose
 from .errors import StorageError, UnavailableError
-from .interrupts import suppress
+from .interrupts import raise_interruption, suppress
 from .lease import AsyncLeasing, Lease, LeaseInfo
 from .link import AsyncLink, Link
 from .local import LocalFileStore
@@ -401,6 +401,7 @@ class RedisSessionStore(Generic[A]):
                         raise UnavailableError(NOT_SENT)
                     results[n] = await call(item)
                 except StorageError as error:
+                    raise_interruption(error)
                     results[n] = error
                     dead |= isinstance(error, NO_OUTCOME) and self._core.answered < began
 
@@ -433,6 +434,7 @@ class RedisSessionStore(Generic[A]):
                 try:
                     return operation.decode(await self._link.call(operation.commands(), expires))
                 except (Trouble, StorageError) as problem:
+                    raise_interruption(problem)
                     if isinstance(problem, WrongServer):
                         self._link.drop(sent)
                     retry = retry or Retry(expires)
@@ -519,10 +521,12 @@ class RedisSessionStore(Generic[A]):
                     try:
                         result = await self._perform(step, until, call)
                     except StorageError as error:
+                        raise_interruption(error)
                         step = plan.throw(error)
                     else:
                         step = plan.send(result)
             except StopIteration as stop:
+                raise_interruption(stop)
                 return cast(T, stop.value)
 
 

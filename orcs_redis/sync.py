@@ -62,6 +62,7 @@ from .errors import (
     UnsupportedServerError,
     VersionIncompatibleError,
 )
+from .interrupts import raise_interruption
 from .lease import BlockingLease as Lease
 from .lease import BlockingLeasing, LeaseInfo
 from .local import BlockingLocalFileStore as LocalFileStore
@@ -389,6 +390,7 @@ class RedisSessionStore(Generic[A]):
                     sent = time.monotonic()
                     return operation.decode(self._link.call(operation.commands(), expires))
                 except (Trouble, StorageError) as problem:
+                    raise_interruption(problem)
                     if isinstance(problem, WrongServer):
                         self._link.drop(sent)
                     retry = retry or Retry(expires)
@@ -427,6 +429,7 @@ class RedisSessionStore(Generic[A]):
                     if pauses and until is not None:
                         until = time.monotonic() + self._core.deadline
             except StopIteration as stop:
+                raise_interruption(stop)
                 return cast(T, stop.value)
 
     def _step(self, plan: Plan[Any], step: Any, until: float | None = None, call: object = None) -> Any:
@@ -437,6 +440,7 @@ class RedisSessionStore(Generic[A]):
         try:
             result = self._perform(step, until, call)
         except StorageError as error:
+            raise_interruption(error)
             return plan.throw(error)
         return plan.send(result)
 
@@ -498,6 +502,7 @@ class RedisSessionStore(Generic[A]):
                         move = partial(plans[n].send, operation.decode(replies))
                         core.leave(operation, None, time.monotonic())
                     except (Trouble, StorageError) as problem:
+                        raise_interruption(problem)
                         if isinstance(problem, WrongServer):
                             self._link.drop(began)
                         try:
@@ -506,6 +511,7 @@ class RedisSessionStore(Generic[A]):
                             steps[n] = operation
                             continue
                         except StorageError as error:
+                            raise_interruption(error)
                             core.leave(operation, error, time.monotonic())
                             move = partial(plans[n].throw, error)
                     self._advance(n, move, steps, results)
@@ -522,8 +528,10 @@ class RedisSessionStore(Generic[A]):
         try:
             steps[n] = move()
         except StopIteration as stop:
+            raise_interruption(stop)
             results[n] = stop.value
         except StorageError as error:
+            raise_interruption(error)
             results[n] = error
 
     def _send_together(
@@ -537,6 +545,7 @@ class RedisSessionStore(Generic[A]):
                 self._core.check_right(operation)
                 sent[n] = operation.commands()
             except StorageError as error:
+                raise_interruption(error)
                 answers[n] = error
         flat = [command for commands in sent.values() for command in commands]
         if flat:
@@ -551,6 +560,7 @@ class RedisSessionStore(Generic[A]):
             try:
                 answered = self._link.call(frames, expires)
             except (Trouble, StorageError) as problem:
+                raise_interruption(problem)
                 return answers | dict.fromkeys(sent, problem)
             replies = [
                 reply
