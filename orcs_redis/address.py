@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import ipaddress
+import os
 import re
 import ssl
 import unicodedata
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
-from .errors import PermissionDeniedError, UnsupportedServerError
+from .errors import PermissionDeniedError
 from .interrupts import raise_interruption
-from .resp import Command, Lost, Reply, as_error, as_map, translate
+from .resp import Command, Lost, Reply, as_error, check_server, translate
 
-__all__ = ["Address", "Credentials", "EmbeddedFolder", "FileFolder", "MemoryName", "parse_url"]
+__all__ = ["Address", "Credentials", "EmbeddedFolder", "FileFolder", "MemoryName", "Target", "parse_url", "resolve"]
 
 Credentials: TypeAlias = Callable[[], tuple[str | None, str]]
 """Gives the user name (None: the default user) and the password."""
@@ -37,7 +38,6 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {  # by scheme, which arguments its que
 _ENCODE = " (special characters in a password are percent-encoded)"
 _NOT_IN_A_HOST = re.compile(r"[^\w.-]")
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
-_MINIMUM = {"redis": 7, "valkey": 7}  # major versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +108,6 @@ def _given(credentials: Credentials) -> tuple[str | None, str]:
     raise PermissionDeniedError("credentials must return a user name (or None) and a password")
 
 
-def check_server(hello: Reply) -> None:
-    """Raise UnsupportedServerError if the answer to HELLO comes from a server that won't do."""
-    try:
-        about = as_map(hello)
-        server = str(about.get(b"server", b"redis"), errors="replace")
-        version = str(about.get(b"version", b"0"), errors="replace")
-    except (TypeError, ValueError) as error:
-        raise_interruption(error)
-        raise UnsupportedServerError("what answers there is neither Redis nor Valkey") from None
-    if about.get(b"mode") == b"cluster":
-        raise UnsupportedServerError("this server is a node of a cluster")
-    major = version.split(".", 1)[0]
-    if server in _MINIMUM and (not major.isdigit() or int(major) < _MINIMUM[server]):
-        raise UnsupportedServerError(f"{server} {version} is too old: Redis 7.0 or Valkey 7.2 is needed")
-
-
 @dataclass(frozen=True, slots=True)
 class EmbeddedFolder:
     """A folder for a server of our own; None: the default one."""
@@ -145,6 +129,9 @@ class FileFolder:
     path: Path
 
 
+Target: TypeAlias = Address | EmbeddedFolder | MemoryName | FileFolder
+
+
 class _Parts(NamedTuple):
     """A URL's parts."""
 
@@ -154,7 +141,12 @@ class _Parts(NamedTuple):
     query: Mapping[str, str]
 
 
-def parse_url(url: str) -> Address | EmbeddedFolder | MemoryName | FileFolder:
+def resolve(url: str | None) -> Target:
+    """Read a URL; without one, that of $ORCS_REDIS_URL, else an embedded server in the default folder."""
+    return parse_url(url if url is not None else os.environ.get("ORCS_REDIS_URL") or "embedded:")
+
+
+def parse_url(url: str) -> Target:
     """Read a store's URL (the table in README).
 
     Raises:

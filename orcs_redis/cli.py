@@ -26,9 +26,8 @@ try:
 except ModuleNotFoundError as error:  # they are in the extra "cli"; a traceback would not say so
     raise SystemExit(f"orcs-redis: {error.name} is missing: pip install 'orcs-redis[cli]'") from None
 
-from .address import Address, EmbeddedFolder, FileFolder, MemoryName
+from .address import Address, EmbeddedFolder, FileFolder, MemoryName, resolve
 from .asset import SessionAsset
-from .core import resolve
 from .errors import ConflictError, NotFoundError, StorageError
 from .sync import LocalFileStore, RedisSessionStore
 from .terminal import (

@@ -24,13 +24,12 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from .address import check_server
 from .blocking import PooledLink
 from .errors import StorageError, UnavailableError
 from .interrupts import interruption, raise_interruption, suppress
 from .link import Deliver, Feed, Silence, attempt_patience, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
-from .resp import Command, Late, Lost, Reply, Trouble, WrongServer, as_error, pack, translate
+from .resp import Command, Late, Lost, Reply, Trouble, WrongServer, as_error, check_server, pack, translate
 
 __all__ = ["AsyncClientLink", "BlockingClientLink", "memory_client"]
 

@@ -36,9 +36,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .address import FileFolder, MemoryName
+from .address import FileFolder, MemoryName, resolve
 from .asset import ConversationTurn, SessionAsset
-from .core import resolve
 from .errors import OutcomeUnknownError, StorageError, UnavailableError
 from .keys import Keyspace
 from .meta import SessionMeta
@@ -360,7 +359,7 @@ def _clean_up(store: BlockingStore[SessionAsset], namespace: str, ids: Sequence[
         part = keys.partitions[0]
         rest = (part.state, part.updated, part.meta, part.changes, part.deleted, part.deleted_meta)
         commands = [("UNLINK", *rest), ("UNLINK", keys.layout(namespace))]
-        store._link.call(commands, time.monotonic() + 5.0)
+        store._driver.link.call(commands, time.monotonic() + 5.0)
     except (StorageError, Trouble):
         console.print(f"the server is gone: keys of the namespace {namespace} may be left there", style="red")
 

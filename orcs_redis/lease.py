@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from . import scripts
 from .errors import (
@@ -27,14 +24,10 @@ from .ids import check_id
 from .interrupts import raise_interruption
 from .keys import Partition
 from .operations import Identified, Namespace, Operation, check_script, refusal
-from .plans import Pause, Plan, Together
+from .plans import Listener, Pause, Plan, Together
 from .resp import Argument, Command, Reply
 
-if TYPE_CHECKING:
-    from .store import RedisSessionStore
-    from .sync import RedisSessionStore as BlockingStore
-
-__all__ = ["AsyncLeasing", "BlockingLease", "BlockingLeasing", "Lease", "LeaseInfo", "Leases"]
+__all__ = ["LeaseInfo", "Leases", "check_terms", "waking"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TTL = 7 * 86400.0
@@ -48,46 +41,6 @@ class LeaseInfo(NamedTuple):
     holder: str
     since: datetime
     until: datetime
-
-
-class Lease:
-    """The right to a session, as long as the `async with` block lasts and it is not lost.
-
-    Attributes:
-        id: the session's.
-        token: grows from one lease to the next; a write with `lease=` is refused once another token was given out.
-
-    """
-
-    def __init__(self, id: str, token: int) -> None:
-        self.id = id
-        self.token = token
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def lost(self) -> asyncio.Future[None]:
-        """Done when the lease is no longer held; each asking gives a future of its own, which may be cancelled."""
-        return asyncio.shield(self._lost)
-
-    def end(self) -> None:
-        """Tell who awaits `lost`."""
-        if not self._lost.done():
-            self._lost.set_result(None)
-
-    def __repr__(self) -> str:
-        return f"<Lease id={self.id!r} token={self.token}>"
-
-
-class BlockingLease:
-    """The right to a session, as long as the `with` block lasts and it is not lost: `lost` is a `threading.Event`."""
-
-    def __init__(self, id: str, token: int) -> None:
-        self.id = id
-        self.token = token
-        self.lost = threading.Event()
-
-    def __repr__(self) -> str:
-        return f"<Lease id={self.id!r} token={self.token}>"
 
 
 class _Request(Identified[int]):
@@ -263,87 +216,8 @@ class Leases:
         return sorted(itertools.chain.from_iterable(found), key=lambda lease: lease.until)
 
 
-class AsyncLeasing:
-    """The context manager that `lease` returns, for asyncio."""
-
-    def __init__(self, store: RedisSessionStore[Any], id: str, ttl: float, wait: float) -> None:
-        self._store = store
-        self._id, self._ttl, self._wait = _checked(id, ttl, wait)
-
-    async def __aenter__(self) -> Lease:
-        store, leases, id = self._store, self._store._core.leases, self._id
-        claim = leases.acquire(id, self._ttl)
-        try:
-            token = await store._perform(claim)
-        except LeaseHeldError:
-            if self._wait <= 0:
-                raise
-            wake = asyncio.Event()
-            listener = _waking(wake, id)
-            store._subscription.listen(leases.channel(id), listener)
-            try:
-                token = await store._follow(leases.acquire_when_free(claim, self._wait, wake))
-            finally:
-                store._subscription.leave(leases.channel(id), listener)
-        self._lease = Lease(id, token)
-        self._keeper = asyncio.get_running_loop().create_task(self._keep(claim.sent))
-        return self._lease
-
-    async def __aexit__(self, *_: object) -> None:
-        self._keeper.cancel()
-        self._lease.end()
-        with contextlib.suppress(StorageError):  # then it runs out by itself, or did
-            await self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
-
-    async def _keep(self, since: float) -> None:
-        try:
-            await self._store._follow(self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since))
-        finally:
-            self._lease.end()
-
-
-class BlockingLeasing:
-    """The context manager that `lease` returns, for blocking code."""
-
-    def __init__(self, store: BlockingStore[Any], id: str, ttl: float, wait: float) -> None:
-        self._store = store
-        self._id, self._ttl, self._wait = _checked(id, ttl, wait)
-
-    def __enter__(self) -> BlockingLease:
-        store, leases, id = self._store, self._store._core.leases, self._id
-        claim = leases.acquire(id, self._ttl)
-        try:
-            token = store._perform(claim)
-        except LeaseHeldError:
-            if self._wait <= 0:
-                raise
-            wake = threading.Event()
-            leave = store._listen(leases.channel(id), _waking(wake, id))
-            try:
-                token = store._follow(leases.acquire_when_free(claim, self._wait, wake))
-            finally:
-                leave()
-        self._lease = BlockingLease(id, token)
-        self._ended = threading.Event()
-        threading.Thread(target=self._keep, args=(claim.sent,), name="orcs-redis-lease", daemon=True).start()
-        return self._lease
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        with contextlib.suppress(StorageError):  # then it runs out by itself, or did
-            self._store._perform(self._store._core.leases.release(self._id, self._lease.token))
-        self._lease.lost.set()
-
-    def _keep(self, since: float) -> None:
-        keep = self._store._core.leases.keep(self._id, self._lease.token, self._ttl, since)
-        with contextlib.closing(keep), contextlib.suppress(StopIteration):
-            step = next(keep)
-            while not (isinstance(step, Pause) and self._ended.wait(step.seconds)):
-                step = keep.send(None) if isinstance(step, Pause) else self._store._step(keep, step)
-        self._lease.lost.set()
-
-
-def _waking(wake: Any, id: str) -> Callable[[bytes | None], None]:
+def waking(wake: Any, id: str) -> Listener:
+    """Return a listener that sets an event when a session's lease may be free."""
     wanted = id.encode()
 
     def listen(message: bytes | None) -> None:
@@ -353,7 +227,8 @@ def _waking(wake: Any, id: str) -> Callable[[bytes | None], None]:
     return listen
 
 
-def _checked(id: str, ttl: float, wait: float) -> tuple[str, float, float]:
+def check_terms(id: str, ttl: float, wait: float) -> tuple[str, float, float]:
+    """Return a session's id, and for how many seconds its lease is wanted and waited for; ValueError for bad ones."""
     if not 0.001 <= ttl <= _MAX_TTL:
         raise ValueError("the ttl of a lease is a millisecond to a week, in seconds")
     if not wait >= 0:

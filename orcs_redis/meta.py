@@ -1,21 +1,19 @@
-"""What a list tells about sessions, the state of synchronisation, and what every store can do."""
+"""What a list says of sessions, and the state of synchronisation."""
 
 from __future__ import annotations
 
 import builtins
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from msgspec import Struct, field
 
 from .asset import SessionAsset
 
 __all__ = [
-    "BlockingSessionStore",
     "Page",
     "SessionMeta",
-    "SessionStore",
     "SyncMode",
     "SyncState",
     "SyncStatus",
@@ -126,59 +124,3 @@ class Page(NamedTuple, Generic[T]):
 
     items: builtins.list[T]
     cursor: str | None
-
-
-class SessionStore(Protocol[A]):
-    """What every asyncio store can do. Each method may raise a StorageError."""
-
-    async def save(self, asset: A) -> int:
-        """Store the whole asset, overwriting one of the same id; return its revision."""
-        ...
-
-    async def load(self, id: str) -> A:
-        """Read a session; NotFoundError if it is absent."""
-        ...
-
-    async def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions, the last updated first."""
-        ...
-
-    async def delete(self, id: str) -> None:
-        """Delete a session; NotFoundError if it is absent."""
-        ...
-
-    async def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
-        ...
-
-    def sync_status(self) -> SyncStatus:
-        """Tell how the store stands to its server, at once, without I/O."""
-        ...
-
-
-class BlockingSessionStore(Protocol[A]):
-    """What every blocking store can do. Each method may raise a StorageError."""
-
-    def save(self, asset: A) -> int:
-        """Store the whole asset, overwriting one of the same id; return its revision."""
-        ...
-
-    def load(self, id: str) -> A:
-        """Read a session; NotFoundError if it is absent."""
-        ...
-
-    def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions, the last updated first."""
-        ...
-
-    def delete(self, id: str) -> None:
-        """Delete a session; NotFoundError if it is absent."""
-        ...
-
-    def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
-        ...
-
-    def sync_status(self) -> SyncStatus:
-        """Tell how the store stands to its server, at once, without I/O."""
-        ...

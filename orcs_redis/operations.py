@@ -1,6 +1,6 @@
 """What to ask of a server: each operation is a value that knows its commands and how to read their replies.
 
-Nothing here waits: the drivers (store.py, sync.py) do.
+Nothing here waits: the drivers (driver.py, threads.py) do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import msgspec
 
 from . import scripts
-from .address import check_server
 from .asset import SESSION_VERSION, ConversationTurn, SessionAsset
 from .codec import VERSION, Codec, Stored, decode_meta, decode_turns, decode_version, remember
 from .errors import (
@@ -51,6 +50,7 @@ from .resp import (
     as_error,
     as_map,
     check,
+    check_server,
     has_errors,
     translate,
 )

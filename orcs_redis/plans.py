@@ -12,7 +12,7 @@ import itertools
 import random
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -44,7 +44,7 @@ from .operations import (
 )
 from .resp import Argument, Command, Reply, Trouble
 
-__all__ = ["Held", "Operations", "Pause", "Plan", "Together", "alone", "open_namespace"]
+__all__ = ["Held", "Listener", "Operations", "Pause", "Plan", "Together", "alone", "open_namespace"]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
@@ -61,6 +61,10 @@ class Held(Protocol):
 
     id: str
     token: int
+
+
+Listener: TypeAlias = Callable[[bytes | None], None]
+"""Called with a channel's message, or with None: messages may have been missed, or begin to come now."""
 
 
 class Pause(NamedTuple):

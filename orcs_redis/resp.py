@@ -23,6 +23,7 @@ from .errors import (
     UnavailableError,
     UnsupportedServerError,
 )
+from .interrupts import raise_interruption
 
 __all__ = [
     "JOINED",
@@ -43,6 +44,7 @@ __all__ = [
     "as_error",
     "as_map",
     "check",
+    "check_server",
     "divided",
     "has_errors",
     "joinable_run",
@@ -281,6 +283,25 @@ def check(replies: Sequence[Reply]) -> None:
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             raise translate(str(reply))
+
+
+_MINIMUM = {"redis": 7, "valkey": 7}  # major versions
+
+
+def check_server(hello: Reply) -> None:
+    """Raise UnsupportedServerError if the answer to HELLO comes from a server that won't do."""
+    try:
+        about = as_map(hello)
+        server = str(about.get(b"server", b"redis"), errors="replace")
+        version = str(about.get(b"version", b"0"), errors="replace")
+    except (TypeError, ValueError) as error:
+        raise_interruption(error)
+        raise UnsupportedServerError("what answers there is neither Redis nor Valkey") from None
+    if about.get(b"mode") == b"cluster":
+        raise UnsupportedServerError("this server is a node of a cluster")
+    major = version.split(".", 1)[0]
+    if server in _MINIMUM and (not major.isdigit() or int(major) < _MINIMUM[server]):
+        raise UnsupportedServerError(f"{server} {version} is too old: Redis 7.0 or Valkey 7.2 is needed")
 
 
 # Refusals that may pass: nothing was executed. In a script they come before its first write.

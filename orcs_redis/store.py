@@ -5,38 +5,29 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import math
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
 
-from .address import Address, EmbeddedFolder, FileFolder, MemoryName
+from .address import FileFolder, Target
 from .asset import ConversationTurn, SessionAsset
-from .clients import AsyncClientLink, memory_client
-from .core import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Core, OptionArguments, Options, Target, choose
-from .errors import StorageError, UnavailableError
-from .interrupts import suppress
-from .lease import AsyncLeasing, Lease, LeaseInfo
-from .link import AsyncLink, Link
+from .core import Core
+from .driver import Driver
+from .errors import StorageError
+from .lease import LeaseInfo
+from .leasing import Lease, Leasing
 from .local import LocalFileStore
 from .meta import Page, SessionMeta, SyncStatus, Versioned
-from .network import in_thread
-from .operations import Operation
-from .plans import Pause, Plan
-from .resp import Retry, Trouble, WrongServer
-from .subscription import Subscription
+from .options import OptionArguments, Options, choose
+from .plans import alone
 from .watch import Change, Watcher, waking
 
 if TYPE_CHECKING:
     import redis.asyncio
 
-    from .embedded import Attachment
-
 __all__ = ["RedisSessionStore", "open_store"]
 
-T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
 
 
@@ -51,14 +42,9 @@ class RedisSessionStore(Generic[A]):
     been applied), StoreFullError and StoreResetError. A retry within the store never applies a write twice.
     """
 
-    def __init__(self, core: Core[A], link: AsyncLink, attachment: Attachment | None) -> None:
+    def __init__(self, core: Core[A], driver: Driver) -> None:
         self._core = core
-        self._link = link
-        self._attachment = attachment
-        self._loop = asyncio.get_running_loop()
-        self._idle: asyncio.Future[None] | None = None
-        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # calls that may not send yet
-        self._subscription = Subscription(link.feed, core.options.heartbeat)
+        self._driver = driver
 
     @overload
     @classmethod
@@ -98,46 +84,11 @@ class RedisSessionStore(Generic[A]):
         cls, options: Options[Any], target: Target | None, client: redis.asyncio.Redis | None
     ) -> RedisSessionStore[Any]:
         core = Core(options)
-        until = asyncio.get_running_loop().time() + core.deadline
-        attachment: Attachment | None = None
-        match target:
-            case Address() as address:
-                link: AsyncLink = Link(address, core.deadline, on_connect=core.connected)
-            case MemoryName(name):
-                fake = memory_client(name, "FakeAsyncRedis")
-                link = AsyncClientLink(fake, core.deadline, owned=True, on_connect=core.connected)
-            case EmbeddedFolder(path):
-                from .embedded import Attachment, attach
-
-                attachment = await in_thread(attach, path, core.deadline, discard=Attachment.release)
-                where = Address(path=str(attachment.socket))
-                link = Link(where, core.deadline, attachment.ensure, on_connect=core.connected)
-            case FileFolder():
-                raise ValueError("file: is a LocalFileStore's: use open_store")
-            case None:
-                link = AsyncClientLink(cast(Any, client), core.deadline, on_connect=core.connected)
-        store = cls(core, link, attachment)
-        try:
-            await store._run(core.open(), until)
-        except BaseException:
-            await store.aclose()
-            raise
-        return store
+        return cls(core, await Driver.open(core.lifecycle, core.connecting(target, client), core.open()))
 
     async def aclose(self) -> None:
         """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
-        core = self._core
-        core.closed = True
-        if core.is_forked:  # sockets and selector are the parent's
-            return
-        async with contextlib.AsyncExitStack() as stack:  # also if this is cancelled while it waits
-            if self._attachment is not None:
-                stack.callback(self._attachment.release)
-            stack.push_async_callback(self._link.close)
-            stack.push_async_callback(self._subscription.close)
-            if core.active:
-                self._idle = self._idle or self._loop.create_future()
-                await asyncio.wait([self._idle], timeout=core.deadline + 1)
+        await self._driver.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,7 +118,7 @@ class RedisSessionStore(Generic[A]):
             CorruptSessionError: what is stored under the id is no session. `delete` removes it.
 
         """
-        return await self._run(self._core.operations.save(asset, if_revision, lease))
+        return await self._driver.run(self._core.operations.save(asset, if_revision, lease))
 
     async def load(self, id: str) -> A:
         """Return the session.
@@ -176,11 +127,11 @@ class RedisSessionStore(Generic[A]):
             NotFoundError, CorruptSessionError, VersionIncompatibleError
 
         """
-        return (await self._perform(self._core.operations.load(id))).asset
+        return (await self._driver.perform(self._core.operations.load(id))).asset
 
     async def load_versioned(self, id: str) -> Versioned[A]:
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
-        return await self._perform(self._core.operations.load(id))
+        return await self._driver.perform(self._core.operations.load(id))
 
     async def append(
         self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: Lease | None = None
@@ -196,14 +147,14 @@ class RedisSessionStore(Generic[A]):
             ValueError: no turn was given.
 
         """
-        return (await self._perform(self._core.operations.append(id, turns, if_revision, lease))).revision
+        return (await self._driver.perform(self._core.operations.append(id, turns, if_revision, lease))).revision
 
     async def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history: from index start to index stop, both included, negative from the end.
 
         `turns(id, -20)` is the last twenty. Raises NotFoundError, CorruptSessionError.
         """
-        return await self._perform(self._core.operations.turns(id, start, stop))
+        return await self._driver.perform(self._core.operations.turns(id, start, stop))
 
     async def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
@@ -214,7 +165,7 @@ class RedisSessionStore(Generic[A]):
             lease: only as long as it is held.
 
         """
-        return await self._run(self._core.operations.update(id, change, lease))
+        return await self._driver.run(self._core.operations.update(id, change, lease))
 
     async def list(
         self,
@@ -234,7 +185,7 @@ class RedisSessionStore(Generic[A]):
 
         """
         plan = self._core.operations.list(limit, project_path, updated_after, updated_before)
-        return await self._run(plan)
+        return await self._driver.run(plan)
 
     async def page(
         self,
@@ -250,7 +201,7 @@ class RedisSessionStore(Generic[A]):
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
         plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
-        return await self._run(plan)
+        return await self._driver.run(plan)
 
     async def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session.
@@ -260,25 +211,30 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        await self._perform(self._core.operations.delete(id, if_revision, lease))
+        await self._driver.perform(self._core.operations.delete(id, if_revision, lease))
 
     async def exists(self, id: str) -> bool:
         """Return whether there is a session."""
-        return await self._perform(self._core.operations.exists(id))
+        return await self._driver.perform(self._core.operations.exists(id))
 
     async def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
-        return await self._each(self.save, assets)
+        save = self._core.operations.save
+        return await self._driver.each([save(asset, None, None) for asset in assets])
 
     async def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
-        return await self._each(self.load, ids)
+        load = self._core.operations.load
+        loaded = await self._driver.each([alone(load, id) for id in ids])
+        return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     async def delete_many(self, ids: Iterable[str]) -> builtins.list[StorageError | None]:
         """Delete sessions, in few round trips. The list has the error in the place of a session that failed."""
-        return await self._each(self.delete, ids)
+        delete = self._core.operations.delete
+        deleted = await self._driver.each([alone(delete, id, None, None) for id in ids])
+        return [item if isinstance(item, StorageError) else None for item in deleted]
 
-    def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> AsyncLeasing:
+    def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
         """Return an async context manager that gives the session's lease, a `Lease`.
 
         It is renewed in the background, and given back at the end of the block. Writes with `lease=` are refused with
@@ -293,11 +249,11 @@ class RedisSessionStore(Generic[A]):
             LeaseHeldError: another has it.
 
         """
-        return AsyncLeasing(self, id, ttl, wait)
+        return Leasing(self._driver, self._core.leases, id, ttl, wait)
 
     async def leases(self) -> builtins.list[LeaseInfo]:
         """Return all leases that are held, in the order in which they end."""
-        return await self._run(self._core.leases.all())
+        return await self._driver.run(self._core.leases.all())
 
     async def watch(
         self, *, since: str | None = None, ids: Collection[str] | None = None
@@ -320,31 +276,29 @@ class RedisSessionStore(Generic[A]):
         """
         wake = asyncio.Event()
         watcher = Watcher(self._core.changes, ids, wake)
-        await self._run(watcher.start(since))
-        listeners = watcher.listeners()
-        for channel, listener in listeners:
-            self._subscription.listen(channel, listener)
+        await self._driver.run(watcher.start(since))
+        leave = [self._driver.listen(channel, listener) for channel, listener in watcher.listeners()]
         try:
-            while not self._core.closed:
+            while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:
                     yield change
                 else:
-                    await self._follow(watcher.wait())
+                    await self._driver.follow(watcher.wait())
         finally:
-            for channel, listener in listeners:
-                self._subscription.leave(channel, listener)
+            for end in leave:
+                end()
 
     async def cursor(self) -> str:
         """Return the cursor of now, for `watch` and `changes`."""
-        return await self._run(self._core.changes.cursor())
+        return await self._driver.run(self._core.changes.cursor())
 
     async def changes(self, since: str | None = None, limit: int = 1000) -> builtins.list[Change]:
         """Return what changed after a cursor, each session once, at most `limit`; the last one's cursor goes on.
 
         Without a cursor: every session there is. Raises what `watch` raises.
         """
-        return await self._run(self._core.changes.changes(since, limit))
+        return await self._driver.run(self._core.changes.changes(since, limit))
 
     async def wait_for(self, id: str, *, revision: int, timeout: float) -> int:  # noqa: ASYNC109  # it is the contract's
         """Return the session's revision as soon as it is at least `revision`.
@@ -357,11 +311,11 @@ class RedisSessionStore(Generic[A]):
         changes, wake = self._core.changes, asyncio.Event()
         channel, listener = changes.channel(id), waking(wake, id, revision)
         plan = changes.wait_for(id, revision, timeout, wake)
-        self._subscription.listen(channel, listener)
+        leave = self._driver.listen(channel, listener)
         try:
-            return await self._follow(plan)
+            return await self._driver.follow(plan)
         finally:
-            self._subscription.leave(channel, listener)
+            leave()
 
     @property
     def origin(self) -> str:
@@ -370,7 +324,7 @@ class RedisSessionStore(Generic[A]):
 
     async def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
-        return await self._perform(self._core.operations.ping())
+        return await self._driver.perform(self._core.operations.ping())
 
     def sync_status(self) -> SyncStatus:
         """Return how the store stands with its server, at once and without asking it.
@@ -378,167 +332,7 @@ class RedisSessionStore(Generic[A]):
         Online with the last acknowledged operation and the writes in flight; Error from a failure to reach the server
         until the next success; Offline after closing.
         """
-        return self._core.sync_status()
-
-    async def _each(self, call: Callable[[Any], Any], items: Iterable[Any]) -> builtins.list[Any]:
-        """Call a method with each item, a number of them at a time; a dead server is waited for once."""
-        waiting = deque(enumerate(items))
-        results: builtins.list[Any] = [None] * len(waiting)
-        dead = False
-
-        async def work() -> None:
-            nonlocal dead
-            while waiting:
-                n, item = waiting.popleft()
-                began = self._loop.time()
-                try:
-                    if dead:
-                        raise UnavailableError(NOT_SENT)
-                    results[n] = await call(item)
-                except StorageError as error:
-                    results[n] = error
-                    dead |= isinstance(error, NO_OUTCOME) and self._core.answered < began
-
-        await _all(work() for _ in range(min(len(waiting), IN_FLIGHT // 2)))  # other callers have their half
-        return results
-
-    async def _perform(self, operation: Operation[T], until: float | None = None, call: object = None) -> T:
-        """Send an operation until there is an answer or the deadline has come.
-
-        Args:
-            operation: what to do.
-            until: the deadline of the call that it is part of.
-            call: that call, which was admitted.
-
-        """
-        core, loop = self._core, self._loop
-        if asyncio.get_running_loop() is not loop:
-            self._refuse_loop()
-        retry: Retry | None = None
-        error: BaseException | None = None
-        began, expires = math.inf, 0.0
-        try:
-            core.enter(operation, call)
-            if call is None and len(core.active) - len(self._waiting) > IN_FLIGHT:
-                await self._take_turn(operation)
-            began = loop.time()
-            expires = until or began + (operation.deadline or core.deadline)
-            while True:
-                sent = loop.time()
-                try:
-                    return operation.decode(await self._link.call(operation.commands(), expires))
-                except (Trouble, StorageError) as problem:
-                    if isinstance(problem, WrongServer):
-                        self._link.drop(sent)
-                    retry = retry or Retry(expires)
-                    delay = retry.after(problem, loop.time(), operation)
-                if delay:
-                    await asyncio.sleep(delay)
-        except BaseException as exc:
-            error = exc
-            if self._waiting and isinstance(exc, NO_OUTCOME) and core.answered < began <= expires - 0.9 * core.deadline:
-                self._give_up()
-            raise
-        finally:
-            if call is None:
-                core.active.pop(operation, None)
-            core.leave(operation, error, loop.time())
-            if call is None:
-                self._end_turn()
-
-    def _refuse_loop(self) -> None:
-        self._core.check_process()
-        raise RuntimeError("this store belongs to another event loop: open one in this loop")
-
-    async def _take_turn(self, call: Operation[Any] | Plan[Any]) -> None:
-        """Wait until a call may send; its deadline begins only then.
-
-        Raises:
-            UnavailableError: nothing came of those that were sent before it.
-
-        """
-        if isinstance(call, Operation) and call.deadline is not None:
-            return  # the renewal of a lease has no time to wait
-        turn = self._waiting[call] = self._loop.create_future()
-        try:
-            await turn
-        finally:
-            self._waiting.pop(call, None)
-
-    def _end_turn(self) -> None:
-        """Let others send in the place of a call that has ended."""
-        active, waiting = self._core.active, self._waiting
-        while waiting and len(active) - len(waiting) < IN_FLIGHT:
-            _, turn = waiting.popitem(last=False)
-            if not turn.done():  # else its caller was cancelled
-                turn.set_result(None)
-        if self._idle is not None and not active and not self._idle.done():
-            self._idle.set_result(None)
-
-    def _give_up(self) -> None:
-        """Wait for a dead server once, not again for each that waits."""
-        for turn in self._waiting.values():
-            if not turn.done():
-                turn.set_exception(UnavailableError(NOT_SENT))
-
-    async def _run(self, plan: Plan[T], until: float | None = None) -> T:
-        """Perform a plan's operations, one after the other; `aclose` waits for the last."""
-        core, loop = self._core, self._loop
-        if asyncio.get_running_loop() is not loop:
-            self._refuse_loop()
-        try:
-            core.admit(plan)
-            if len(core.active) - len(self._waiting) > IN_FLIGHT:
-                await self._take_turn(plan)
-            return await self._follow(plan, until or loop.time() + core.deadline, plan)
-        finally:
-            core.active.pop(plan, None)
-            self._end_turn()
-
-    async def _follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
-        """Perform a plan's operations, one after the other, until the store is closed.
-
-        With `until` they have one deadline, which begins anew when the plan has paused.
-        """
-        with contextlib.closing(plan):
-            try:
-                step = next(plan)
-                while True:
-                    if isinstance(step, Pause):
-                        await _pause(step)
-                        if until is not None:
-                            until = self._loop.time() + self._core.deadline
-                        step = plan.send(None)
-                        continue
-                    try:
-                        result = await self._perform(step, until, call)
-                    except StorageError as error:
-                        step = plan.throw(error)
-                    else:
-                        step = plan.send(result)
-            except StopIteration as stop:
-                return cast(T, stop.value)
-
-
-async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side; an error ends all of them, and is raised when they have ended."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-async def _pause(pause: Pause) -> None:
-    if pause.wake is None:
-        await asyncio.sleep(pause.seconds)
-        return
-    with suppress(TimeoutError):
-        async with asyncio.timeout(None if pause.seconds == math.inf else pause.seconds):
-            await pause.wake.wait()
+        return self._core.lifecycle.sync_status()
 
 
 @overload

@@ -18,16 +18,15 @@ from typing import Any
 
 from .errors import StorageError, UnavailableError
 from .link import Deliver, Feed
+from .plans import Listener
 from .resp import Trouble
 
-__all__ = ["Background", "Listener", "Subscription"]
+__all__ = ["Background", "Subscription"]
 
 _FIRST_DELAY = 0.01  # seconds
 _LONGEST_DELAY = 60.0  # until a refused subscription is tried again
 _log = logging.getLogger("orcs_redis")
 
-# Called with a message, or with None: messages may have been missed, or begin to come now.
-Listener = Callable[[bytes | None], None]
 Dial = Callable[[Deliver, float], Awaitable[Feed]]
 
 

@@ -24,9 +24,8 @@ from .ids import check_id
 from .interrupts import raise_interruption
 from .keys import Partition
 from .operations import Namespace, Operation
-from .plans import Pause, Plan, Together
+from .plans import Listener, Pause, Plan, Together
 from .resp import Command, Reply
-from .subscription import Listener
 
 __all__ = ["Change", "Changes", "Watcher", "waking"]
 

@@ -136,7 +136,7 @@ def test_a_corrupt_session_is_reported_and_the_others_are_exported(
     name = ("--url", embedded, "--namespace", "corrupt")
     assert run("import", folder, *name).code == 0
     with open_store(embedded, namespace="corrupt") as store:
-        store._link.call([("HSET", "{corrupt/0}:session:s1", "metadata", b"\xc1")], time.monotonic() + 5)
+        store._driver.link.call([("HSET", "{corrupt/0}:session:s1", "metadata", b"\xc1")], time.monotonic() + 5)
     outcome = run("export", tmp_path / "out", *name)
     assert (outcome.code, outcome.out) == (1, "2 exported, 1 failed\n")
     assert "s1" in outcome.err
@@ -353,7 +353,7 @@ def test_watch_begins_now(embedded: str) -> None:
         with Watch("--url", embedded, "--namespace", "watched-now", "--json") as watch:
             raw = ("PUBSUB", "CHANNELS", "{watched-now/0}:changes*")
             until = time.monotonic() + 20
-            while not store._link.call([raw], time.monotonic() + 5)[0]:
+            while not store._driver.link.call([raw], time.monotonic() + 5)[0]:
                 assert time.monotonic() < until
                 time.sleep(0.02)
             err = watch.interrupt()

@@ -1437,7 +1437,7 @@ async def test_closed_links_open_nothing(start_server: StartServer, open_store: 
     await until(lambda: len(listed()) == 1)
     threads = threading.active_count()
     await fails(UnavailableError, store.wait_for(asset.id, revision=9, timeout=9))
-    link = store._link
+    link = store._driver.link
 
     async def call() -> None:
         await link.call([("PING",)], time.monotonic() + 5)

@@ -156,7 +156,7 @@ def test_demo_on_a_server_of_its_own(folder: Path) -> None:
 
 
 def keys_of(store: RedisSessionStore[SessionAsset]) -> int:
-    (size,) = store._link.call([("DBSIZE",)], time.monotonic() + 5)
+    (size,) = store._driver.link.call([("DBSIZE",)], time.monotonic() + 5)
     return int(size)
 
 

@@ -438,7 +438,7 @@ def save_by_hand(store: Any, asset: SessionAsset) -> Write:
 
 async def send(store: Any, write: Write) -> list[Any]:
     """One sending; the script's reply."""
-    replies = await store._link.call(write.commands(), asyncio.get_running_loop().time() + 5)
+    replies = await store._driver.link.call(write.commands(), asyncio.get_running_loop().time() + 5)
     (answer,) = replies[-1]
     return list(answer)
 
@@ -518,7 +518,7 @@ async def test_late_sending_of_a_finished_write(server: Server, open_store: Open
     for number in range(3):
         await store.append("s", turn(str(number)))
     for commands in late:
-        replies = await store._link.call(commands, asyncio.get_running_loop().time() + 5)
+        replies = await store._driver.link.call(commands, asyncio.get_running_loop().time() + 5)
         assert replies[0] == [[b"FORGOTTEN", 5]] or replies[0][0][0] == b"FORGOTTEN"
     assert await contents(store, "s") == ["applied", "0", "1", "2"]
 
@@ -1226,7 +1226,7 @@ async def test_late_sending_of_a_left_window(server: Server, open_store: Open) -
         await asyncio.gather(*(store.append("s", turn("x")) for _ in range(600)))
     stuck.end()  # OutcomeUnknownError
     await store.append("s", turn("once"))
-    (replies,) = await store._link.call(late, asyncio.get_running_loop().time() + 5)
+    (replies,) = await store._driver.link.call(late, asyncio.get_running_loop().time() + 5)
     assert replies[0][0] == b"FORGOTTEN"
     assert (await contents(store, "s")).count("once") == 1
     assert all(not retired for retired in store._core.operations._namespace._retired)
@@ -1242,7 +1242,7 @@ async def test_late_sending_behind_an_older_one(server: Server, open_store: Open
     late = stuck.commands()
     stuck.end()  # cancelled, say
     await store.append("s", turn("once"))
-    (replies,) = await store._link.call(late, asyncio.get_running_loop().time() + 5)
+    (replies,) = await store._driver.link.call(late, asyncio.get_running_loop().time() + 5)
     assert replies[0][0] == b"OK"  # as if it had been applied: nobody waits for it
     assert (await send(store, older))[0] == b"OK"
     assert await contents(store, "s") == ["once", "older"]
@@ -1317,7 +1317,7 @@ async def test_reset_does_not_settle(server: Server, open_store: Open) -> None:
     write, retry = append_by_hand(store, "s", "x"), Retry(expires=math.inf)
     commands = write.commands()
     raw.hset(key("state"), "revision", 0)
-    replies = await store._link.call(commands, asyncio.get_running_loop().time() + 5)
+    replies = await store._driver.link.call(commands, asyncio.get_running_loop().time() + 5)
     with pytest.raises(StoreResetError) as caught:
         write.decode(replies)
     retry.after(Lost("", sent=True), 0.0, write)
@@ -1362,7 +1362,7 @@ async def test_a_script_that_is_stopped(server: Server, open_store: Open) -> Non
     write = append_by_hand(store, "s", "x")
     write.commands()
     source = "redis.call('HSET', KEYS[1], 'a', 1) return redis.call('RPUSH', KEYS[1], 1)"
-    replies = await store._link.call([("EVAL", source, 1, key("half"))], asyncio.get_running_loop().time() + 5)
+    replies = await store._driver.link.call([("EVAL", source, 1, key("half"))], asyncio.get_running_loop().time() + 5)
     with pytest.raises(OutcomeUnknownError):
         write.decode(replies)
     assert raw.hgetall(key("half")) == {b"a": b"1"}

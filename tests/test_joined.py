@@ -395,7 +395,7 @@ async def test_what_cannot_be_packed(start_server: Callable[..., Server]) -> Non
     bad = Joinable(head, ["key"], cast(Any, [object()]))
     turn = ConversationTurn.user("x")
     outcomes: Any = await asyncio.gather(
-        store.ping(), store.append("a", turn), store._link.call([bad], asyncio.get_running_loop().time() + 5),
+        store.ping(), store.append("a", turn), store._driver.link.call([bad], asyncio.get_running_loop().time() + 5),
         store.append("b", turn), store.load_versioned("a"), return_exceptions=True,
     )  # fmt: skip
     assert (outcomes[1], outcomes[3], outcomes[4].revision) == (3, 4, 3)

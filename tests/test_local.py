@@ -33,8 +33,9 @@ from orcs_redis.errors import (
     UnavailableError,
     VersionIncompatibleError,
 )
-from orcs_redis.local import BlockingLocalFileStore, LocalFileStore
+from orcs_redis.local import LocalFileStore
 from orcs_redis.meta import SyncStatus
+from orcs_redis.sync import LocalFileStore as BlockingLocalFileStore
 
 
 class Client:

@@ -20,7 +20,7 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.core import IN_FLIGHT
+from orcs_redis.lifecycle import IN_FLIGHT
 
 from .conftest import Server, Threaded
 from .faults.proxy import BLACKHOLE, HOLD, Proxy, delay
@@ -156,7 +156,7 @@ async def test_cancelled_while_waiting(proxy: Proxy, open_in: Open) -> None:
         contents = [one.content for one in await store.turns("s", -(1000 - len(cancelled)))]
         assert contents == [str(n) for n in range(1000) if str(n) not in cancelled]
     assert store.sync_status().pending_uploads == 0
-    assert not store._waiting
+    assert not store._driver._waiting
     assert unfinished(store) == 0
 
 
@@ -202,7 +202,7 @@ async def test_no_connection_for_good(start_server: StartServer, open_in: Open, 
     raw: Any = server.raw()
     inner = store._store if colour == "sync" else store
     await store.save_many([session("s")])  # the server knows the script from now on
-    call, sent = inner._link.call, 0
+    call, sent = inner._driver.link.call, 0
 
     def lock_out(*arguments: Any) -> Any:
         nonlocal sent
@@ -214,7 +214,7 @@ async def test_no_connection_for_good(start_server: StartServer, open_in: Open, 
             time.sleep(0.05)
         return call(*arguments)
 
-    inner._link.call = lock_out
+    inner._driver.link.call = lock_out
     results = await store.save_many([session(f"s{n}") for n in range(1000)])
     assert len(results) == 1000
     assert all(isinstance(result, (int, StorageError)) for result in results)

@@ -161,7 +161,7 @@ async def test_rights_taken(admin: tuple[Server, RedisSessionStore[SessionAsset]
                 raw.execute_command("ACL", "SETUSER", "worker", "+@all")
                 await settled(full)
                 raw.execute_command("ACL", "SETUSER", "worker", f"-{command}")
-                store._core._denied_until = 0.0  # ask, do not remember
+                store._driver.lifecycle._denied_until = 0.0  # ask, do not remember
                 if command in ("hgetall", "hget", "lrange"):
                     continue  # it can't even load
                 await check(raw, full, store, case)

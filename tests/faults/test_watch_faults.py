@@ -285,18 +285,18 @@ async def test_confirmation_while_reading(server: Server) -> None:
         await store.save(SessionAsset(id="s"))
         wake = asyncio.Event()
         watcher = Watcher(store._core.changes, None, wake)
-        await store._run(watcher.start(await store.cursor()))
+        await store._driver.run(watcher.start(await store.cursor()))
         ((_, listen),) = watcher.listeners()
         looking = watcher.wait()
         question: Any = next(looking)
-        answer = await store._perform(question)
+        answer = await store._driver.perform(question)
         revision = await store.append("s", ConversationTurn.user("x"))  # not heard: the subscription comes later
         listen(None)
         with contextlib.suppress(StopIteration):
             looking.send(answer)
         async with asyncio.timeout(2):
             while (change := watcher.pop()) is None:
-                await store._follow(watcher.wait())
+                await store._driver.follow(watcher.wait())
         assert change.revision == revision
 
 

@@ -38,7 +38,7 @@ from orcs_redis import (
 )
 from orcs_redis.blocking import SocketLink
 from orcs_redis.codec import recall
-from orcs_redis.lease import Lease
+from orcs_redis.leasing import Lease
 from orcs_redis.operations import Write, Written
 from orcs_redis.resp import Command, Lost, Reply
 

@@ -99,7 +99,7 @@ def _seen_now(self: Write, ticket: operations.Ticket, *_: Any) -> None:
 
 
 def _close_all(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    ticket.closing = list(self._retired[partition.number])
+    ticket.barred = [(window, operations._CLOSED, 0) for window in self._retired[partition.number]]
 
 
 def _close_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
