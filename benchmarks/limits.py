@@ -15,10 +15,10 @@ import hiredis
 import msgspec
 
 from orcs_redis import SessionAsset
-from orcs_redis.address import Address, parse_url
-from orcs_redis.codec import decode_meta
-from orcs_redis.link import Link
-from orcs_redis.resp import Command, Joinable, joined, pack
+from orcs_redis.protocol.codec import decode_meta
+from orcs_redis.protocol.resp import Command, Joinable, joined, pack
+from orcs_redis.transport.address import Address, parse_url
+from orcs_redis.transport.connection import Link
 
 from .bench import HISTORY, TASKS, Bench
 from .report import Figure, Target

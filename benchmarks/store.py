@@ -17,7 +17,7 @@ import redis
 
 from orcs_redis import SessionAsset
 from orcs_redis import sync as blocking
-from orcs_redis.keys import Keyspace
+from orcs_redis.protocol.keys import Keyspace
 
 from .adapters import Orcs, RedisPy
 from .bench import HISTORY, TASKS, Bench

@@ -4,10 +4,10 @@ The blocking twin of everything here is in `orcs_redis.sync`.
 """
 
 from . import names
-from .base import SessionStore
-from .leasing import Lease
-from .local import LocalFileStore
 from .names import *  # noqa: F403  # they are listed there, once
-from .store import RedisSessionStore, open_store
+from .stores.base import SessionStore
+from .stores.files import LocalFileStore
+from .stores.leasing import Lease
+from .stores.redis import RedisSessionStore, open_store
 
 __all__ = [*names.__all__, "Lease", "LocalFileStore", "RedisSessionStore", "SessionStore", "open_store"]

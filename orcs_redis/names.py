@@ -1,25 +1,5 @@
 """The public names that asyncio and blocking code share."""
 
-from .asset import (
-    SESSION_VERSION,
-    AutoTriggerConfig,
-    CodingStylePrefs,
-    CommandGrant,
-    CommunicationPrefs,
-    CompactedTurn,
-    ComponentSnapshot,
-    ContextInjection,
-    ConversationHistory,
-    ConversationTurn,
-    GrantKind,
-    LearnedFact,
-    ProjectContext,
-    SessionAsset,
-    SkillConfig,
-    ToolCallRecord,
-    TriggerCondition,
-    UserPreferences,
-)
 from .errors import (
     ChecksumMismatchError,
     ConflictError,
@@ -39,9 +19,29 @@ from .errors import (
     UnsupportedServerError,
     VersionIncompatibleError,
 )
-from .lease import LeaseInfo
-from .meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
-from .watch import Change
+from .model.asset import (
+    SESSION_VERSION,
+    AutoTriggerConfig,
+    CodingStylePrefs,
+    CommandGrant,
+    CommunicationPrefs,
+    CompactedTurn,
+    ComponentSnapshot,
+    ContextInjection,
+    ConversationHistory,
+    ConversationTurn,
+    GrantKind,
+    LearnedFact,
+    ProjectContext,
+    SessionAsset,
+    SkillConfig,
+    ToolCallRecord,
+    TriggerCondition,
+    UserPreferences,
+)
+from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
+from .protocol.changes import Change
+from .protocol.leases import LeaseInfo
 
 __all__ = [
     "SESSION_VERSION",

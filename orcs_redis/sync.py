@@ -4,10 +4,10 @@ from orcs_redis.sync import open_store
 """
 
 from . import names
-from .made.base import SessionStore
-from .made.leasing import Lease
-from .made.local import LocalFileStore
-from .made.store import RedisSessionStore, open_store
 from .names import *  # noqa: F403  # they are listed there, once
+from .stores.blocking.base import SessionStore
+from .stores.blocking.files import LocalFileStore
+from .stores.blocking.leasing import Lease
+from .stores.blocking.redis import RedisSessionStore, open_store
 
 __all__ = [*names.__all__, "Lease", "LocalFileStore", "RedisSessionStore", "SessionStore", "open_store"]

@@ -23,7 +23,7 @@ import redis.asyncio
 
 import orcs_redis
 import orcs_redis.sync
-from orcs_redis import embedded
+from orcs_redis.transport import embedded
 
 from .servers import BINARIES, BINARY
 from .servers import Server as Server
@@ -209,7 +209,7 @@ def place(
     match row.server:
         case "memory":
             url = f"memory://{namespace}"
-            from orcs_redis.clients import memory_client
+            from orcs_redis.transport.clients import memory_client
 
             raw = memory_client(namespace, "FakeRedis")
             assert isinstance(raw, fakeredis.FakeRedis)

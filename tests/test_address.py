@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import orcs_redis
 import orcs_redis.sync
 from orcs_redis import PermissionDeniedError, SessionAsset, UnavailableError
-from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from orcs_redis.transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
 
 from .conftest import Server, Threaded
 

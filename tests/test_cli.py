@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orcs_redis import ConversationTurn, SessionAsset, cli
+from orcs_redis import ConversationTurn, SessionAsset
+from orcs_redis.cli.main import main
 from orcs_redis.sync import LocalFileStore, open_store
 
 EVIL = "\x1b[31mred\x1b]0;title\x07 [bold]markup[/bold] \x9b2J \u202ereversed"
@@ -43,7 +44,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str | Path) -> Outcome:
         capfd.readouterr()
         with pytest.raises(SystemExit) as info:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         outcome = Outcome(int(info.value.code or 0), *capfd.readouterr())
         assert "Traceback" not in outcome.err
         assert all(line.startswith("orcs-redis: ") for line in outcome.err.splitlines())
@@ -502,7 +503,7 @@ def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
 
 def test_without_its_libraries_it_says_what_to_install() -> None:
     """Where typer or rich is missing, one line says how to get them."""
-    code = "import sys; sys.modules['typer'] = None; import orcs_redis.cli"
+    code = "import sys; sys.modules['typer'] = None; import orcs_redis.cli.main"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "orcs-redis: typer is missing: pip install 'orcs-redis[cli]'\n"

@@ -41,13 +41,13 @@ from orcs_redis import (
     SyncMode,
     UnavailableError,
     UnsupportedServerError,
-    embedded,
 )
-from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
-from orcs_redis.blocking import SocketLink
-from orcs_redis.clients import AsyncClientLink, BlockingClientLink, memory_client
-from orcs_redis.link import Link
-from orcs_redis.resp import Lost
+from orcs_redis.protocol.resp import Lost
+from orcs_redis.transport import embedded
+from orcs_redis.transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from orcs_redis.transport.clients import AsyncClientLink, BlockingClientLink, memory_client
+from orcs_redis.transport.connection import Link
+from orcs_redis.transport.sockets import SocketLink
 
 from .conftest import Server, Threaded, every_server, free_port
 from .faults.proxy import Proxy
@@ -1342,7 +1342,7 @@ async def test_idle_connections_are_closed(
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(lambda n: store.append(asset.id, turn(str(n))), range(200)))
     assert len(connections(raw)) > 1
-    monkeypatch.setattr("orcs_redis.blocking.IDLE", 0.1)
+    monkeypatch.setattr("orcs_redis.transport.sockets.IDLE", 0.1)
     await asyncio.sleep(0.2)
     for _ in range(2):  # the first takes the last that was used
         store.load(asset.id)

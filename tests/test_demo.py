@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from orcs_redis import ConversationTurn, SessionAsset
-from orcs_redis.embedded import find_server
+from orcs_redis.cli.verdict import Entry, Seen, Verdict, judge
 from orcs_redis.sync import RedisSessionStore, open_store
-from orcs_redis.verdict import Entry, Seen, Verdict, judge
+from orcs_redis.transport.embedded import find_server
 
 
 def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:

@@ -44,8 +44,8 @@ from orcs_redis import (
     UnavailableError,
     scripts,
 )
-from orcs_redis.operations import Write
-from orcs_redis.resp import Forgotten, Joinable, Lost, Retry, Torn, joined
+from orcs_redis.protocol.operations import Write
+from orcs_redis.protocol.resp import Forgotten, Joinable, Lost, Retry, Torn, joined
 
 from .conftest import Place, Server, Threaded
 from .faults.proxy import BLACKHOLE, SWALLOW, Proxy, mid_command, mid_reply

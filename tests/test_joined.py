@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StoreFullError, scripts
-from orcs_redis.codec import Codec
-from orcs_redis.operations import Namespace, Write
-from orcs_redis.plans import Operations
-from orcs_redis.resp import Head, Joinable, divided, joinable_run, joined
+from orcs_redis.protocol.codec import Codec
+from orcs_redis.protocol.operations import Namespace, Write
+from orcs_redis.protocol.plans import Operations
+from orcs_redis.protocol.resp import Head, Joinable, divided, joinable_run, joined
 
 from .conftest import Place, Server, every_server
 from .test_layout import dump

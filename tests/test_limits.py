@@ -10,7 +10,13 @@ from typing import Any, TypeAlias
 import pytest
 
 import orcs_redis.sync
-from orcs_redis import ConversationTurn, RedisSessionStore, SerializationError, SessionAsset, embedded
+from orcs_redis import (
+    ConversationTurn,
+    RedisSessionStore,
+    SerializationError,
+    SessionAsset,
+)
+from orcs_redis.transport import embedded
 
 from .conftest import Server, Threaded
 

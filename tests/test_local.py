@@ -20,7 +20,6 @@ from unittest import mock
 
 import pytest
 
-from orcs_redis.asset import ConversationTurn, SessionAsset
 from orcs_redis.errors import (
     CorruptSessionError,
     InvalidIdError,
@@ -33,8 +32,9 @@ from orcs_redis.errors import (
     UnavailableError,
     VersionIncompatibleError,
 )
-from orcs_redis.local import LocalFileStore
-from orcs_redis.meta import SyncStatus
+from orcs_redis.model.asset import ConversationTurn, SessionAsset
+from orcs_redis.model.meta import SyncStatus
+from orcs_redis.stores.files import LocalFileStore
 from orcs_redis.sync import LocalFileStore as BlockingLocalFileStore
 
 

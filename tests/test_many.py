@@ -20,7 +20,7 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.lifecycle import IN_FLIGHT
+from orcs_redis.transport.lifecycle import IN_FLIGHT
 
 from .conftest import Server, Threaded
 from .faults.proxy import BLACKHOLE, HOLD, Proxy, delay

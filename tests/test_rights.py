@@ -17,9 +17,9 @@ from orcs_redis import (
     SessionAsset,
     StorageError,
     UnsupportedServerError,
-    operations,
     scripts,
 )
+from orcs_redis.protocol import operations
 
 from .conftest import Server, every_server
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-STORES = Path(__file__).parents[1] / "orcs_redis"
-MADE = STORES / "made"
-SOURCES = ("base", "leasing", "local", "store")
+STORES = Path(__file__).parents[1] / "orcs_redis/stores"
+MADE = STORES / "blocking"
+SOURCES = ("base", "files", "leasing", "redis")
 HEAD = "# Made from ../{name} by tools/unasync.py: change that one.\n"
 
 WORDS = {  # whole lines and sentences first

@@ -15,7 +15,7 @@ import pytest
 
 import orcs_redis.sync
 from orcs_redis import Change, ConversationTurn, RedisSessionStore, SessionAsset
-from orcs_redis.watch import Watcher
+from orcs_redis.protocol.changes import Watcher
 
 from ..conftest import Server, channel
 from .proxy import BLACKHOLE, HOLD, REFUSE, SWALLOW, Mode, Proxy

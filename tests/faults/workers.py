@@ -36,11 +36,11 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.blocking import SocketLink
-from orcs_redis.codec import recall
-from orcs_redis.leasing import Lease
-from orcs_redis.operations import Write, Written
-from orcs_redis.resp import Command, Lost, Reply
+from orcs_redis.protocol.codec import recall
+from orcs_redis.protocol.operations import Write, Written
+from orcs_redis.protocol.resp import Command, Lost, Reply
+from orcs_redis.stores.leasing import Lease
+from orcs_redis.transport.sockets import SocketLink
 
 DEADLINE = 3.0
 LONG, MORTAL, STILL = 3, 4, 6

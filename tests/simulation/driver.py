@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orcs_redis import SessionAsset
-from orcs_redis.codec import Codec
 from orcs_redis.errors import StorageError
-from orcs_redis.lease import Leases
-from orcs_redis.operations import Namespace, Operation, Write
-from orcs_redis.plans import Operations, Pause, Plan
-from orcs_redis.resp import Command, Lost, Retry, Trouble
-from orcs_redis.watch import Changes
+from orcs_redis.protocol.changes import Changes
+from orcs_redis.protocol.codec import Codec
+from orcs_redis.protocol.leases import Leases
+from orcs_redis.protocol.operations import Namespace, Operation, Write
+from orcs_redis.protocol.plans import Operations, Pause, Plan
+from orcs_redis.protocol.resp import Command, Lost, Retry, Trouble
 
 if TYPE_CHECKING:
     from .model import Record

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orcs_redis.codec import decode_meta, decode_turns
 from orcs_redis.errors import OutcomeUnknownError, StorageError
-from orcs_redis.keys import Partition
-from orcs_redis.operations import DELETE, SAVE, Write, Written
-from orcs_redis.resp import Reply, as_error
+from orcs_redis.protocol.codec import decode_meta, decode_turns
+from orcs_redis.protocol.keys import Partition
+from orcs_redis.protocol.operations import DELETE, SAVE, Write, Written
+from orcs_redis.protocol.resp import Reply, as_error
 
 from .driver import CANCELLED
 from .leases import LeaseModel

@@ -12,12 +12,14 @@ from typing import Any
 
 import hiredis
 
-from orcs_redis import ConversationTurn, SessionAsset, asset, lease, operations, plans, resp, scripts, watch
-from orcs_redis.keys import Keyspace
-from orcs_redis.meta import Versioned
-from orcs_redis.operations import Create, Namespace, Write
-from orcs_redis.plans import Plan, alone
-from orcs_redis.resp import Argument, Command, Joinable, Lost, divided, joinable_run, joined
+from orcs_redis import ConversationTurn, SessionAsset, scripts
+from orcs_redis.model import asset
+from orcs_redis.model.meta import Versioned
+from orcs_redis.protocol import changes, leases, operations, plans, resp
+from orcs_redis.protocol.keys import Keyspace
+from orcs_redis.protocol.operations import Create, Namespace, Write
+from orcs_redis.protocol.plans import Plan, alone
+from orcs_redis.protocol.resp import Argument, Command, Joinable, Lost, divided, joinable_run, joined
 
 from .clock import Clock
 from .driver import CANCELLED, Call, Flow, Wake, Writer
@@ -146,11 +148,11 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (asset, lease, operations, watch)]
+        swaps += [(module, "time", self.clock) for module in (asset, leases, operations, changes)]
         swaps += [(module, "random", self.random) for module in (plans, resp)]
         swaps += [
-            (os, "urandom", self.random.randbytes), (operations, "_WINDOW", self.window), (watch, "_BATCH", self.batch),
-            (watch, "_PENDING", self.pending),
+            (os, "urandom", self.random.randbytes), (operations, "_WINDOW", self.window),
+            (changes, "_BATCH", self.batch), (changes, "_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
         try:
@@ -644,7 +646,7 @@ class World:
     def _requests(self, sending: Sending) -> dict[Member, Requested]:
         found: dict[Member, Requested] = {}
         for member in sending.members:
-            if isinstance(member.call.operation, lease._Request):
+            if isinstance(member.call.operation, leases._Request):
                 frame = self._frame(sending, member)
                 found[member] = Requested.read(member.call, frame)
         return found
@@ -661,7 +663,7 @@ class World:
         for member in sending.members:
             operation = member.call.operation
             replies = sending.replies[member.first : member.first + member.count]
-            if None in replies[-1:] and isinstance(operation, (Write, lease._Request)):
+            if None in replies[-1:] and isinstance(operation, (Write, leases._Request)):
                 continue  # it was cut off
             if member.ticket is not None and member.call.record is not None:
                 item = replies[-1]

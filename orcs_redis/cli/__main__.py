@@ -1,0 +1,5 @@
+"""`python -m orcs_redis.cli`."""
+
+from .main import main
+
+main()

@@ -1,0 +1,356 @@
+"""Commands, replies, and the one place where what goes wrong between us and a server gets its name.
+
+`Trouble` and its kinds are what an attempt may end in while another one may still succeed. They never reach the caller:
+`Retry` turns the last one into an error of ours when the deadline has come.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import hiredis
+import msgspec
+
+from ..errors import (
+    LayoutError,
+    OutcomeUnknownError,
+    PermissionDeniedError,
+    StorageError,
+    StoreFullError,
+    UnavailableError,
+    UnsupportedServerError,
+)
+from ..interrupts import raise_interruption
+
+__all__ = [
+    "JOINED",
+    "Again",
+    "Argument",
+    "Command",
+    "Forgotten",
+    "Head",
+    "Joinable",
+    "Late",
+    "Lost",
+    "NoScript",
+    "Reply",
+    "Retry",
+    "Torn",
+    "Trouble",
+    "WrongServer",
+    "as_error",
+    "as_map",
+    "check",
+    "check_server",
+    "divided",
+    "has_errors",
+    "joinable_run",
+    "joined",
+    "pack",
+    "translate",
+]
+
+Argument: TypeAlias = str | bytes | int
+# A reply is whatever RESP can hold: bytes, int, None, list, dict, or an error as a value.
+Reply: TypeAlias = Any
+
+
+JOINED = 16
+"""How many calls go out as one at most."""
+
+_JOINED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
+_LARGE = 256 * 1024  # bytes of a request from which on a hosted server may have a limit
+
+
+class Head(NamedTuple):
+    """What the calls of a script that may be joined have in common."""
+
+    verb: str
+    script: bytes
+    keys: tuple[str, ...]
+    arguments: tuple[Argument, ...]
+
+
+class Joinable(msgspec.Struct):
+    """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
+
+    The reply is an array with an item for each; whoever joins calls gives each caller an array of its own item.
+    """
+
+    head: Head
+    keys: Sequence[str]
+    arguments: Sequence[Argument]
+
+    def size(self) -> int:
+        """Return about how many bytes it has."""
+        return sum([len(argument) for argument in self.arguments if type(argument) is bytes])
+
+
+Command: TypeAlias = tuple[Argument, ...] | Joinable
+
+
+class Trouble(Exception):
+    """An attempt failed, and the operation may be tried again."""
+
+    sent = False  # whether it may have been, or may yet be, executed all the same
+    pause = True  # whether to wait before the next attempt
+    large = False  # whether sending it again is expensive, and likely to fail again
+
+    def final(self, before: str, *, maybe_applied: bool) -> StorageError:
+        """Return what the caller is told when there is no time for another attempt; `before`: an earlier reason."""
+        text = f"{self}; before that: {before}" if before and isinstance(self, Late) else str(self)
+        if maybe_applied:
+            return OutcomeUnknownError(f"no answer in time, and the write may have been applied: {text}")
+        return UnavailableError(text)
+
+
+class Lost(Trouble):
+    """There is no connection, it broke, or no answer came over it."""
+
+    def __init__(self, reason: str, *, sent: bool, size: int = 0) -> None:
+        """`size`: bytes of the request over which a connection broke, 0 if it did not break."""
+        self.sent = sent
+        self.large = size >= _LARGE
+        hint = f": a limit of the server's on the size of requests? This one has {size} bytes" if self.large else ""
+        super().__init__(reason + hint)
+
+
+class Late(Lost):
+    """The time was over: the reason may be that of an earlier attempt."""
+
+
+class Again(Trouble):
+    """The server refused for now: it was not executed."""
+
+
+class WrongServer(Again):
+    """The connection leads to a server that does not do it: it was not executed, and may be over another connection."""
+
+
+class NoScript(Trouble):
+    """The server doesn't know the script's digest: it was not executed."""
+
+    pause = False
+
+
+class Torn(Trouble):
+    """A write came between the commands of one read."""
+
+    pause = False
+
+
+class Forgotten(Trouble):
+    """The server has forgotten operations among which an earlier sending of this one may have been."""
+
+    pause = False
+
+
+class Retried(Protocol):
+    """What `Retry` asks of an operation."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes something."""
+        ...
+
+    def settles(self, error: StorageError) -> bool:
+        """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
+        ...
+
+
+class Retry:
+    """The attempts at one operation: when the next one is due, and what it comes to when none is left."""
+
+    __slots__ = ("_before", "_delay", "_expires", "_maybe_applied")
+
+    def __init__(self, expires: float) -> None:
+        self._expires = expires
+        self._delay = 0.0  # the first repetition comes at once, in the order of the first sendings
+        self._maybe_applied = False
+        self._before = ""  # the last reason other than that the time was over
+
+    def after(self, problem: Trouble | StorageError, now: float, operation: Retried) -> float:
+        """Return how many seconds to wait before the next attempt (backoff with jitter).
+
+        Raises:
+            UnavailableError: the deadline has come; a write was certainly not applied.
+            OutcomeUnknownError: the deadline has come, or the answer is no final one; it may have been applied, or
+                may yet be.
+            StorageError: the final answer.
+
+        """
+        if isinstance(problem, StorageError):
+            if self._maybe_applied and not operation.settles(problem):
+                raise OutcomeUnknownError(f"an answer was lost, and sent again it was refused: {problem}") from None
+            raise problem
+        self._maybe_applied |= problem.sent and operation.writes
+        if isinstance(problem, Forgotten) and self._maybe_applied:
+            raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None
+        delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
+        # Refused so far: an attempt that is cut short by the deadline would only leave the outcome open.
+        least = _LEAST if operation.writes and not self._maybe_applied else 0.0
+        if now + delay + least >= self._expires:
+            raise problem.final(self._before, maybe_applied=self._maybe_applied) from None
+        if not isinstance(problem, Late):
+            self._before = str(problem)
+        if problem.large:
+            self._delay = min(max(2 * self._delay, 0.1), 5.0)
+        elif problem.pause:
+            self._delay = min(2 * self._delay or 0.005, 0.2)
+        return delay
+
+
+def joinable_run(commands: Iterable[Command | None]) -> list[Joinable]:
+    """Return the first of the commands, as many as can go out as one."""
+    run: list[Joinable] = []
+    size = 0
+    for command in commands:
+        if type(command) is not Joinable or (run and command.head is not run[0].head):
+            break
+        size += command.size()
+        if run and (size > _JOINED_BYTES or len(run) == JOINED):
+            break
+        run.append(command)
+    return run
+
+
+def divided(reply: Reply, number: int) -> list[Reply]:
+    """Return what each of the joined calls is to get of their reply; an error of the whole is everyone's."""
+    if type(reply) is list and len(reply) == number:
+        return [[item] for item in reply]
+    return [reply] * number
+
+
+def joined(calls: Sequence[Joinable]) -> tuple[Argument, ...]:
+    """Return calls of one head as one command."""
+    head = calls[0].head
+    keys: list[Argument] = [*head.keys]
+    arguments: list[Argument] = [*head.arguments]
+    for call in calls:
+        keys += call.keys
+        arguments += call.arguments
+    return (head.verb, head.script, b"%d" % len(keys), *keys, *arguments)
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """Return the commands as they go over the wire."""
+    return b"".join(
+        [_pack_command(_texts(joined((command,)) if type(command) is Joinable else command)) for command in commands]
+    )
+
+
+_pack_command: Callable[[object], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any tuple
+_TEXT = frozenset({bytes, str})
+
+
+def _texts(command: Any) -> Any:
+    """Return a command with numbers as text: hiredis crashes if a signal handler raises while it converts one."""
+    return command if _TEXT.issuperset(map(type, command)) else tuple([_bytes(argument) for argument in command])
+
+
+def _bytes(argument: Argument) -> bytes:
+    if isinstance(argument, bytes):
+        return bytes(argument)
+    if isinstance(argument, int):
+        return b"%d" % argument
+    if isinstance(argument, str):
+        return argument.encode()
+    raise TypeError(f"an argument of a command is text, bytes or an integer, not {type(argument).__name__}")
+
+
+def as_error(reply: Reply) -> str | None:
+    """Return the text of an error reply, None for any other."""
+    return str(reply) if isinstance(reply, hiredis.ReplyError) else None
+
+
+def as_map(reply: Reply) -> Mapping[bytes, Reply]:
+    """Return a map that RESP2 sends as a flat array and RESP3 as a map."""
+    if isinstance(reply, dict):
+        return reply
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def has_errors(replies: Sequence[Reply]) -> bool:
+    """Return whether there is an error among the replies."""
+    return hiredis.ReplyError in map(type, replies)
+
+
+def check(replies: Sequence[Reply]) -> None:
+    """Raise the first error among the replies, in our terms."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise translate(str(reply))
+
+
+_MINIMUM = {"redis": 7, "valkey": 7}  # major versions
+
+
+def check_server(hello: Reply) -> None:
+    """Raise UnsupportedServerError if the answer to HELLO comes from a server that won't do."""
+    try:
+        about = as_map(hello)
+        server = str(about.get(b"server", b"redis"), errors="replace")
+        version = str(about.get(b"version", b"0"), errors="replace")
+    except (TypeError, ValueError) as error:
+        raise_interruption(error)
+        raise UnsupportedServerError("what answers there is neither Redis nor Valkey") from None
+    if about.get(b"mode") == b"cluster":
+        raise UnsupportedServerError("this server is a node of a cluster")
+    major = version.split(".", 1)[0]
+    if server in _MINIMUM and (not major.isdigit() or int(major) < _MINIMUM[server]):
+        raise UnsupportedServerError(f"{server} {version} is too old: Redis 7.0 or Valkey 7.2 is needed")
+
+
+# Refusals that may pass: nothing was executed. In a script they come before its first write.
+_LEAST = 0.05  # seconds for the last attempt at a write
+
+_FOR_NOW = {
+    "BUSY": "a script keeps it busy",
+    "CLUSTERDOWN": "its cluster is down",
+    "LOADING": "it is loading its data",
+    "MISCONF": "it can't save to its disk",
+    "NOREPLICAS": "too few replicas are connected to it",
+    "TRYAGAIN": "a slot is moving",
+}
+_ELSEWHERE = {
+    "MASTERDOWN": "it is a replica without its master",
+    "NOAUTH": "the connection is not authenticated any more",
+    "READONLY": "it is a replica",
+}
+_COMMAND = re.compile(r"unknown command ['`]([A-Za-z|]{1,30})['`]")
+_DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
+
+
+def translate(text: str, *, opening: bool = False) -> StorageError | Trouble:
+    """Name a server's error in our terms; `opening`: it refuses a new connection.
+
+    Arguments that it quotes (they may be a payload) are left out.
+    """
+    code, _, rest = text.partition(" ")
+    gist = text.partition("'")[0].partition("`")[0].strip()[:160]
+    if code == "NOSCRIPT":
+        return NoScript(gist)
+    if code in _FOR_NOW:
+        return Again(f"the server refuses for now: {_FOR_NOW[code]} ({code})")
+    if "max number of clients" in text:
+        return Again(f"the server refuses for now: {gist}")
+    if code in _ELSEWHERE and not (opening and code == "NOAUTH"):
+        return WrongServer(f"the server refuses: {_ELSEWHERE[code]} ({code})")
+    if code == "NOPROTO" or "nknown command" in text or "Unknown Redis command" in text:
+        found = _COMMAND.search(text)
+        name = f"the command {found[1].upper()}" if found else "a command"
+        return UnsupportedServerError(f"the server lacks {name}: Redis 7.0 or Valkey 7.2 is needed, nothing renamed")
+    if code in _DENIED or "ACL failure" in text or "The user executing the script" in text:
+        return PermissionDeniedError(f"the server denied it: {gist}")
+    if code == "ERR" and ("invalid password" in rest or "AUTH" in rest):
+        return PermissionDeniedError("the server denied it: wrong user name or password")
+    if code == "OOM":
+        return StoreFullError("the server is out of memory (maxmemory)")
+    if code == "WRONGTYPE":
+        return LayoutError("a key holds another type than this store's")
+    if code in ("MOVED", "ASK", "CROSSSLOT"):
+        return UnsupportedServerError("this server is a node of a cluster")
+    return StorageError(f"the server answered: {gist}")
