@@ -4,6 +4,7 @@
 #   make demo URL=redis://localhost:6379/0       on yours
 #   make demo ARGS="--seconds 30 --workers 8"
 #   make test   make lint                        (ARGS goes to pytest)
+#   make docs                                    the site, into site/
 #   make bench   make bench FULL=1               against other stores
 #   make chaos SECONDS=600
 #   make simulate SECONDS=600
@@ -16,7 +17,7 @@ STAMP := $(VENV)/.stamp
 URL ?=
 ARGS ?=
 
-.PHONY: demo test lint chaos simulate steady bench clean
+.PHONY: demo test lint docs chaos simulate steady bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -30,6 +31,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A warning is an error, and no page may load anything from another host.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@! grep -rlE '<(script|img|link|iframe)[^>]* (src|href)="?(https?:)?//' site --include='*.html'
 
 # Long runs of the fault tier: make chaos SECONDS=600 SEED=7
 SECONDS ?= 60
@@ -60,4 +66,8 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --editable '.[cli,embedded,memory]' --group dev
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --group docs
 	@touch $@

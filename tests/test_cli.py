@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from orcs_redis import ConversationTurn, SessionAsset
-from orcs_redis.cli.main import main
+from orcs_redis.cli import main
 from orcs_redis.sync import LocalFileStore, open_store
 
 EVIL = "\x1b[31mred\x1b]0;title\x07 [bold]markup[/bold] \x9b2J \u202ereversed"
@@ -503,7 +503,7 @@ def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
 
 def test_without_its_libraries_it_says_what_to_install() -> None:
     """Where typer or rich is missing, one line says how to get them."""
-    code = "import sys; sys.modules['typer'] = None; import orcs_redis.cli.main"
+    code = "import sys; sys.modules['typer'] = None; import orcs_redis.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "orcs-redis: typer is missing: pip install 'orcs-redis[cli]'\n"

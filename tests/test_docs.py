@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import gc
+import importlib.metadata
 import inspect
 import re
 import sys
@@ -35,19 +37,36 @@ from .conftest import Server, every_server
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(orcs_redis.__file__).parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def read(name: str) -> str:
     return (ROOT / name).read_text()
 
 
-def blocks() -> Iterator[Any]:
+def name(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+def fences() -> Iterator[tuple[str, int, str]]:
+    """The blocks of Python: document, line and text."""
     for document in DOCUMENTS:
         text = document.read_text()
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            line = text.count("\n", 0, match.start()) + 1
-            yield pytest.param(match[1], f"{document}:{line}", id=f"{document.name}:{line}")
+        # The second form is for what is included: ruff would format it.
+        for match in re.finditer(r"^```(?:python| { \.python .*})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield name(document), text.count("\n", 0, match.start()) + 1, match[1]
+
+
+def included(text: str) -> str | None:
+    """The file that a block shows instead of having a text."""
+    match = re.fullmatch(r'--8<-- "(.*)"\n', text)
+    return match and match[1]
+
+
+def blocks() -> Iterator[Any]:
+    for document, line, text in fences():
+        if not included(text):
+            yield pytest.param(text, f"{ROOT / document}:{line}", id=f"{document}:{line}")
 
 
 Run = Callable[[str, str], None]
@@ -110,14 +129,34 @@ def test_a_broken_example_fails(run: Run, text: str) -> None:
 
 
 def test_every_document_is_looked_at() -> None:
-    """There are examples in README and in the protocol, and no Python block that the test would overlook."""
+    """There are examples on these pages, and no Python block that the tests would overlook."""
     found = [param.id for param in blocks()]
-    assert {str(id).partition(":")[0] for id in found} >= {"README.md", "protocol.md"}
-    fences = sum(len(re.findall(r"```[ \t]*py", document.read_text(), re.IGNORECASE)) for document in DOCUMENTS)
-    assert len(found) == fences
+    assert {str(id).partition(":")[0] for id in found} >= {"README.md", "docs/index.md", "docs/protocol.md"}
+    shown = [included(text) for _, _, text in fences() if included(text)]
+    every = sum(len(re.findall(r"(?:```|~~~)[ \t{.]*py", page.read_text(), re.IGNORECASE)) for page in DOCUMENTS)
+    assert len(found) + len(shown) == every
+    # Those are run by test_examples.
+    assert set(shown) <= {name(path) for path in (ROOT / "examples").glob("*.py")}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_the_site_has_every_page() -> None:
+    """The pages of the site are those of docs/."""
+    pages = re.findall(r"^ +- (?:.*: )?([\w/.-]+\.md)$", read("mkdocs.yml"), re.MULTILINE)
+    assert sorted(pages) == [str(page.relative_to(ROOT / "docs")) for page in sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """What is exported is on a page of the reference, and nothing else is."""
+    text = "".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    for module in (orcs_redis, orcs_redis.sync):
+        shown = set(re.findall(rf"^::: {module.__name__}\.(\w+)$", text, re.MULTILINE))
+        public = set(module.__all__) - {"SESSION_VERSION"}
+        if module is orcs_redis.sync:
+            public = {each for each in public if getattr(module, each) is not getattr(orcs_redis, each)}
+        assert shown == public
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links(document: Path) -> None:
     """Links between files, and to headings, lead somewhere; no line is too long but tables and commands."""
     text = document.read_text()
@@ -128,6 +167,77 @@ def test_links(document: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "ACL "))] == []
+
+
+# Tables
+
+
+def table(document: str, heading: str) -> list[list[str]]:
+    """The rows of the tables under a heading."""
+    text = read(document).partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| .*\|$", text, re.MULTILINE)]
+    assert rows, heading
+    return rows
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"`([^`]*)`", text)
+
+
+def defined(name: str) -> Any:
+    """What is defined under a name somewhere in the package."""
+    modules = [module for key, module in sys.modules.items() if key.partition(".")[0] == "orcs_redis"]
+    return next(vars(module)[name] for module in modules if name in vars(module))
+
+
+def test_the_table_of_urls() -> None:
+    """It has every scheme that there is."""
+    shown = {url.partition(":")[0] for row in table("docs/reference/options.md", "URLs") for url in code(row[0])}
+    with pytest.raises(ValueError, match="are known") as info:
+        orcs_redis.sync.RedisSessionStore.connect("other://")
+    known = re.search(r": ([\w, ]*) are known", str(info.value))
+    assert known is not None
+    assert shown == set(known[1].split(", "))
+
+
+def test_the_table_of_options() -> None:
+    """It has every option that there is, with its default."""
+    shown = dict.fromkeys(("client", "asset_type"), "")
+    for row in table("docs/reference/options.md", "Options"):
+        shown |= {name: default for name, _, default in (text.partition("=") for text in code(row[0]))}
+    assert shown.keys() == {"client", "asset_type", *defined("OptionArguments").__optional_keys__}
+    defaults = {each.name: each.default for each in dataclasses.fields(defined("Options"))}
+    for name, default in shown.items():
+        if default and name != "asset_type":
+            assert ast.literal_eval(default) == defaults[name]
+
+
+@pytest.mark.parametrize("module", [orcs_redis, orcs_redis.sync], ids=["async", "blocking"])
+def test_the_tables_of_methods(module: Any) -> None:
+    """They have every public method of a store; a file store has those of SessionStore."""
+    rows = table("docs/reference/options.md", "Methods")
+    shown = {re.split(r"\W", text)[0] for row in rows for text in code(row[0])}
+    opening = {"connect", "aclose", "close", "origin"}
+    assert shown == {name for name in dir(module.RedisSessionStore) if not name.startswith("_")} - opening
+    base = {name for name in dir(module.SessionStore) if not name.startswith("_")}
+    assert base <= {name for name in dir(module.LocalFileStore) if not name.startswith("_")}
+    assert {"append", "turns", "update", "page", "lease", "watch"}.isdisjoint(dir(module.LocalFileStore))  # README
+
+
+def test_the_table_of_errors() -> None:
+    """It has every error that there is, but the base and one that no store raises."""
+    shown = {text.partition("(")[0] for row in table("docs/reference/options.md", "Errors") for text in code(row[0])}
+    errors = {name for name in orcs_redis.__all__ if name.endswith("Error")}
+    assert shown == errors - {"StorageError", "ChecksumMismatchError"}
+
+
+def test_the_table_of_commands() -> None:
+    """It has every command."""
+    rows = table("docs/reference/options.md", "Command line")
+    shown = {text.removeprefix("orcs-redis ").split()[0] for row in rows for text in code(row[0])}
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="orcs-redis")
+    app = sys.modules[entry.load().__module__].app
+    assert shown == {command.name for command in app.registered_commands}
 
 
 # The house
@@ -224,12 +334,12 @@ def test_numbers_of_the_protocol() -> None:
 
 
 def acl() -> list[str]:
-    (line,) = re.findall(r"^ACL SETUSER .*$", read("README.md"), re.MULTILINE)
+    (line,) = re.findall(r"^ACL SETUSER .*$", read("docs/howto/servers.md"), re.MULTILINE)
     return str(line).split()
 
 
 def test_rights_are_those_that_are_used() -> None:
-    """The rights in README are the commands in the scripts and in the code, no more and no less."""
+    """The rights in the docs are the commands in the scripts and in the code, no more and no less."""
     used: set[str] = set()
     for path in PACKAGE.glob("scripts/*.lua"):
         used.update(re.findall(r"(?:call\(|look = .*?\{|or \{)'([A-Z]+)'", path.read_text()))
@@ -242,7 +352,7 @@ def test_rights_are_those_that_are_used() -> None:
 
 @every_server
 def test_rights_suffice(start_server: Callable[..., Server]) -> None:
-    """A user with the rights in README can do everything, and nothing outside of the namespace."""
+    """A user with the rights in the docs can do everything, and nothing outside of the namespace."""
     server = start_server()
     raw: Any = server.raw()
     raw.execute_command(*acl())

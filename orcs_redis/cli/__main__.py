@@ -1,5 +1,5 @@
 """`python -m orcs_redis.cli`."""
 
-from .main import main
+from . import main
 
 main()

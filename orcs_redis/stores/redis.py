@@ -102,7 +102,8 @@ class RedisSessionStore(Generic[A]):
     async def save(self, asset: A, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Store the whole asset and return the new revision.
 
-        Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent.
+        Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent. Its
+        updated_at_ms is stored as it is, at most the server's now: call `asset.touch()` to move it in lists.
 
         Args:
             asset: is not changed.
@@ -124,7 +125,9 @@ class RedisSessionStore(Generic[A]):
         """Return the session.
 
         Raises:
-            NotFoundError, CorruptSessionError, VersionIncompatibleError
+            NotFoundError: there is no such session.
+            CorruptSessionError: what is stored under the id is no session, or a part of it is gone.
+            VersionIncompatibleError: it is of another version of the schema.
 
         """
         return (await self._driver.perform(self._core.operations.load(id))).asset
@@ -158,6 +161,8 @@ class RedisSessionStore(Generic[A]):
 
     async def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
+
+        There is no bound on the number of tries; the deadline is for each of them.
 
         Args:
             id: the session.
@@ -358,9 +363,10 @@ async def open_store(
     """Open a store for an `async with` block.
 
     Args:
-        url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (README has the
-            table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A file:// URL gives a
-            LocalFileStore, which has the methods of SessionStore only and takes no option but asset_type.
+        url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (the docs' page of
+            options has the table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A
+            file:// URL gives a LocalFileStore, which has the methods of SessionStore only and takes no option but
+            asset_type.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
         options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
             asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);

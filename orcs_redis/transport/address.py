@@ -147,7 +147,7 @@ def resolve(url: str | None) -> Target:
 
 
 def parse_url(url: str) -> Target:
-    """Read a store's URL (the table in README).
+    """Read a store's URL (the table in docs/reference/options.md).
 
     Raises:
         TypeError: it is no str.

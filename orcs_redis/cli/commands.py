@@ -321,8 +321,8 @@ def demo(
 ) -> int:
     """Let processes work on shared sessions, then tell whether anything was lost or doubled.
 
-    Without --url it has a server of its own in a temporary folder. Of any other server it uses a new namespace, which
-    it removes in the end.
+    It ignores $ORCS_REDIS_URL: without --url it starts a server in a temporary folder. On the server of --url it uses
+    a new namespace, which it removes in the end; --namespace is refused.
     """
     from .demo import run
 
