@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 import redis.asyncio
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StorageError
+from orcs_redis.protocol.commands import Joinable, joined
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.operations import APPEND, Write
-from orcs_redis.protocol.resp import Joinable, joined
+from orcs_redis.protocol.writes import APPEND, Write
 from orcs_redis.scripts import WRITE
 
 from .servers import Server

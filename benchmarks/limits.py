@@ -16,7 +16,7 @@ import msgspec
 
 from orcs_redis import SessionAsset
 from orcs_redis.protocol.codec import decode_meta
-from orcs_redis.protocol.resp import Command, Joinable, joined, pack
+from orcs_redis.protocol.commands import Command, Joinable, joined, pack
 from orcs_redis.transport.address import Address, parse_url
 from orcs_redis.transport.connection import Link
 

@@ -42,7 +42,7 @@ from orcs_redis import (
     UnavailableError,
     UnsupportedServerError,
 )
-from orcs_redis.protocol.resp import Lost
+from orcs_redis.protocol.attempts import Lost
 from orcs_redis.transport import embedded
 from orcs_redis.transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
 from orcs_redis.transport.clients import AsyncClientLink, BlockingClientLink, memory_client

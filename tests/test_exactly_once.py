@@ -44,8 +44,9 @@ from orcs_redis import (
     UnavailableError,
     scripts,
 )
-from orcs_redis.protocol.operations import Write
-from orcs_redis.protocol.resp import Forgotten, Joinable, Lost, Retry, Torn, joined
+from orcs_redis.protocol.attempts import Forgotten, Lost, Retry, Torn
+from orcs_redis.protocol.commands import Joinable, joined
+from orcs_redis.protocol.writes import Write
 
 from .conftest import Place, Server, Threaded
 from .faults.proxy import BLACKHOLE, SWALLOW, Proxy, mid_command, mid_reply

@@ -14,9 +14,10 @@ import pytest
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StoreFullError, scripts
 from orcs_redis.protocol.codec import Codec
-from orcs_redis.protocol.operations import Namespace, Write
-from orcs_redis.protocol.plans import Operations
-from orcs_redis.protocol.resp import Head, Joinable, divided, joinable_run, joined
+from orcs_redis.protocol.commands import Head, Joinable, divided, joinable_run, joined
+from orcs_redis.protocol.sessions import Operations
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 from .conftest import Place, Server, every_server
 from .test_layout import dump

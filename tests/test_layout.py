@@ -16,7 +16,7 @@ from orcs_redis import (
     SessionAsset,
     StoreResetError,
 )
-from orcs_redis.protocol.operations import Namespace
+from orcs_redis.protocol.writer import Namespace
 
 from .conftest import Connect, Place
 

@@ -19,7 +19,7 @@ from orcs_redis import (
     UnsupportedServerError,
     scripts,
 )
-from orcs_redis.protocol import operations
+from orcs_redis.protocol import namespace
 
 from .conftest import Server, every_server
 
@@ -36,7 +36,7 @@ StartServer = Callable[..., Server]
 
 def test_every_command_is_probed() -> None:
     """What a script calls is among what is asked for when a store opens."""
-    probed = {name.lower() for name in operations._WRITE_COMMANDS + operations._OTHER_COMMANDS}
+    probed = {name.lower() for name in namespace._WRITE_COMMANDS + namespace._OTHER_COMMANDS}
     assert probed >= CALLED
     assert {"hset", "rpush", "zadd", "unlink", "rename", "persist", "pexpire", "publish", "ltrim", "lset"} < CALLED
 

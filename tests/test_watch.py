@@ -15,7 +15,7 @@ import pytest
 
 from orcs_redis import Change, ConversationTurn, InvalidIdError, NotFoundError, SessionAsset, StoreResetError
 from orcs_redis.protocol.changes import Changes
-from orcs_redis.protocol.operations import Namespace
+from orcs_redis.protocol.writer import Namespace
 
 from .conftest import ROWS, Connect, Place, Server, connected
 

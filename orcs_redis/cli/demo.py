@@ -39,9 +39,9 @@ from rich.text import Text
 from ..errors import OutcomeUnknownError, StorageError, UnavailableError
 from ..model.asset import ConversationTurn, SessionAsset
 from ..model.meta import SessionMeta
+from ..protocol.attempts import Trouble
 from ..protocol.changes import Change
 from ..protocol.keys import Keyspace
-from ..protocol.resp import Trouble
 from ..stores.redis import RedisSessionStore, open_store
 from ..sync import RedisSessionStore as BlockingStore
 from ..transport.address import FileFolder, MemoryName, resolve

@@ -22,10 +22,10 @@ from .. import scripts
 from ..errors import LayoutError, NotFoundError, OutcomeUnknownError, StoreResetError, UnavailableError
 from ..interrupts import raise_interruption
 from ..model.ids import check_id
+from .commands import Command, Reply
 from .keys import Partition
-from .operations import Namespace, Operation
-from .plans import Listener, Pause, Plan, Together
-from .resp import Command, Reply
+from .request import Listener, Operation, Pause, Plan, Together
+from .writer import Namespace
 
 __all__ = ["Change", "Changes", "Watcher", "waking"]
 

@@ -22,10 +22,11 @@ from ..errors import (
 )
 from ..interrupts import raise_interruption
 from ..model.ids import check_id
+from .commands import Argument, Command, Reply
 from .keys import Partition
-from .operations import Identified, Namespace, Operation, check_script, refusal
-from .plans import Listener, Pause, Plan, Together
-from .resp import Argument, Command, Reply
+from .request import Listener, Operation, Pause, Plan, Together
+from .writer import Namespace
+from .writes import Identified, check_script, refusal
 
 __all__ = ["LeaseInfo", "Leases", "check_terms", "waking"]
 

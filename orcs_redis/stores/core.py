@@ -9,7 +9,9 @@ from ..model.asset import SessionAsset
 from ..protocol.changes import Changes
 from ..protocol.codec import Codec
 from ..protocol.leases import Leases
-from ..protocol.plans import Operations, Plan, open_namespace
+from ..protocol.namespace import open_namespace
+from ..protocol.request import Plan
+from ..protocol.sessions import Operations
 from ..transport.address import Target
 from ..transport.lifecycle import Lifecycle
 from ..transport.opening import Connecting

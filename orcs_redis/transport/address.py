@@ -17,7 +17,8 @@ from urllib.parse import unquote_to_bytes
 
 from ..errors import PermissionDeniedError
 from ..interrupts import raise_interruption
-from ..protocol.resp import Command, Lost, Reply, as_error, check_server, translate
+from ..protocol.attempts import Lost, check_server, translate
+from ..protocol.commands import Command, Reply, as_error
 
 __all__ = ["Address", "Credentials", "EmbeddedFolder", "FileFolder", "MemoryName", "Target", "parse_url", "resolve"]
 

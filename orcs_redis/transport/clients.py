@@ -26,7 +26,8 @@ from redis.retry import Retry
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption, suppress
-from ..protocol.resp import Command, Late, Lost, Reply, Trouble, WrongServer, as_error, check_server, pack, translate
+from ..protocol.attempts import Late, Lost, Trouble, WrongServer, check_server, translate
+from ..protocol.commands import Command, Reply, as_error, pack
 from .connection import Deliver, Feed, Silence, attempt_patience, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
 from .sockets import PooledLink

@@ -21,21 +21,8 @@ import msgspec
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption
-from ..protocol.resp import (
-    JOINED,
-    Command,
-    Joinable,
-    Late,
-    Lost,
-    Reply,
-    Trouble,
-    WrongServer,
-    check,
-    divided,
-    joinable_run,
-    joined,
-    pack,
-)
+from ..protocol.attempts import Late, Lost, Trouble, WrongServer, check
+from ..protocol.commands import JOINED, Command, Joinable, Reply, divided, joinable_run, joined, pack
 from .address import Address
 from .network import ASK_ROLE, ROLE_CHECK, Role, in_thread, open_socket, reason_of, unreachable
 

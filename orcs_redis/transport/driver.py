@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import suppress
-from ..protocol.operations import Operation
-from ..protocol.plans import Listener, Pause, Plan
-from ..protocol.resp import Retry, Trouble, WrongServer
+from ..protocol.attempts import Retry, Trouble, WrongServer
+from ..protocol.request import Listener, Operation, Pause, Plan
 from .connection import AsyncLink
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
 from .opening import Connecting, open_link

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import OutcomeUnknownError, PermissionDeniedError, StorageError, UnavailableError
 from ..model.meta import SyncMode, SyncStatus
-from ..protocol.operations import Operation
+from ..protocol.request import Operation
 
 __all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Lifecycle"]
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.resp import Command, Late, Lost, Reply, Trouble, WrongServer, as_map, check
+from ..protocol.attempts import Late, Lost, Trouble, WrongServer, check
+from ..protocol.commands import Command, Reply, as_map
 from .address import Address
 
 __all__ = ["ASK_ROLE", "ROLE_CHECK", "Role", "in_thread", "open_socket", "reason_of", "unreachable"]

@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import StorageError, UnavailableError
-from ..protocol.plans import Listener
-from ..protocol.resp import Trouble
+from ..protocol.attempts import Trouble
+from ..protocol.request import Listener
 from .connection import Deliver, Feed
 
 __all__ = ["Background", "Subscription"]

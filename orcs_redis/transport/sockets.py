@@ -16,7 +16,8 @@ import hiredis
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.resp import Command, Late, Lost, Reply, Trouble, WrongServer, pack
+from ..protocol.attempts import Late, Lost, Trouble, WrongServer
+from ..protocol.commands import Command, Reply, pack
 from .address import Address
 from .connection import Deliver, Feed, Prepare, attempt_patience, dial, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
-from ..protocol.operations import Operation
-from ..protocol.plans import Listener, Pause, Plan
-from ..protocol.resp import Command, Reply, Retry, Trouble, WrongServer, divided, joinable_run, joined
+from ..protocol.attempts import Retry, Trouble, WrongServer
+from ..protocol.commands import Command, Reply, divided, joinable_run, joined
+from ..protocol.request import Listener, Operation, Pause, Plan
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
 from .opening import Connecting, open_blocking_link
 from .pubsub import Background, Subscription

@@ -36,9 +36,10 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
+from orcs_redis.protocol.attempts import Lost
 from orcs_redis.protocol.codec import recall
-from orcs_redis.protocol.operations import Write, Written
-from orcs_redis.protocol.resp import Command, Lost, Reply
+from orcs_redis.protocol.commands import Command, Reply
+from orcs_redis.protocol.writes import Write, Written
 from orcs_redis.stores.leasing import Lease
 from orcs_redis.transport.sockets import SocketLink
 

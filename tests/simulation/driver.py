@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from orcs_redis import SessionAsset
 from orcs_redis.errors import StorageError
+from orcs_redis.protocol.attempts import Lost, Retry, Trouble
 from orcs_redis.protocol.changes import Changes
 from orcs_redis.protocol.codec import Codec
+from orcs_redis.protocol.commands import Command
 from orcs_redis.protocol.leases import Leases
-from orcs_redis.protocol.operations import Namespace, Operation, Write
-from orcs_redis.protocol.plans import Operations, Pause, Plan
-from orcs_redis.protocol.resp import Command, Lost, Retry, Trouble
+from orcs_redis.protocol.request import Operation, Pause, Plan
+from orcs_redis.protocol.sessions import Operations
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 if TYPE_CHECKING:
     from .model import Record

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orcs_redis.errors import OutcomeUnknownError, StorageError
 from orcs_redis.protocol.codec import decode_meta, decode_turns
+from orcs_redis.protocol.commands import Reply, as_error
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.operations import DELETE, SAVE, Write, Written
-from orcs_redis.protocol.resp import Reply, as_error
+from orcs_redis.protocol.writes import DELETE, SAVE, Write, Written
 
 from .driver import CANCELLED
 from .leases import LeaseModel

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from orcs_redis.errors import StoreResetError
-from orcs_redis.protocol import changes, leases, operations
+from orcs_redis.protocol import changes, leases, writer
+from orcs_redis.protocol.attempts import Lost, Retry
 from orcs_redis.protocol.changes import Watcher
-from orcs_redis.protocol.operations import Namespace, Probe, Write
-from orcs_redis.protocol.resp import Lost, Retry
+from orcs_redis.protocol.namespace import Probe
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 from .clock import Clock
 from .lua import Edit
@@ -94,19 +96,19 @@ def _resets_settle(original: Any) -> Any:
     return lambda self, error: isinstance(error, StoreResetError) or original(self, error)
 
 
-def _seen_now(self: Write, ticket: operations.Ticket, *_: Any) -> None:
+def _seen_now(self: Write, ticket: writer.Ticket, *_: Any) -> None:
     ticket.seen = self._namespace.seen[self._partition.number]
 
 
-def _close_all(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    ticket.barred = [(window, operations._CLOSED, 0) for window in self._retired[partition.number]]
+def _close_all(ticket: writer.Ticket, self: Namespace, partition: Any) -> None:
+    ticket.barred = [(window, writer._CLOSED, 0) for window in self._retired[partition.number]]
 
 
-def _close_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
+def _close_once(ticket: writer.Ticket, self: Namespace, partition: Any) -> None:
     self._retired[partition.number] = []
 
 
-def _floor_at_once(ticket: operations.Ticket, *_: Any) -> None:
+def _floor_at_once(ticket: writer.Ticket, *_: Any) -> None:
     ticket.floor = ticket.counter
 
 

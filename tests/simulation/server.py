@@ -13,7 +13,7 @@ from typing import Any
 
 import hiredis
 
-from orcs_redis.protocol.resp import Command, as_error
+from orcs_redis.protocol.commands import Command, as_error
 from orcs_redis.transport.embedded import _die_with_parent, find_server
 
 # Small hashes keep the order in which they were filled, so that the server's own randomness has nothing to choose from.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from orcs_redis.errors import StorageError, StoreResetError
 from orcs_redis.protocol.changes import Change, Watcher, _decode_message
-from orcs_redis.protocol.operations import DELETE
-from orcs_redis.protocol.resp import Reply, as_error
+from orcs_redis.protocol.commands import Reply, as_error
+from orcs_redis.protocol.writes import DELETE
 
 from .driver import CANCELLED, Flow, Wake, Writer
 from .rules import Violation

@@ -15,11 +15,15 @@ import hiredis
 from orcs_redis import ConversationTurn, SessionAsset, scripts
 from orcs_redis.model import asset
 from orcs_redis.model.meta import Versioned
-from orcs_redis.protocol import changes, leases, operations, plans, resp
+from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
+from orcs_redis.protocol import writer as writers
+from orcs_redis.protocol.attempts import Lost
+from orcs_redis.protocol.commands import Argument, Command, Joinable, divided, joinable_run, joined
 from orcs_redis.protocol.keys import Keyspace
-from orcs_redis.protocol.operations import Create, Namespace, Write
-from orcs_redis.protocol.plans import Plan, alone
-from orcs_redis.protocol.resp import Argument, Command, Joinable, Lost, divided, joinable_run, joined
+from orcs_redis.protocol.namespace import Create
+from orcs_redis.protocol.request import Plan, alone
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 from .clock import Clock
 from .driver import CANCELLED, Call, Flow, Wake, Writer
@@ -148,10 +152,10 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (asset, leases, operations, changes)]
-        swaps += [(module, "random", self.random) for module in (plans, resp)]
+        swaps += [(module, "time", self.clock) for module in (asset, leases, reads, writers, changes)]
+        swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
-            (os, "urandom", self.random.randbytes), (operations, "_WINDOW", self.window),
+            (os, "urandom", self.random.randbytes), (writers, "_WINDOW", self.window),
             (changes, "_BATCH", self.batch), (changes, "_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
@@ -670,7 +674,7 @@ class World:
                 self.model.answered(member.call.record, member.ticket, item[0] if type(item) is list else item)
             elif member in requests:
                 self.model.leases.judge(requests[member], replies[0])
-            elif isinstance(operation, plans.Together):
+            elif isinstance(operation, request.Together):
                 self._judge_reads(sending, member, replies)
 
     def _judge_reads(self, sending: Sending, member: Member, replies: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ from ...model.asset import ConversationTurn, SessionAsset
 from ...model.meta import Page, SessionMeta, SyncStatus, Versioned
 from ...protocol.changes import Change, Watcher, waking
 from ...protocol.leases import LeaseInfo
-from ...protocol.plans import alone
+from ...protocol.request import alone
 from ...transport.address import FileFolder, Target
 from ...transport.threads import Driver
 from ..core import Core

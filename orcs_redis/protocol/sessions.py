@@ -1,7 +1,4 @@
-"""What a store can do, as operations and as plans: generators that yield operations and are sent their results.
-
-Bad input is refused here, before anything is sent.
-"""
+"""What a store can do with sessions, as requests and plans. Bad input is refused here, before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,45 +7,29 @@ import builtins
 import inspect
 import itertools
 import random
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from ..errors import ConflictError, CorruptSessionError, LayoutError, SerializationError
+from ..errors import ConflictError, CorruptSessionError, SerializationError
 from ..interrupts import raise_interruption
 from ..model.asset import ConversationTurn, SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Page, SessionMeta, Versioned
 from .codec import Codec, Encoded, Patch, Stored, recall, remember
-from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace, Partition
-from .operations import (
-    APPEND,
-    DELETE,
-    SAVE,
-    AllMeta,
-    Create,
-    Exists,
-    Load,
-    MetaRun,
-    Namespace,
-    Operation,
-    Ping,
-    Position,
-    Probe,
-    ReadLayout,
-    Turns,
-    Write,
-    Written,
-)
-from .resp import Argument, Command, Reply, Trouble
+from .commands import Argument
+from .keys import Partition
+from .namespace import Probe
+from .reads import AllMeta, Exists, Load, MetaRun, Ping, Position, Turns
+from .request import Pause, Plan, Together
+from .writer import Namespace
+from .writes import APPEND, DELETE, SAVE, Write, Written
 
-__all__ = ["Held", "Listener", "Operations", "Pause", "Plan", "Together", "alone", "open_namespace"]
+__all__ = ["Held", "Operations"]
 
-T = TypeVar("T")
 A = TypeVar("A", bound=SessionAsset)
-
 _ALL: tuple[Argument, Argument] = ("-inf", "+inf")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -61,87 +42,6 @@ class Held(Protocol):
 
     id: str
     token: int
-
-
-Listener: TypeAlias = Callable[[bytes | None], None]
-"""Called with a channel's message, or with None: messages may have been missed, or begin to come now."""
-
-
-class Pause(NamedTuple):
-    """What a plan yields to wait for some seconds, or until an event of the colour's library is set."""
-
-    seconds: float
-    wake: Any = None
-
-
-class Together(Operation[builtins.list[Any]]):
-    """Reads that are asked for at the same time, as one operation: the list of their results, or the first's error.
-
-    An attempt sends those that have no result yet.
-    """
-
-    __slots__ = ("_missing", "_results", "_widths")
-
-    def __init__(self, operations: Iterable[Operation[Any]]) -> None:
-        super().__init__()
-        self._missing = dict(enumerate(operations))
-        self._results: builtins.list[Any] = [None] * len(self._missing)
-        self._widths: builtins.list[int] = []
-        if any(operation.writes for operation in self._missing.values()):
-            raise ValueError("writes have outcomes of their own: they are not performed as one operation")
-
-    def commands(self) -> Sequence[Command]:
-        """Return the commands of all that are missing."""
-        parts = [operation.commands() for operation in self._missing.values()]
-        self._widths = [len(part) for part in parts]
-        return [command for part in parts for command in part]
-
-    def decode(self, replies: Sequence[Reply]) -> builtins.list[Any]:
-        """Return the results; if some are missing still, raise why."""
-        trouble: Trouble | None = None
-        at = 0
-        for (n, operation), width in zip(tuple(self._missing.items()), self._widths, strict=True):
-            try:
-                self._results[n] = operation.decode(replies[at : at + width])
-            except Trouble as problem:
-                trouble = trouble or problem
-            else:
-                del self._missing[n]
-            at += width
-        if trouble is not None:
-            raise trouble
-        return self._results
-
-
-Plan = Generator[Operation[Any] | Pause, Any, T]
-
-
-def open_namespace(name: str, partitions: int | None) -> Plan[Namespace]:
-    """Read the namespace's descriptor, or create it.
-
-    Raises:
-        LayoutError: another version, another number of partitions, or something else's keys.
-
-    """
-    fields = yield ReadLayout(name)
-    if not fields:
-        answer = yield Create(name, partitions or 1)
-        if answer == "STRAY":
-            raise LayoutError(f"namespace {name!r} has data but no descriptor: it was lost or is foreign")
-        fields = yield ReadLayout(name)
-    try:
-        version, count = int(fields[b"version"]), int(fields[b"partitions"])
-        incarnation = fields[b"incarnation"]
-    except (KeyError, ValueError) as error:
-        raise_interruption(error)
-        raise LayoutError(f"{Keyspace.layout(name)} is not a descriptor of this store's layout") from None
-    if version != LAYOUT_VERSION:
-        raise LayoutError(f"namespace {name!r} has layout {version}, this store is of layout {LAYOUT_VERSION}")
-    if not 1 <= count <= MAX_PARTITIONS:
-        raise LayoutError(f"namespace {name!r} says it has {count} partitions")
-    if partitions is not None and partitions != count:
-        raise LayoutError(f"namespace {name!r} has {count} partitions, not {partitions}")
-    return Namespace(name, count, incarnation)
 
 
 class Operations(Generic[A]):
@@ -395,9 +295,3 @@ def _decode_cursor(cursor: str) -> tuple[int, str]:
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise_interruption(error)
         raise ValueError("that is not a cursor of a page") from None
-
-
-def alone(make: Callable[..., Operation[T]], *arguments: Any) -> Plan[T]:
-    """Return the plan of one operation, made when the plan begins."""
-    result: T = yield make(*arguments)
-    return result

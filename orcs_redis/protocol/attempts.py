@@ -1,18 +1,18 @@
-"""Commands, replies, and the one place where what goes wrong between us and a server gets its name.
+"""What an attempt can end in, and when the next one is due.
 
-`Trouble` and its kinds are what an attempt may end in while another one may still succeed. They never reach the caller:
-`Retry` turns the last one into an error of ours when the deadline has come.
+Here alone, what goes wrong between us and a server gets its name. `Trouble` and its kinds are what an attempt may end
+in while another one may still succeed. They never reach the caller: `Retry` turns the last one into an error of ours
+when the deadline has come.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Protocol
 
 import hiredis
-import msgspec
 
 from ..errors import (
     LayoutError,
@@ -24,72 +24,25 @@ from ..errors import (
     UnsupportedServerError,
 )
 from ..interrupts import raise_interruption
+from .commands import Reply, as_map
 
 __all__ = [
-    "JOINED",
     "Again",
-    "Argument",
-    "Command",
     "Forgotten",
-    "Head",
-    "Joinable",
     "Late",
     "Lost",
     "NoScript",
-    "Reply",
+    "Retried",
     "Retry",
     "Torn",
     "Trouble",
     "WrongServer",
-    "as_error",
-    "as_map",
     "check",
     "check_server",
-    "divided",
-    "has_errors",
-    "joinable_run",
-    "joined",
-    "pack",
     "translate",
 ]
 
-Argument: TypeAlias = str | bytes | int
-# A reply is whatever RESP can hold: bytes, int, None, list, dict, or an error as a value.
-Reply: TypeAlias = Any
-
-
-JOINED = 16
-"""How many calls go out as one at most."""
-
-_JOINED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
 _LARGE = 256 * 1024  # bytes of a request from which on a hosted server may have a limit
-
-
-class Head(NamedTuple):
-    """What the calls of a script that may be joined have in common."""
-
-    verb: str
-    script: bytes
-    keys: tuple[str, ...]
-    arguments: tuple[Argument, ...]
-
-
-class Joinable(msgspec.Struct):
-    """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
-
-    The reply is an array with an item for each; whoever joins calls gives each caller an array of its own item.
-    """
-
-    head: Head
-    keys: Sequence[str]
-    arguments: Sequence[Argument]
-
-    def size(self) -> int:
-        """Return about how many bytes it has."""
-        return sum([len(argument) for argument in self.arguments if type(argument) is bytes])
-
-
-Command: TypeAlias = tuple[Argument, ...] | Joinable
 
 
 class Trouble(Exception):
@@ -161,6 +114,10 @@ class Retried(Protocol):
         ...
 
 
+# Refusals that may pass: nothing was executed. In a script they come before its first write.
+_LEAST = 0.05  # seconds for the last attempt at a write
+
+
 class Retry:
     """The attempts at one operation: when the next one is due, and what it comes to when none is left."""
 
@@ -203,81 +160,6 @@ class Retry:
         return delay
 
 
-def joinable_run(commands: Iterable[Command | None]) -> list[Joinable]:
-    """Return the first of the commands, as many as can go out as one."""
-    run: list[Joinable] = []
-    size = 0
-    for command in commands:
-        if type(command) is not Joinable or (run and command.head is not run[0].head):
-            break
-        size += command.size()
-        if run and (size > _JOINED_BYTES or len(run) == JOINED):
-            break
-        run.append(command)
-    return run
-
-
-def divided(reply: Reply, number: int) -> list[Reply]:
-    """Return what each of the joined calls is to get of their reply; an error of the whole is everyone's."""
-    if type(reply) is list and len(reply) == number:
-        return [[item] for item in reply]
-    return [reply] * number
-
-
-def joined(calls: Sequence[Joinable]) -> tuple[Argument, ...]:
-    """Return calls of one head as one command."""
-    head = calls[0].head
-    keys: list[Argument] = [*head.keys]
-    arguments: list[Argument] = [*head.arguments]
-    for call in calls:
-        keys += call.keys
-        arguments += call.arguments
-    return (head.verb, head.script, b"%d" % len(keys), *keys, *arguments)
-
-
-def pack(commands: Sequence[Command]) -> bytes:
-    """Return the commands as they go over the wire."""
-    return b"".join(
-        [_pack_command(_texts(joined((command,)) if type(command) is Joinable else command)) for command in commands]
-    )
-
-
-_pack_command: Callable[[object], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it takes any tuple
-_TEXT = frozenset({bytes, str})
-
-
-def _texts(command: Any) -> Any:
-    """Return a command with numbers as text: hiredis crashes if a signal handler raises while it converts one."""
-    return command if _TEXT.issuperset(map(type, command)) else tuple([_bytes(argument) for argument in command])
-
-
-def _bytes(argument: Argument) -> bytes:
-    if isinstance(argument, bytes):
-        return bytes(argument)
-    if isinstance(argument, int):
-        return b"%d" % argument
-    if isinstance(argument, str):
-        return argument.encode()
-    raise TypeError(f"an argument of a command is text, bytes or an integer, not {type(argument).__name__}")
-
-
-def as_error(reply: Reply) -> str | None:
-    """Return the text of an error reply, None for any other."""
-    return str(reply) if isinstance(reply, hiredis.ReplyError) else None
-
-
-def as_map(reply: Reply) -> Mapping[bytes, Reply]:
-    """Return a map that RESP2 sends as a flat array and RESP3 as a map."""
-    if isinstance(reply, dict):
-        return reply
-    return dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-def has_errors(replies: Sequence[Reply]) -> bool:
-    """Return whether there is an error among the replies."""
-    return hiredis.ReplyError in map(type, replies)
-
-
 def check(replies: Sequence[Reply]) -> None:
     """Raise the first error among the replies, in our terms."""
     for reply in replies:
@@ -303,9 +185,6 @@ def check_server(hello: Reply) -> None:
     if server in _MINIMUM and (not major.isdigit() or int(major) < _MINIMUM[server]):
         raise UnsupportedServerError(f"{server} {version} is too old: Redis 7.0 or Valkey 7.2 is needed")
 
-
-# Refusals that may pass: nothing was executed. In a script they come before its first write.
-_LEAST = 0.05  # seconds for the last attempt at a write
 
 _FOR_NOW = {
     "BUSY": "a script keeps it busy",
@@ -354,3 +233,9 @@ def translate(text: str, *, opening: bool = False) -> StorageError | Trouble:
     if code in ("MOVED", "ASK", "CROSSSLOT"):
         return UnsupportedServerError("this server is a node of a cluster")
     return StorageError(f"the server answered: {gist}")
+
+
+def unable(answer: bytes, commands: str) -> StorageError:
+    if answer == b"DENIED":
+        return PermissionDeniedError(f"the user may not call {commands}: nothing was written")
+    return UnsupportedServerError(f"the server has no command {commands}, or it was renamed")

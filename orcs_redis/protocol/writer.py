@@ -1,0 +1,161 @@
+"""Who writes: operation ids, and the dedup windows in which a server recognises them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+from .. import scripts
+from .codec import VERSION
+from .commands import Head
+from .keys import Keyspace, Partition
+
+__all__ = ["Namespace", "Ticket"]
+
+_WINDOW = 1024  # operations that a dedup window may come to hold: what one that hangs keeps the server from forgetting
+_CLOSED = 2**32 - 1  # in place of a counter: nothing more is to come of an epoch
+_BARRED = 100  # of what is not to be applied any more, so many are named by one write at most
+
+
+def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
+    """Return what all calls of the writing script for a partition have in common: by digest, by text."""
+    keys = (
+        partition.state, partition.updated, partition.meta, partition.changes, partition.deleted,
+        partition.deleted_meta,
+    )  # fmt: skip
+    script, arguments = scripts.WRITE, (incarnation, VERSION)
+    return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
+
+
+class Ticket:
+    """What a write is known by, from its first sending until it is finished."""
+
+    __slots__ = ("barred", "counter", "floor", "nonce", "seen", "window")
+
+    def __init__(self, window: _Window, counter: int, seen: int) -> None:
+        self.window = window
+        self.counter = counter
+        self.nonce = time.time_ns() & 0xFFFFFFFF  # two clones of a process count alike, but not at the same moment
+        self.seen = seen  # a revision of the partition, known before: whatever it makes is later
+        self.floor = counter  # the lowest counter of the window's writes that were not finished when it began
+        self.barred: Sequence[_Barred] = ()  # what the server must not apply any more, should it arrive late
+
+    def head(self) -> tuple[bytes, int, int, int, int]:
+        """Return what the scripts need to recognise it: writer, counter, nonce, seen, floor."""
+        return self.window.writer, self.counter, self.nonce, self.seen, self.floor
+
+    @property
+    def operation_id(self) -> bytes:
+        """What no other write has, of this writer or any other."""
+        return self.window.writer + self.counter.to_bytes(4) + self.nonce.to_bytes(4)
+
+    def __del__(self) -> None:
+        # An exception of a signal handler may have come before its owner could keep it.
+        self.window.unfinished.pop(self.counter, None)
+
+
+class _Window:
+    """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
+
+    __slots__ = ("counters", "generation", "given_up", "unfinished", "writer")
+
+    def __init__(self, origin: bytes, generation: int) -> None:
+        self.writer = origin + os.urandom(4)
+        self.generation = generation
+        self.counters = itertools.count(1)
+        self.unfinished: dict[int, None] = {}  # counters, lowest first
+        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered while older ones went on
+
+    def barred(self, floor: int) -> Iterator[_Barred]:
+        """Yield what the low-water mark does not bar."""
+        for counter, nonce in tuple(self.given_up.items()):
+            if counter >= floor:
+                yield self, counter, nonce
+            else:
+                self.given_up.pop(counter, None)
+
+
+_Barred: TypeAlias = tuple[_Window, int, int]  # counter, nonce
+
+
+class Namespace:
+    """What a store knows of its namespace once it is open: its keys, who writes, and the revisions seen."""
+
+    def __init__(self, name: str, partitions: int, incarnation: bytes) -> None:
+        self.keyspace = Keyspace(name, partitions)
+        self.incarnation = incarnation
+        self.origin = os.urandom(8)
+        self.seen = [0] * partitions  # the highest revision that this store has received
+        self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
+        self._generation = 0
+        self._windows = [_Window(self.origin, 0) for _ in range(partitions)]
+        self._retired: list[list[_Window]] = [[] for _ in range(partitions)]
+        self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
+
+    def begin(self, partition: Partition) -> Ticket:
+        """Return a new write's ticket."""
+        number = partition.number
+        with self._lock:
+            window = self._windows[number]
+            if window.generation != self._generation:
+                window = self._retire(number, window)
+            ticket = Ticket(window, next(window.counters), self.seen[number])
+            ticket.floor = next(iter(window.unfinished), ticket.counter)
+            if ticket.counter - ticket.floor >= _WINDOW or ticket.counter > 0xFFFFFFF0:
+                window = self._retire(number, window)
+                ticket = Ticket(window, next(window.counters), self.seen[number])
+            window.unfinished[ticket.counter] = None
+            if self._retired[number] or window.given_up:
+                barred = itertools.chain(window.barred(ticket.floor), *map(_barred, self._retired[number]))
+                ticket.barred = list(itertools.islice(barred, _BARRED))
+            return ticket
+
+    def end(self, ticket: Ticket, *, answered: bool = True) -> None:
+        """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
+        unfinished = ticket.window.unfinished
+        unfinished.pop(ticket.counter, None)
+        if not answered and unfinished:
+            ticket.window.given_up[ticket.counter] = ticket.nonce
+
+    def barred(self, partition: Partition, barred: Sequence[_Barred]) -> None:
+        """Note that the server knows what it must not apply any more."""
+        with self._lock:
+            for window, counter, _ in barred:
+                if counter != _CLOSED:
+                    window.given_up.pop(counter, None)
+                elif window in self._retired[partition.number]:
+                    self._retired[partition.number].remove(window)
+
+    def renew(self) -> None:
+        """Begin a new epoch with the next write: a process that was cloned must not go on as its twin does."""
+        self._generation += 1
+
+    def forgotten(self, partition: Partition, revision: int) -> None:
+        """Note that the server has forgotten what there was before this revision: all goes on in a new epoch."""
+        self.saw(partition, revision)
+        self.renew()
+
+    def saw(self, partition: Partition, revision: int) -> None:
+        """Remember that the partition has reached a revision."""
+        if revision > self.seen[partition.number]:
+            self.seen[partition.number] = revision
+
+    def channel(self, key: str) -> str:
+        """Return the channel that goes with a key: pub/sub knows no databases, and this name no other has."""
+        return f"{key}:{self.incarnation.decode()}"
+
+    def _retire(self, number: int, window: _Window) -> _Window:
+        new = _Window(self.origin, self._generation)
+        if next(window.counters) > 1:
+            self._retired[number].append(window)
+        self._windows[number] = new
+        return new
+
+
+def _barred(window: _Window) -> Iterable[_Barred]:
+    """Return what is barred of a window that was left."""
+    return window.barred(0) if window.unfinished else [(window, _CLOSED, 0)]
