@@ -263,7 +263,7 @@ def test_the_environment_gives_the_url(run: Run, folder: Path, monkeypatch: pyte
         pytest.param(2, "malformed", ("ls", "--url", "redis://user:hidden@host:port"), id="bad port"),
         pytest.param(1, "127.0.0.1:1", ("ls", "--url", "redis://user:hidden@127.0.0.1:1"), id="no server"),
         pytest.param(2, "a namespace of its own", ("demo", "--namespace", "orcs"), id="demo's namespace"),
-        pytest.param(2, "tell of no changes", ("watch", "--url", "file:///nonexistent"), id="watch of files"),
+        pytest.param(2, "publish no changes", ("watch", "--url", "file:///nonexistent"), id="watch of files"),
         pytest.param(2, "several processes", ("demo", "--url", "memory://"), id="demo in memory"),
     ],
 )

@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ from orcs_redis import (
 )
 from orcs_redis.protocol.attempts import Forgotten, Lost, Retry, Torn
 from orcs_redis.protocol.commands import Joinable, joined
+from orcs_redis.protocol.writer import Namespace, Ticket
 from orcs_redis.protocol.writes import Write
 
 from .conftest import Place, Server, Threaded
@@ -865,6 +867,34 @@ async def test_no_right_to_close_epochs(server: Server, open_store: Open) -> Non
         assert len((await store.load("s")).history) == 0
 
 
+def test_writes_of_threads_begin_and_end_side_by_side() -> None:
+    """A write can begin while other threads finish theirs, wherever they are interrupted."""
+    namespace = Namespace("n", 1, b"0" * 16)
+    (partition,) = namespace.keyspace.partitions
+    begun: collections.deque[Ticket] = collections.deque()
+    done = threading.Event()
+
+    def finish() -> None:
+        while not done.is_set():
+            while len(begun) > 3:
+                with contextlib.suppress(IndexError):
+                    namespace.end(begun.popleft())
+
+    threads = [threading.Thread(target=finish) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(50_000):
+            begun.append(namespace.begin(partition))
+    finally:
+        done.set()
+        sys.setswitchinterval(before)
+        for thread in threads:
+            thread.join()
+
+
 async def test_created_while_it_is_looked_for(place: Place, store: Any) -> None:
     """A session that is created between the commands of a load is not taken for one whose hash was evicted."""
     raw: Any = place.raw
@@ -1244,7 +1274,7 @@ async def test_late_sending_behind_an_older_one(server: Server, open_store: Open
     stuck.end()  # cancelled, say
     await store.append("s", turn("once"))
     (replies,) = await store._driver.link.call(late, asyncio.get_running_loop().time() + 5)
-    assert replies[0][0] == b"OK"  # as if it had been applied: nobody waits for it
+    assert replies[0][0] == b"FORGOTTEN"  # a clone of the process may wait for it: it was not applied
     assert (await send(store, older))[0] == b"OK"
     assert await contents(store, "s") == ["once", "older"]
 

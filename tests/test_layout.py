@@ -385,7 +385,7 @@ def test_windows_are_closed() -> None:
     namespace.end(hanging)
     first, second = namespace.begin(partition), namespace.begin(partition)
     assert first.barred == second.barred == [(hanging.window, 2**32 - 1, 0)]
-    namespace.barred(partition, first.barred)
+    namespace.acknowledge(partition, first)
     assert list(namespace.begin(partition).barred) == []
 
 
@@ -398,7 +398,7 @@ def test_what_is_given_up_is_barred() -> None:
     namespace.end(lost, answered=False)
     first, second = namespace.begin(partition), namespace.begin(partition)
     assert first.barred == second.barred == [(lost.window, lost.counter, lost.nonce)]
-    namespace.barred(partition, first.barred)
+    namespace.acknowledge(partition, first)
     assert namespace.begin(partition).barred == ()
     lost = namespace.begin(partition)
     namespace.end(lost, answered=False)
@@ -408,6 +408,20 @@ def test_what_is_given_up_is_barred() -> None:
         namespace.end(ticket)
     del ticket
     assert namespace.begin(partition).barred == [(lost.window, 2**32 - 1, 0)]
+
+
+def test_a_low_water_mark_bars_once_it_is_acknowledged() -> None:
+    """What was given up is named after a renewal, if the write whose low-water mark is above it hangs."""
+    namespace = Namespace("orcs", 1, b"x")
+    (partition,) = namespace.keyspace.partitions
+    lost = namespace.begin(partition)
+    namespace.end(lost, answered=False)
+    hanging, applied = namespace.begin(partition), namespace.begin(partition)
+    assert hanging.barred == applied.barred == []
+    namespace.renew()
+    assert namespace.begin(partition).barred == [(lost.window, lost.counter, lost.nonce)]
+    namespace.acknowledge(partition, applied)
+    assert namespace.begin(partition).barred == []
 
 
 def test_a_lost_ticket_ends() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from orcs_redis import (
     InvalidIdError,
     LeaseHeldError,
     LeaseLostError,
+    OutcomeUnknownError,
     RedisSessionStore,
     SessionAsset,
 )
@@ -154,6 +156,60 @@ async def test_it_is_renewed(connect: Connect) -> None:
         with pytest.raises(LeaseHeldError):
             async with leased(other, "s"):
                 pass
+
+
+async def test_a_block_that_was_left_without_its_end(connect: Connect) -> None:
+    """A lease is not renewed for ever when an exception, of a signal handler say, came before the end of its block."""
+    one, other = await connect(), await connect()
+    if hasattr(one, "_store"):
+        manager = one._store.lease("s", ttl=0.6)
+        lease = await asyncio.to_thread(manager.__enter__)
+    else:
+        manager = one.lease("s", ttl=0.6)
+        lease = await manager.__aenter__()
+    del manager
+    gc.collect()
+    assert await lost(lease, 5)
+    async with leased(other, "s", wait=5):
+        pass
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_a_refused_renewal_is_tried_again(start_server: Callable[..., Server], way: str) -> None:
+    """A server that is full for a moment ends no lease."""
+    server = start_server()
+    raw: Any = server.raw()
+    store = await connected(way, server.url)
+    async with leased(store, "s", ttl=1.5) as lease:
+        raw.config_set("maxmemory", "1")
+        assert not await lost(lease, 0.8)  # the first renewal was refused
+        raw.config_set("maxmemory", "0")
+        assert not await lost(lease, 1.2)
+    await store.aclose()
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_a_claim_that_is_refused_after_a_lost_answer(start_server: Callable[..., Server], way: str) -> None:
+    """A claim whose answer was lost may have been applied, though its repetition is refused for want of a right."""
+    server = start_server()
+    proxy = Proxy(server.port)
+    raw: Any = server.raw()
+    store = await connected(way, f"redis://127.0.0.1:{proxy.port}", deadline=2.5)
+
+    async def take() -> None:
+        async with leased(store, "s"):
+            pass
+
+    await take()  # the server knows the script from then on
+    proxy.strike(SWALLOW)
+    task = asyncio.create_task(take())
+    await asyncio.sleep(0.3)
+    raw.execute_command("ACL", "SETUSER", "default", "-pexpire")
+    with pytest.raises(OutcomeUnknownError):
+        await task
+    assert len(await store.leases()) == 1
+    await store.aclose()
+    proxy.close()
 
 
 async def test_a_lease_that_vanished_is_lost(place: Place, connect: Connect) -> None:

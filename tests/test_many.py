@@ -182,6 +182,7 @@ async def test_closing_while_many_are_saved(
     proxy.strike(HOLD)
     saving = asyncio.ensure_future(store.save_many([session(f"s{n}") for n in range(1000)]))
     await asyncio.sleep(0.3)
+    assert store.sync_status().pending_uploads >= IN_FLIGHT // 2
     closing = asyncio.ensure_future(store.aclose())
     await asyncio.sleep(0.1)
     assert not closing.done()

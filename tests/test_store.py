@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -386,3 +388,20 @@ async def test_partitions(connect: Connect) -> None:
     assert seen == [asset.id for asset in reversed(assets)]
     await other.append(assets[0].id, ConversationTurn.user("x"))
     assert (await store.list(limit=1))[0].id == assets[0].id
+
+
+async def test_a_failed_call_leaves_no_cycle(store: Any) -> None:
+    """What a call raised is freed with it, and so are the frames that it came through, which hold sessions."""
+    blocking = getattr(store, "_store", None)
+    gc.disable()
+    try:
+        try:
+            if blocking is not None:
+                blocking.load("absent")
+            else:
+                await store.load("absent")
+        except NotFoundError as error:
+            raised = weakref.ref(error)
+        assert raised() is None
+    finally:
+        gc.enable()

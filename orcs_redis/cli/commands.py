@@ -166,7 +166,7 @@ def ls(
     with target.open() as store:
         if isinstance(store, Files):
             metas = [meta for meta in store.list() if project in (None, meta.project_path)]
-            code = FAILED if store.unreadable() else DONE  # the log has told which
+            code = FAILED if store.unreadable() else DONE  # the log says which
         else:
             metas = store.list(limit=None if everything else limit + 1, project_path=project)
             code = DONE
@@ -268,7 +268,7 @@ def rm(target: Target, ids: Annotated[list[str], typer.Argument(metavar="ID...")
 
 @command("ping")
 def ping(target: Target, count: Annotated[int, typer.Option(min=1, help="The number of round trips.")] = 10) -> None:
-    """Tell whether the store can be reached, and how long a round trip takes."""
+    """Print whether the store can be reached, and how long a round trip takes."""
     where = resolve(target.url)
     kinds = {Address: "server", EmbeddedFolder: "embedded", FileFolder: "files", MemoryName: "memory"}
     # As text an address has no user and no password.
@@ -291,10 +291,10 @@ def watch(
 ) -> int:
     """Print every change as it comes, until Ctrl-C or SIGTERM; with --json a JSON document a line.
 
-    In the end the cursor to go on from is told.
+    In the end the cursor to go on from is printed.
     """
     if isinstance(resolve(target.url), FileFolder):
-        raise ValueError("files tell of no changes: watch needs a Redis store")
+        raise ValueError("files publish no changes: watch needs a Redis store")
     with target.open() as store:
         assert isinstance(store, RedisSessionStore)  # noqa: S101  # of a file: URL alone it is another
         cursor = since or store.cursor()
@@ -319,7 +319,7 @@ def demo(
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long the workers work.")] = 10.0,
     workers: Annotated[int, typer.Option(min=1, max=64, help="The number of processes.")] = 4,
 ) -> int:
-    """Let processes work on shared sessions, then tell whether anything was lost or doubled.
+    """Let processes work on shared sessions, then report whether anything was lost or doubled.
 
     It ignores $ORCS_REDIS_URL: without --url it starts a server in a temporary folder. On the server of --url it uses
     a new namespace, which it removes in the end; --namespace is refused.

@@ -1,4 +1,4 @@
-"""What a list says of sessions, and the state of synchronisation."""
+"""What a list holds of sessions, and the state of synchronisation."""
 
 from __future__ import annotations
 

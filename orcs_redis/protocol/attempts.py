@@ -53,7 +53,7 @@ class Trouble(Exception):
     large = False  # whether sending it again is expensive, and likely to fail again
 
     def final(self, before: str, *, maybe_applied: bool) -> StorageError:
-        """Return what the caller is told when there is no time for another attempt; `before`: an earlier reason."""
+        """Return the error to raise when there is no time for another attempt; `before`: an earlier reason."""
         text = f"{self}; before that: {before}" if before and isinstance(self, Late) else str(self)
         if maybe_applied:
             return OutcomeUnknownError(f"no answer in time, and the write may have been applied: {text}")
@@ -142,7 +142,10 @@ class Retry:
         if isinstance(problem, StorageError):
             if self._maybe_applied and not operation.settles(problem):
                 raise OutcomeUnknownError(f"an answer was lost, and sent again it was refused: {problem}") from None
-            raise problem
+            try:
+                raise problem
+            finally:
+                del problem  # else it and this frame are a cycle
         self._maybe_applied |= problem.sent and operation.writes
         if isinstance(problem, Forgotten) and self._maybe_applied:
             raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None

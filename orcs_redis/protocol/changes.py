@@ -68,7 +68,7 @@ class _Entry(NamedTuple):
 
 
 class _Since(Operation["tuple[int, list[_Entry]]"]):
-    """One run of the script (scripts/changes.lua): up to which revision it tells, and the changes."""
+    """One run of the script (scripts/changes.lua): up to which revision it goes, and the changes."""
 
     __slots__ = ("_limit", "_namespace", "_partition", "_since")
 
@@ -259,7 +259,7 @@ class _Track:
         self.told = 0  # the last message's revision
         self.back = False  # whether a message came that was not later than the last one: the data went back
         self.gap = True  # whether there may be more than pending
-        self.looks = 0  # how often it was told to look for itself
+        self.looks = 0  # how often messages may have been missed
         self.pending: OrderedDict[str, _Entry] = OrderedDict()  # in order of revisions
 
 

@@ -157,7 +157,7 @@ class Codec(Generic[A]):
         check_head(asset)
         old = known.sections if known is not None else {}
         sections = {}
-        for name, key, kind, _, _ in _sections(type(asset)):  # a subclass' own fields are kept, whoever saves them
+        for name, key, kind, _, _ in _sections(type(asset)):  # a subclass' own fields are kept, too
             value = getattr(asset, name)
             if name == "history":
                 value = self._history_rest(value)

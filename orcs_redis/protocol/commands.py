@@ -46,7 +46,7 @@ class Head(NamedTuple):
 class Joinable(msgspec.Struct):
     """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
 
-    The reply is an array with an item for each; whoever joins calls gives each caller an array of its own item.
+    The reply is an array with an item for each; each caller gets an array of its own item.
     """
 
     head: Head

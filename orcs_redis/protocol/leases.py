@@ -1,4 +1,4 @@
-"""Leases: one worker at a time has the right to a session, and a token by which its late writes are told."""
+"""Leases: one worker at a time has the right to a session, and a token by which its late writes are recognised."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ from ..errors import (
     OutcomeUnknownError,
     StorageError,
     StoreResetError,
-    UnavailableError,
 )
 from ..interrupts import raise_interruption
 from ..model.ids import check_id
@@ -60,8 +60,8 @@ class _Request(Identified[int]):
         return self._call(self._arguments)
 
     def settles(self, error: StorageError) -> bool:
-        """All but a counter that went back: it comes to `seen` again."""
-        return not isinstance(error, StoreResetError)
+        """Whether it says who holds the lease. For another reason the script may refuse what it has given before."""
+        return isinstance(error, (LeaseHeldError, LeaseLostError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> int:
         """Return the token, or raise what the script says."""
@@ -163,7 +163,7 @@ class Leases:
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{namespace.origin.hex()}"
 
     def channel(self, id: str) -> str:
-        """Return the channel that tells of releases."""
+        """Return the channel on which releases are published."""
         return self._namespace.channel(self._namespace.keyspace.of(id).leases)
 
     def acquire(self, id: str, ttl: float) -> _Claim:
@@ -186,22 +186,26 @@ class Leases:
             else:
                 return token
 
-    def keep(self, id: str, token: int, ttl: float, since: float) -> Plan[None]:
-        """Renew a lease, granted or renewed last at `since` (`time.monotonic`) or later, until it is lost."""
+    def keep(self, id: str, token: int, ttl: float, since: float, leasing: weakref.ref[Any]) -> Plan[None]:
+        """Renew a lease, granted or renewed last at `since` (`time.monotonic`) or later, until it is lost.
+
+        Also until `leasing`, the context manager, is gone: a signal handler's exception may have ended its block before
+        `__exit__` could do anything.
+        """
         until = since + ttl
         while True:
             yield Pause(min(ttl / 3, max(0.0, until - time.monotonic())))
             sent = time.monotonic()
-            if sent >= until:
+            if sent >= until or leasing() is None:
                 return
             renew = _Request(self._namespace, id, "renew", token, _milliseconds(ttl))
             renew.deadline = until - sent
             try:
                 yield renew
-            except (UnavailableError, OutcomeUnknownError):
-                continue
-            except StorageError:
+            except (LeaseLostError, StoreResetError):
                 return
+            except StorageError:  # a full server's, say: it may pass while the lease lasts
+                continue
             until = sent + ttl
 
     def release(self, id: str, token: int) -> Operation[int]:

@@ -50,7 +50,7 @@ class ReadLayout(Operation["dict[bytes, bytes]"]):
         self._key = Keyspace.layout(name)
 
     def commands(self) -> Sequence[Command]:
-        """HELLO tells the server's version, also over a client that was injected; INFO may be denied."""
+        """HELLO returns the server's version, also over a client that was injected; INFO may be denied."""
         return [("HELLO",), ("HGETALL", self._key), ("INFO", "memory")]
 
     def decode(self, replies: Sequence[Reply]) -> dict[bytes, bytes]:

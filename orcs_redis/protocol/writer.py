@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from .. import scripts
+from ..interrupts import raise_interruption
 from .codec import VERSION
 from .commands import Head
 from .keys import Keyspace, Partition
@@ -68,14 +69,26 @@ class _Window:
         self.generation = generation
         self.counters = itertools.count(1)
         self.unfinished: dict[int, None] = {}  # counters, lowest first
-        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered while older ones went on
+        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
+
+    def floor(self, counter: int) -> int:
+        """Return the lowest counter that is not finished; `counter` if there is none."""
+        while True:
+            try:
+                return next(iter(self.unfinished), counter)
+            except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
+                raise_interruption(error)
 
     def barred(self, floor: int) -> Iterator[_Barred]:
         """Yield what the low-water mark does not bar."""
         for counter, nonce in tuple(self.given_up.items()):
             if counter >= floor:
                 yield self, counter, nonce
-            else:
+
+    def acknowledge(self, floor: int) -> None:
+        """Note that the server bars what is below the low-water mark."""
+        for counter in tuple(self.given_up):
+            if counter < floor:
                 self.given_up.pop(counter, None)
 
 
@@ -104,7 +117,7 @@ class Namespace:
             if window.generation != self._generation:
                 window = self._retire(number, window)
             ticket = Ticket(window, next(window.counters), self.seen[number])
-            ticket.floor = next(iter(window.unfinished), ticket.counter)
+            ticket.floor = window.floor(ticket.counter)
             if ticket.counter - ticket.floor >= _WINDOW or ticket.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
                 ticket = Ticket(window, next(window.counters), self.seen[number])
@@ -116,15 +129,15 @@ class Namespace:
 
     def end(self, ticket: Ticket, *, answered: bool = True) -> None:
         """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
-        unfinished = ticket.window.unfinished
-        unfinished.pop(ticket.counter, None)
-        if not answered and unfinished:
+        ticket.window.unfinished.pop(ticket.counter, None)
+        if not answered:
             ticket.window.given_up[ticket.counter] = ticket.nonce
 
-    def barred(self, partition: Partition, barred: Sequence[_Barred]) -> None:
-        """Note that the server knows what it must not apply any more."""
+    def acknowledge(self, partition: Partition, ticket: Ticket) -> None:
+        """Note that a write was applied: the server knows what it must not apply any more."""
         with self._lock:
-            for window, counter, _ in barred:
+            ticket.window.acknowledge(ticket.floor)
+            for window, counter, _ in ticket.barred:
                 if counter != _CLOSED:
                     window.given_up.pop(counter, None)
                 elif window in self._retired[partition.number]:

@@ -185,8 +185,8 @@ class Write(Identified[Written]):
             case b"OK":
                 self._unanswered = 0
                 self._namespace.saw(self._partition, value)
-                if ticket.barred:
-                    self._namespace.barred(self._partition, ticket.barred)
+                if ticket.barred or ticket.window.given_up:
+                    self._namespace.acknowledge(self._partition, ticket)
                 return Written(value, updated_at_ms, ticket.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)

@@ -11,7 +11,7 @@
 --
 -- Reply, an array:
 --   "OK", revision, id, revision of its last change, kind (0 saved, 1 deleted), u64 time in ms, origin, id, ...
---       where the revision is the partition's, or that of the last change told if there are more
+--       where the revision is the partition's, or that of the last change returned if there are more
 --   "RESET", -1           another incarnation
 --   "RESET", revision     the partition is not that far: the data went back
 --   "COMPACTED", revision tombstones up to there were dropped: deletions since may be unknown

@@ -63,9 +63,10 @@
 -- .op: the id of the operation that made the revision.
 -- Dedup window, a field of the state: "w", origin and epoch. It holds u32 low-water mark, u32 the highest counter so far,
 -- u64 `forgotten` when it was made; then 16 bytes for each of the epoch's operations that were applied, in order: u32
--- counter, nonce, u64 revision. Those at the front that are below the mark go, but for the last. What is neither in the
--- window nor below its mark was not applied, unless it may have been in an earlier window: then `seen` is below the third
--- number. A window that is dropped leaves its last revision in `forgotten`.
+-- counter, nonce, u64 revision; and for each that was barred: instead of its own, the partition's revision then, with
+-- the first byte 0x80. Those at the front that are below the mark go, but for the last. What is neither in the window nor
+-- below its mark was not applied, unless it may have been in an earlier window: then `seen` is below the third number. A
+-- window that is dropped leaves its last revision in `forgotten`.
 -- Message, on the channel {p}:changes:<incarnation>: msgpack array [revision u64, updated_at_ms u64, kind (0 saved,
 -- 1 deleted), origin bin 8, id].
 
@@ -73,6 +74,7 @@ local WRITERS = 10000        -- windows per partition; beyond them one of those 
 local DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
 local TOMBSTONES = 10000     -- per partition
 local CLOSED = 4294967295    -- low-water mark of an epoch of which nothing is to come
+local BARRED = 128           -- first byte of the revision of what was not applied and is not to be
 
 local lua_pcall, may = pcall, redis.acl_check_cmd -- fakeredis has no rights to check
 local call, pcall, sub, byte = redis.call, redis.pcall, string.sub, string.byte
@@ -193,6 +195,7 @@ local function repeated(window, head, counter, seen)
     local packed, bytes = (window.packed or '................') .. table.concat(window.added), sub(head, 18, 25)
     local at = find(packed, bytes, 17, true)
     while at and at % 16 ~= 1 do at = find(packed, bytes, at + 1, true) end
+    if at and byte(packed, at + 8) == BARRED then return {'FORGOTTEN', written} end
     if at then return {'OK', (number('>I8', packed, at + 8)), 0} end
   end
   return (window.packed and number('>I8', window.packed, 9) or forgotten) > seen and {'FORGOTTEN', written}
@@ -225,7 +228,7 @@ local function drop_windows(bytes)
     for i = 1, #some, 2 do
       local length = #some[i] == 13 and sub(some[i], 1, 1) == 'w' and #some[i + 1]
       if length and (many or length > 64) then
-        local revision = number('>I8', some[i + 1], length - 7)
+        local revision = number('>I8', '\0' .. sub(some[i + 1], length - 6))
         if not last or revision < last then oldest, last, size = some[i], revision, length end
       end
     end
@@ -260,7 +263,8 @@ local function bar(origin, barred)
     if counter >= window.floor and window.floor < CLOSED then
       window.known = true
       if counter == CLOSED then window.floor = CLOSED elseif counter > window.highest then window.highest = counter end
-      window.added[#window.added + 1] = id .. pack('>I8', written) -- what was begun before has seen less
+      -- What was begun before has seen less.
+      window.added[#window.added + 1] = id .. string.char(BARRED) .. sub(pack('>I8', written), 2)
     end
   end
 end
@@ -281,7 +285,7 @@ local function flush()
     end
   end
   local new, bytes = call('HSET', KEYS[1], unpack(values)), nil
-  if grown ~= 0 then bytes = pcall('HINCRBY', KEYS[1], 'dedup_bytes', grown) end
+  if grown ~= 0 or new > 0 then bytes = pcall('HINCRBY', KEYS[1], 'dedup_bytes', grown) end
   if bytes and not failed(bytes) and (new > 0 or bytes > DEDUP_BYTES) then drop_windows(bytes) end
   for _, text in ipairs(messages) do pcall('PUBLISH', channel, text) end
   times, changes, packed, messages = {}, {}, {}, {}

@@ -33,9 +33,9 @@ class SessionStore(Protocol[A]):
         ...
 
     async def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether there is such a session."""
         ...
 
     def sync_status(self) -> SyncStatus:
-        """Tell how the store stands to its server, at once, without I/O."""
+        """Return how the store stands with its server, at once, without I/O."""
         ...

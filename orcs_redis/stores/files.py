@@ -51,7 +51,7 @@ class LocalFileStore(Generic[A]):
         return await self._workers.call(self._folder.load, id)
 
     async def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions that can be read, the last updated first; `unreadable` returns the others."""
+        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
         return await self._workers.call(self._folder.list)
 
     async def delete(self, id: str) -> None:

@@ -93,7 +93,7 @@ class Folder(Generic[A]):
             self._file(id).unlink()
 
     def exists(self, id: str) -> bool:
-        """Tell whether there is such a session."""
+        """Return whether there is such a session."""
         with suppress(NotFoundError), _translated(check_id(id)):
             self._file(id).stat()
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 
 from ..errors import LeaseHeldError, StorageError
 from ..protocol.leases import Leases, check_terms, waking
@@ -32,7 +33,7 @@ class Lease:
         return self._latch.waitable
 
     def end(self) -> None:
-        """Wake those that wait for `lost`."""
+        """Note that it is no longer held."""
         self._latch.set()
 
     def __repr__(self) -> str:
@@ -62,7 +63,8 @@ class Leasing:
             finally:
                 leave()
         self._lease = Lease(id, token)
-        self._stop = driver.in_background(leases.keep(id, token, self._ttl, claim.sent), self._lease.end)
+        keep = leases.keep(id, token, self._ttl, claim.sent, weakref.ref(self))
+        self._stop = driver.in_background(keep, self._lease.end)
         return self._lease
 
     async def __aexit__(self, *_: object) -> None:

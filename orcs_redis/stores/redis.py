@@ -265,7 +265,7 @@ class RedisSessionStore(Generic[A]):
     ) -> AsyncGenerator[Change, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
 
-        Of each partition they come in order, none twice; each session's latest state is always told, whatever happened
+        Of each partition they come in order, none twice; each session's latest state always comes, whatever happened
         to the connection (several changes of a session may come as the last of them).
 
         Args:
@@ -282,8 +282,9 @@ class RedisSessionStore(Generic[A]):
         wake = asyncio.Event()
         watcher = Watcher(self._core.changes, ids, wake)
         await self._driver.run(watcher.start(since))
-        leave = [self._driver.listen(channel, listener) for channel, listener in watcher.listeners()]
+        leave: builtins.list[Callable[[], None]] = []
         try:
+            leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:

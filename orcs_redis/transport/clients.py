@@ -62,7 +62,7 @@ def check_client(client: object, kind: type[Any]) -> None:
 
     Raises:
         TypeError: it is not redis-py's of the store's colour.
-        ValueError: it decodes replies as text, or can't be told its settings.
+        ValueError: it decodes replies as text, or its settings can't be read.
 
     """
     if not isinstance(client, kind):
@@ -157,7 +157,7 @@ class AsyncClientLink:
         error = None if pump.cancelled() else pump.exception()
         if error is None:
             return
-        # A signal handler's, for those who wait; the loop is told in any case.
+        # A signal handler's, for those who wait; it is reported to the loop in any case.
         waiting, self._queue = self._queue, deque()
         for request in waiting:
             if not request.future.done():

@@ -128,7 +128,7 @@ class Silence:
     def _tick(self) -> None:
         self._timer = None
         now = self._loop.time()
-        self.heard = min(now, self.heard + now - self._due)  # while this loop was late, nothing could be heard
+        self.heard = min(now, self.heard + now - self._due)  # while this loop was late, nothing could be received
         if self._look():
             self.start()
 
@@ -298,7 +298,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(exc, OSError):  # all else the transport has told the loop
+        if isinstance(exc, OSError):  # all else the transport has reported to the loop
             self._report(exc)
         reason = f"the connection broke: {reason_of(exc)}" if exc else "the connection was closed"
         for entry in self._waiting:
@@ -363,7 +363,7 @@ class _Connection(asyncio.BufferedProtocol):
         """Return what to write for calls that go out as one."""
         try:
             data = pack((joined(run),))
-        except Exception as exc:  # whoever brought what can't be packed: the others go out
+        except Exception as exc:  # one that can't be packed fails by itself: the others go out
             raise_interruption(exc)
             if len(calls) == 1:
                 calls[0].fail(exc)
@@ -457,7 +457,7 @@ class Link:
         loop = asyncio.get_running_loop()
         if self._connecting is None or self._connecting.done():
             self._connecting = loop.create_task(self._connect())
-            # Its failure is told to those who wait; there may be none left.
+            # Those who wait raise its failure; there may be none left.
             self._connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
         connecting = self._connecting
         await asyncio.wait([connecting], timeout=expires - loop.time())

@@ -113,6 +113,7 @@ class Driver:
             if call is None:
                 lifecycle.active.pop(operation, None)
             lifecycle.end(operation, error, loop.time())
+            error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
                 self._end_turn()
 

@@ -1,4 +1,4 @@
-"""A real server of one's own, for `embedded:` URLs.
+"""A real, dedicated server for `embedded:` URLs.
 
 The processes of one machine that use the same folder share one server. The first starts it, and it goes
 when the last is gone, however that ended. Three locked files in the folder say who is there. The kernel drops

@@ -148,7 +148,7 @@ def _started(function: Callable[..., T], *arguments: Any) -> Future[T]:
     def run() -> None:
         try:
             result = function(*arguments)
-        except BaseException as error:  # whoever waits for it gets it
+        except BaseException as error:  # raised where the result is waited for
             future.set_exception(error)
         else:
             future.set_result(result)

@@ -1,7 +1,7 @@
-"""How to be told: one connection for what is published, with a liveness check of its own.
+"""Pub/sub: one connection for what is published, with a liveness check of its own.
 
-A message is a hint. What is true is in the keys: whenever messages may have been missed, every listener is told to look
-for itself. A blocking store runs the same code in a thread of its own.
+A message is a hint. What is true is in the keys: whenever messages may have been missed, every listener is asked to
+look for itself. A blocking store runs the same code in a dedicated thread.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Subscription:
         """Close the connection; nobody is called any more."""
         self._closed = True
         for channel in self._listeners:
-            self._deliver(channel, None)  # whoever waits for a message waits in vain
+            self._deliver(channel, None)  # those who wait for a message wait in vain
         self._listeners.clear()
         task, self._task = self._task, None
         if task is not None:
@@ -121,7 +121,7 @@ class Subscription:
 
 
 class Background:
-    """An event loop in a thread, for what a blocking store must be told of while its caller does something else."""
+    """An event loop in a thread, for what a blocking store receives while its caller does something else."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()

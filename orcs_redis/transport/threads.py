@@ -106,6 +106,7 @@ class Driver:
             if call is None:
                 lifecycle.active.pop(operation, None)
             lifecycle.end(operation, error, time.monotonic())
+            error = None  # else it, this frame and those of its callers are a cycle
 
     def run(self, plan: Plan[T], until: float | None = None) -> T:
         """Perform a plan's operations, one after the other, within a deadline; `close` waits for the last."""
@@ -208,6 +209,7 @@ class Driver:
         try:
             while steps:
                 sent, steps, delay = steps, {}, 0.0
+                lifecycle.active[call] = sum(operation.writes for operation in sent.values()), threading.get_ident()
                 began = time.monotonic()
                 for n, replies in self._send_together(sent, until).items():
                     operation = sent[n]

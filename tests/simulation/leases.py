@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ class LeaseModel:
                     "lease", f"{request.id} is given to {request.call}, whose store had seen {request.seen}"
                 )
             self._check_owner(request)
+            self.world.model.check_late(f"the claim of {request.call}", request.mine, number)
             self.last[number] = value
         elif answer == b"OK" and not (mine and grant is not None and value == grant.token):
             raise Violation("lease", f"{request.kind} of {request.mine} is granted: {grant} has it")
@@ -185,7 +187,7 @@ class Holding:
             self.release()
             return
         self._given = self.world.clock.now
-        keep = self.writer.leases.keep(self.id, self.token, self.ttl, self._claim.sent)
+        keep = self.writer.leases.keep(self.id, self.token, self.ttl, self._claim.sent, weakref.ref(self))
         self._keeper = Flow(self.world, self.writer, keep, self._ended)
 
     def _ended(self, outcome: Any) -> None:

@@ -12,7 +12,7 @@ from orcs_redis.errors import OutcomeUnknownError, StorageError
 from orcs_redis.protocol.codec import decode_meta, decode_turns
 from orcs_redis.protocol.commands import Reply, as_error
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.writes import DELETE, SAVE, Write, Written
+from orcs_redis.protocol.writes import DELETE, SAVE, Identified, Write, Written
 
 from .driver import CANCELLED
 from .leases import LeaseModel
@@ -50,9 +50,9 @@ class Record:
     begun: int  # moments of the model
     ended: int | None = None
     outcome: Any = None  # a revision, an error, or CANCELLED
-    epoch: int = 0  # when it ended
+    epoch: int = 0  # when it ended, or when the server refused it last
+    refused: int | None = None  # the epoch in which the server refused it last, before it ended
     ids: set[bytes] = field(default_factory=set)  # its operation ids: a new one after FORGOTTEN
-    bars: set[Record] = field(default_factory=set)  # writes that must not be applied after this one
 
     def __str__(self) -> str:
         return f"write {self.number} ({self.kind.decode()} {self.id})"
@@ -66,6 +66,14 @@ class Entry(NamedTuple):
     revision: int
     epoch: int
     moment: int
+
+
+class Identity(NamedTuple):
+    """Who has an operation id, or had it; and the epoch of the last sending."""
+
+    writer: Writer
+    operation: Identified[Any]
+    epoch: int
 
 
 class Ticketed(NamedTuple):
@@ -89,6 +97,8 @@ class Model:
         self.epoch = self.moment = 0
         self.records: list[Record] = []
         self.by_id: dict[bytes, Record] = {}
+        self.sendings: dict[bytes, Identity] = {}  # by operation id, also of claims
+        self.bars: dict[bytes, set[bytes]] = {}  # by a write's id: those that must not be applied after it
         self.logs: list[list[Entry]] = [[] for _ in world.partitions]
         self.applied: dict[bytes, Entry] = {}  # in the present epoch
         self.sessions: dict[str, Session] = {}
@@ -121,43 +131,46 @@ class Model:
         ticket = ticketed(record.write)
         if ticket.op not in record.ids:
             record.ids.add(ticket.op)
-            record.bars = self._barred(record, ticket.op)
+            self.bars[ticket.op] = self._given_up(record)
+        self.identified(record.writer, record.write)
         other = self.by_id.setdefault(ticket.op, record)
         if other is not record:
             raise Violation("identity", f"{record} has the operation id of {other}")
         return ticket
 
-    def _barred(self, record: Record, op: bytes) -> set[Record]:
-        """Return what a new write bars: what its store gave up, unless an older one of its epoch is under way."""
-        writer, partition = record.writer, record.partition
-        over = [
-            other
-            for other in self.records
-            if other.writer is writer
-            and other.partition is partition
-            and other.ended is not None
-            and type(other.outcome) is not int
-        ]
-        if not over:
-            return set()
-        tickets = [getattr(call.operation, "_ticket", None) for call in writer.calls]
-        open_ids = [
-            ticket.operation_id
-            for call, ticket in zip(writer.calls, tickets, strict=True)
-            if ticket is not None and call.operation._partition is partition and ticket.operation_id != op  # type: ignore[attr-defined]
-        ]
+    def identified(self, writer: Writer, operation: Identified[Any]) -> None:
+        """Note a sending of a write or of a claim."""
+        assert operation._ticket is not None
+        self.sendings[operation._ticket.operation_id] = Identity(writer, operation, self.epoch)
 
-        def barred(old: bytes) -> bool:
-            epoch = old[:12]
-            return not any(id[:12] == epoch and (epoch != op[:12] or id < old) for id in open_ids)
+    def _given_up(self, record: Record) -> set[bytes]:
+        """Return the ids that a new write's store has finished with: they must not be applied after it."""
+        return {
+            id
+            for id, (writer, operation, _) in self.sendings.items()
+            if writer is record.writer
+            and operation._partition is record.partition
+            and (operation._ticket is None or operation._ticket.operation_id != id)
+        }
 
-        return {other for other in over if all(map(barred, other.ids))}
+    def check_late(self, what: object, op: bytes, number: int) -> None:
+        """Refuse what its store has given up, once a write that it began later is applied."""
+        if self.sendings[op].epoch == self.epoch:  # what was barred is open again after a restore
+            for other in self._barring(op, number)[:1]:
+                raise Violation("late", f"{what}, which was given up, was applied after {other.record}")
+
+    def _barring(self, op: bytes, number: int) -> list[Entry]:
+        return [other for other in self.logs[number] if op in self.bars[other.op]]
 
     def settle(self, record: Record, outcome: Any) -> None:
         """Note how a write ended for its caller."""
         self.moment += 1
         record.outcome = outcome.revision if isinstance(outcome, Written) else outcome
-        record.ended, record.epoch = self.moment, self.epoch
+        record.ended = self.moment
+        if not isinstance(outcome, StorageError) or record.refused is None:
+            record.epoch = self.epoch
+        else:
+            record.epoch = record.refused
         self.world.count(CANCELLED if outcome is CANCELLED else type(outcome).__name__)
 
     # What the server answers
@@ -174,6 +187,8 @@ class Model:
             if entry is not None and (at or value != entry.revision):
                 raise Violation("doubled", f"{record}, applied as {entry.revision}, was applied again as {value}")
             if entry is None and not at:
+                if self._barring(ticket.op, record.partition.number) and not self._live(record, ticket):
+                    return None  # nobody waits for it
                 raise Violation("lost", f"{record} is said to have been applied as {value}, and was not")
             if entry is None:
                 self._apply(record, ticket, value)
@@ -197,6 +212,8 @@ class Model:
             return None
         if entry is not None:
             raise Violation("refused", f"{record}, applied as {entry.revision}, is answered {answer.decode()}")
+        if record.ended is None:
+            record.refused = self.epoch
         reasons = {
             b"CONFLICT": value == current and (self._conflict(record, session, current)),
             b"NOTFOUND": current == 0,
@@ -242,12 +259,7 @@ class Model:
             )
         if record.kind != SAVE and turns is None:
             raise Violation("condition", f"{record} was applied to nothing")
-        if record.ended is not None and record.epoch == self.epoch:  # what was closed is open again after a restore
-            for other in log:
-                if record in other.record.bars:
-                    raise Violation(
-                        "late", f"{record}, ended in {record.outcome!r:.80}, was applied after {other.record}"
-                    )
+        self.check_late(record, ticket.op, record.partition.number)
         made = (
             None
             if record.kind == DELETE
@@ -283,17 +295,20 @@ class Model:
             raise Violation("revisions", f"the counter is {int(state[b'revision'])} after {len(log)} writes")
         if int(state[b"compacted"]) != self.compacted[partition.number]:
             raise Violation("state", f"{int(state[b'compacted'])} is compacted, not {self.compacted[partition.number]}")
-        sizes = [len(value) for name, value in state.items() if name[:1] == b"w" and len(name) == 13]
+        windows = {name[1:]: value for name, value in state.items() if name[:1] == b"w" and len(name) == 13}
+        sizes = [len(value) for value in windows.values()]
         if len(sizes) > limits.writers:
             raise Violation("windows", f"there are {len(sizes)}, and {limits.writers} are allowed")
         if sum(sizes) != int(state[b"dedup_bytes"]):
             raise Violation("windows", f"they have {sum(sizes)} bytes, and {int(state[b'dedup_bytes'])} are counted")
         if wrote and sum(sizes) > limits.dedup_bytes and max(sizes) > 64:
             raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.dedup_bytes} are allowed")
-        if max(sizes, default=0) > 16 + 16 * (2 * self.world.window + 4):
-            raise Violation(
-                "windows", f"one has {max(sizes)} bytes, though writers begin a new one after {self.world.window}"
-            )
+        for writer, value in windows.items():  # beside what is barred
+            applied = sum(writer + value[at : at + 8] in self.applied for at in range(16, len(value), 16))
+            if applied > 2 * self.world.window + 4:
+                raise Violation(
+                    "windows", f"one has {applied} writes, though writers begin a new one after {self.world.window}"
+                )
 
     # Restores
 
@@ -329,7 +344,7 @@ class Model:
             elif isinstance(outcome, StorageError) and not isinstance(outcome, OutcomeUnknownError):
                 if entry is None or record.ended is None:
                     continue
-                if entry.moment > record.ended and entry.epoch > record.epoch:
+                if entry.epoch > record.epoch:
                     self.world.count("applied after a restore that came after its refusal")
                 else:
                     raise Violation(

@@ -105,7 +105,21 @@ def _close_all(ticket: writer.Ticket, self: Namespace, partition: Any) -> None:
 
 
 def _close_once(ticket: writer.Ticket, self: Namespace, partition: Any) -> None:
-    self._retired[partition.number] = []
+    closed = [window for window, counter, _ in ticket.barred if counter == writer._CLOSED]
+    self._retired[partition.number] = [window for window in self._retired[partition.number] if window not in closed]
+
+
+def _name_once(ticket: writer.Ticket, *_: Any) -> None:
+    for window, counter, _nonce in ticket.barred:
+        window.given_up.pop(counter, None)
+
+
+def _trust_floor(ticket: writer.Ticket, *_: Any) -> None:
+    ticket.window.acknowledge(ticket.floor)
+
+
+def _answered(original: Any) -> Any:
+    return lambda self, ticket, *, answered=True: original(self, ticket)
 
 
 def _floor_at_once(ticket: writer.Ticket, *_: Any) -> None:
@@ -165,7 +179,8 @@ _ALL = (
     ),
     write(
         "highest-is-last", "a window knows the highest counter, in whatever order they came", "faults", 1000,
-        "if counter > window.highest then window.highest = counter end", "window.highest = counter",
+        "if counter > window.highest then window.highest = counter end\n  if floor",
+        "window.highest = counter\n  if floor",
     ),
     write(
         "one-entry-a-call", "each operation of a joined call is remembered", "faults", 100,
@@ -191,23 +206,31 @@ _ALL = (
     ),
     write(
         "dropped-unnoted", "a window that is dropped leaves its last revision", "windows", 200,
-        "forgotten, dedup_bytes = math.max(forgotten, last)", "forgotten, dedup_bytes = forgotten",
+        "forgotten, bytes = math.max(forgotten, last)", "forgotten, bytes = forgotten",
     ),
     write(
-        "never-closed", "an epoch that is named as finished is closed", "faults", 1000,
-        "if epochs then close(", "if false then close(",
+        "never-closed", "an epoch that is named as finished is closed", "abandoned", 1000,
+        "if counter == CLOSED then window.floor = CLOSED elseif", "if counter == CLOSED then return elseif",
+    ),
+    write(
+        "never-barred", "an operation that is named as given up is barred", "abandoned", 1000,
+        "if counter >= window.floor and window.floor", "if counter == CLOSED and window.floor",
     ),
     write(
         "windows-unbounded", "windows are bounded in number", "windows", 60,
-        "local many = not failed(count) and count > FIELDS + WRITERS", "local many = false",
+        "local many = not failed(count) and count > 5 + WRITERS", "local many = false",
     ),
     write(
         "bytes-unbounded", "windows are bounded in bytes", "forgetting", 1500,
-        "pcall('HLEN', KEYS[1]), dedup_bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
+        "pcall('HLEN', KEYS[1]), bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
     ),
     write(
         "bytes-miscounted", "the bytes of windows are counted", "windows", 60,
-        "math.max(forgotten, last), dedup_bytes - size", "math.max(forgotten, last), dedup_bytes",
+        "math.max(forgotten, last), bytes - size", "math.max(forgotten, last), bytes",
+    ),
+    write(
+        "growth-uncounted", "the bytes that windows grow by are counted", "calm", 20,
+        "if grown ~= 0 or new > 0 then", "if false then",
     ),
     # Writes
     write(
@@ -314,8 +337,20 @@ _ALL = (
         patch=after(Namespace, "begin", _close_all),
     ),
     Plant(
-        "closes-once", "an epoch is named until its closing is acknowledged", "faults", 1500,
+        "closes-once", "an epoch is named until its closing is acknowledged", "abandoned", 1000,
         patch=after(Namespace, "begin", _close_once),
+    ),
+    Plant(
+        "given-up-unnamed", "what was given up is named", "abandoned", 1000,
+        patch=replaced(Namespace, "end", _answered),
+    ),
+    Plant(
+        "given-up-once", "what was given up is named until that is acknowledged", "abandoned", 1000,
+        patch=after(Namespace, "begin", _name_once),
+    ),
+    Plant(
+        "low-water-trusted", "a low-water mark bars what was given up once it is acknowledged", "abandoned", 2000,
+        patch=after(Namespace, "begin", _trust_floor),
     ),
     Plant(
         "low-water-too-high", "the low-water mark is the lowest unfinished counter", "faults", 200,

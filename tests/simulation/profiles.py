@@ -27,6 +27,7 @@ _SAVES = {
 }  # fmt: skip
 _DELETIONS = {"delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "append": 1, "changes": 1}
 _LEASES = {"lease": 5, "release": 2, "append": 3, "save": 1, "update": 1}
+_LATE_CLAIMS = {"append": 4, "lease": 2, "save": 1}
 _MOODS = (_ALL, _APPENDS, _SAVES, _DELETIONS)
 
 
@@ -67,6 +68,12 @@ PROFILES = {
             "restores",
             _TURNS | _FAULTS | _RESTORES,
             (_APPENDS, _SAVES, _ALL),
+        ),
+        Profile(
+            "abandoned",
+            {"start": 24, "send": 26, "arrive": 9, "reply": 12, "tick": 2, "lose_sending": 2, "lose_reply": 2}
+            | {"give_up": 8, "revive": 5, "cancel": 8, "renew": 3},
+            (_APPENDS, _LATE_CLAIMS),
         ),
         Profile("clones", _TURNS | _FAULTS | {"clone": 3, "burst": 1}),
         Profile("leases", _TURNS | _FAULTS | {"start": 24, "tick": 10, "spoil": 3}, (_LEASES,)),

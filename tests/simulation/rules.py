@@ -8,7 +8,7 @@ RULES = {
     "doubled": "a write is applied once",
     "lost": "an acknowledged write was applied, as its revision says",
     "refused": "what ends in an error that says 'not applied' is never applied",
-    "late": "what a store has given up is not applied after a later write of it, unless an older one was under way",
+    "late": "what a store has given up is not applied after a write that it began later",
     "condition": "a write meets the revision, maker and lease that it names, and is above what its store had seen",
     "answer": "a refusal has its reason",
     "revisions": "a partition's revisions are 1, 2, 3, ...",

@@ -23,7 +23,7 @@ from orcs_redis.protocol.keys import Keyspace
 from orcs_redis.protocol.namespace import Create
 from orcs_redis.protocol.request import Plan, alone
 from orcs_redis.protocol.writer import Namespace
-from orcs_redis.protocol.writes import Write
+from orcs_redis.protocol.writes import Identified, Write
 
 from .clock import Clock
 from .driver import CANCELLED, Call, Flow, Wake, Writer
@@ -348,7 +348,7 @@ class World:
         return None
 
     def _do_cancel(self, writer: Writer) -> bool | None:
-        calls = [call for call in writer.calls if call.record is not None]
+        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._ticket]
         if not calls:
             return False
         self.random.choice(calls).cancel()
@@ -562,6 +562,8 @@ class World:
         for call in calls:
             own = call.commands()
             ticket = None if call.record is None else self.model.sent(call.record)
+            if isinstance(call.operation, leases._Claim):
+                self.model.identified(call.writer, call.operation)
             members.append(Member(call, call.attempt, len(commands), len(own), ticket))
             commands += own
         frames: list[tuple[Argument, ...]] = []

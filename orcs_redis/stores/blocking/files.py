@@ -52,7 +52,7 @@ class LocalFileStore(Generic[A]):
         return self._workers.call(self._folder.load, id)
 
     def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions that can be read, the last updated first; `unreadable` returns the others."""
+        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
         return self._workers.call(self._folder.list)
 
     def delete(self, id: str) -> None:

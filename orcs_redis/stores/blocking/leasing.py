@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 
 from ...errors import LeaseHeldError, StorageError
 from ...protocol.leases import Leases, check_terms, waking
@@ -33,7 +34,7 @@ class Lease:
         return self._latch.waitable
 
     def end(self) -> None:
-        """Wake those that wait for `lost`."""
+        """Note that it is no longer held."""
         self._latch.set()
 
     def __repr__(self) -> str:
@@ -63,7 +64,8 @@ class Leasing:
             finally:
                 leave()
         self._lease = Lease(id, token)
-        self._stop = driver.in_background(leases.keep(id, token, self._ttl, claim.sent), self._lease.end)
+        keep = leases.keep(id, token, self._ttl, claim.sent, weakref.ref(self))
+        self._stop = driver.in_background(keep, self._lease.end)
         return self._lease
 
     def __exit__(self, *_: object) -> None:

@@ -262,7 +262,7 @@ class RedisSessionStore(Generic[A]):
     def watch(self, *, since: str | None = None, ids: Collection[str] | None = None) -> Generator[Change, None, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
 
-        Of each partition they come in order, none twice; each session's latest state is always told, whatever happened
+        Of each partition they come in order, none twice; each session's latest state always comes, whatever happened
         to the connection (several changes of a session may come as the last of them).
 
         Args:
@@ -279,8 +279,9 @@ class RedisSessionStore(Generic[A]):
         wake = threading.Event()
         watcher = Watcher(self._core.changes, ids, wake)
         self._driver.run(watcher.start(since))
-        leave = [self._driver.listen(channel, listener) for channel, listener in watcher.listeners()]
+        leave: builtins.list[Callable[[], None]] = []
         try:
+            leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:
