@@ -28,7 +28,7 @@ from .faults.proxy import SWALLOW, Proxy
 
 @contextlib.asynccontextmanager
 async def leased(store: Any, id: str, **options: Any) -> AsyncIterator[Any]:
-    """A lease in either colour."""
+    """A lease in either form."""
     if hasattr(store, "_store"):  # a blocking one behind `Threaded`
         manager = store._store.lease(id, **options)
         lease = await asyncio.to_thread(manager.__enter__)

@@ -25,7 +25,7 @@ PAYLOAD = "a payload that is in no error"
 
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 
-colours = pytest.mark.parametrize("way", ["async", "sync"])
+forms = pytest.mark.parametrize("way", ["async", "sync"])
 
 
 def turn(size: int) -> ConversationTurn:
@@ -35,7 +35,7 @@ def turn(size: int) -> ConversationTurn:
 
 @pytest.fixture
 async def open_store() -> AsyncIterator[Open]:
-    """Open stores in either colour, and close them with the test."""
+    """Open stores in either form, and close them with the test."""
     opened: list[Any] = []
 
     async def open_one(way: str, url: str, **options: Any) -> Any:
@@ -77,7 +77,7 @@ async def refused(raw: Any, call: Awaitable[object], field: str) -> None:
     assert received(raw) == before
 
 
-@colours
+@forms
 async def test_nothing_too_large_is_sent(start_server: Callable[..., Server], open_store: Open, way: str) -> None:
     """Turns, assets and numbers of fields over their limits are refused without asking the server; at them they go."""
     server = start_server()
@@ -114,7 +114,7 @@ async def test_nothing_too_large_is_sent(start_server: Callable[..., Server], op
     assert await store.load("s") == asset
 
 
-@colours
+@forms
 async def test_updates_keep_to_the_limits(start_server: Callable[..., Server], open_store: Open, way: str) -> None:
     """An update that makes a session too large writes nothing."""
     store = await open_store(way, start_server().url, max_asset_bytes=5000)
@@ -125,7 +125,7 @@ async def test_updates_keep_to_the_limits(start_server: Callable[..., Server], o
     assert await store.load("s") == asset
 
 
-@colours
+@forms
 @pytest.mark.parametrize("option", ["max_turn_bytes", "max_asset_bytes", "max_fields"])
 @pytest.mark.parametrize("value", [0, -1, 401 * MIB])
 async def test_limits_that_cannot_be(way: str, option: str, value: int, open_store: Open) -> None:
@@ -134,7 +134,7 @@ async def test_limits_that_cannot_be(way: str, option: str, value: int, open_sto
         await open_store(way, "redis://127.0.0.1:1", **{option: value})
 
 
-@colours
+@forms
 async def test_a_hundred_thousand_turns(url: str, open_store: Open, way: str) -> None:
     """A session of 100,000 turns is saved, appended to, read in part and whole, changed and deleted."""
     count = 100_000

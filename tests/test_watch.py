@@ -21,7 +21,7 @@ from .conftest import ROWS, Connect, Place, Server, connected
 
 
 async def watched(store: Any, **options: Any) -> AsyncGenerator[Change, None]:
-    """A watch of either colour."""
+    """A watch of either form."""
     if not hasattr(store, "_store"):
         async for change in store.watch(**options):
             yield change

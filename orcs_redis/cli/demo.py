@@ -2,8 +2,8 @@
 
 A worker writes down each operation before it sends it, and how it ended. So the verdict does not rest on what the
 store says about itself: an acknowledged turn must be there once, a refused one not at all, one whose outcome is
-unknown at most once, and a counter must have every acknowledged increment. A watch in this process must have been told
-of each session's final revision, and of nothing twice.
+unknown at most once, and a counter must have every acknowledged increment. A watch in this process must have received
+each session's final revision, and nothing twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rich.text import Text
 from ..errors import OutcomeUnknownError, StorageError, UnavailableError
 from ..model.asset import ConversationTurn, SessionAsset
 from ..model.meta import SessionMeta
-from ..protocol.attempts import Trouble
+from ..protocol.attempts import AttemptError
 from ..protocol.changes import Change
 from ..protocol.keys import Keyspace
 from ..stores.redis import RedisSessionStore, open_store
@@ -76,7 +76,7 @@ class Result(Struct, frozen=True):
 
 
 class Job(NamedTuple):
-    """What a worker is told."""
+    """What a worker is started with."""
 
     name: str
     url: str
@@ -360,7 +360,7 @@ def _clean_up(store: BlockingStore[SessionAsset], namespace: str, ids: Sequence[
         rest = (part.state, part.updated, part.meta, part.changes, part.deleted, part.deleted_meta)
         commands = [("UNLINK", *rest), ("UNLINK", keys.layout(namespace))]
         store._driver.link.call(commands, time.monotonic() + 5.0)
-    except (StorageError, Trouble):
+    except (StorageError, AttemptError):
         console.print(f"the server is gone: keys of the namespace {namespace} may be left there", style="red")
 
 

@@ -1,8 +1,8 @@
 """What an attempt can end in, and when the next one is due.
 
-Here alone, what goes wrong between us and a server gets its name. `Trouble` and its kinds are what an attempt may end
-in while another one may still succeed. They never reach the caller: `Retry` turns the last one into an error of ours
-when the deadline has come.
+Here alone, what goes wrong between us and a server gets its name. `AttemptError` and its kinds are what an attempt may
+end in while another one may still succeed. They never reach the caller: `Retry` turns the last one into an error of
+ours when the deadline has come.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ..interrupts import raise_interruption
 from .commands import Reply, as_map
 
 __all__ = [
-    "Again",
-    "Forgotten",
-    "Late",
-    "Lost",
-    "NoScript",
+    "AttemptError",
+    "AttemptTimeout",
+    "ConnectionLost",
+    "OperationEvicted",
     "Retried",
     "Retry",
-    "Torn",
-    "Trouble",
+    "ScriptNotLoaded",
+    "ServerBusy",
+    "TornRead",
     "WrongServer",
     "check",
     "check_server",
@@ -45,7 +45,7 @@ __all__ = [
 _LARGE = 256 * 1024  # bytes of a request from which on a hosted server may have a limit
 
 
-class Trouble(Exception):
+class AttemptError(Exception):
     """An attempt failed, and the operation may be tried again."""
 
     sent = False  # whether it may have been, or may yet be, executed all the same
@@ -54,13 +54,13 @@ class Trouble(Exception):
 
     def final(self, before: str, *, maybe_applied: bool) -> StorageError:
         """Return the error to raise when there is no time for another attempt; `before`: an earlier reason."""
-        text = f"{self}; before that: {before}" if before and isinstance(self, Late) else str(self)
+        text = f"{self}; before that: {before}" if before and isinstance(self, AttemptTimeout) else str(self)
         if maybe_applied:
             return OutcomeUnknownError(f"no answer in time, and the write may have been applied: {text}")
         return UnavailableError(text)
 
 
-class Lost(Trouble):
+class ConnectionLost(AttemptError):
     """There is no connection, it broke, or no answer came over it."""
 
     def __init__(self, reason: str, *, sent: bool, size: int = 0) -> None:
@@ -71,31 +71,31 @@ class Lost(Trouble):
         super().__init__(reason + hint)
 
 
-class Late(Lost):
+class AttemptTimeout(ConnectionLost):
     """The time was over: the reason may be that of an earlier attempt."""
 
 
-class Again(Trouble):
+class ServerBusy(AttemptError):
     """The server refused for now: it was not executed."""
 
 
-class WrongServer(Again):
+class WrongServer(ServerBusy):
     """The connection leads to a server that does not do it: it was not executed, and may be over another connection."""
 
 
-class NoScript(Trouble):
+class ScriptNotLoaded(AttemptError):
     """The server doesn't know the script's digest: it was not executed."""
 
     pause = False
 
 
-class Torn(Trouble):
+class TornRead(AttemptError):
     """A write came between the commands of one read."""
 
     pause = False
 
 
-class Forgotten(Trouble):
+class OperationEvicted(AttemptError):
     """The server has forgotten operations among which an earlier sending of this one may have been."""
 
     pause = False
@@ -109,7 +109,7 @@ class Retried(Protocol):
         """Whether it changes something."""
         ...
 
-    def settles(self, error: StorageError) -> bool:
+    def is_conclusive(self, error: StorageError) -> bool:
         """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
         ...
 
@@ -129,7 +129,7 @@ class Retry:
         self._maybe_applied = False
         self._before = ""  # the last reason other than that the time was over
 
-    def after(self, problem: Trouble | StorageError, now: float, operation: Retried) -> float:
+    def after(self, problem: AttemptError | StorageError, now: float, request: Retried) -> float:
         """Return how many seconds to wait before the next attempt (backoff with jitter).
 
         Raises:
@@ -140,21 +140,21 @@ class Retry:
 
         """
         if isinstance(problem, StorageError):
-            if self._maybe_applied and not operation.settles(problem):
+            if self._maybe_applied and not request.is_conclusive(problem):
                 raise OutcomeUnknownError(f"an answer was lost, and sent again it was refused: {problem}") from None
             try:
                 raise problem
             finally:
                 del problem  # else it and this frame are a cycle
-        self._maybe_applied |= problem.sent and operation.writes
-        if isinstance(problem, Forgotten) and self._maybe_applied:
+        self._maybe_applied |= problem.sent and request.writes
+        if isinstance(problem, OperationEvicted) and self._maybe_applied:
             raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None
         delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
         # Refused so far: an attempt that is cut short by the deadline would only leave the outcome open.
-        least = _LEAST if operation.writes and not self._maybe_applied else 0.0
+        least = _LEAST if request.writes and not self._maybe_applied else 0.0
         if now + delay + least >= self._expires:
             raise problem.final(self._before, maybe_applied=self._maybe_applied) from None
-        if not isinstance(problem, Late):
+        if not isinstance(problem, AttemptTimeout):
             self._before = str(problem)
         if problem.large:
             self._delay = min(max(2 * self._delay, 0.1), 5.0)
@@ -206,7 +206,7 @@ _COMMAND = re.compile(r"unknown command ['`]([A-Za-z|]{1,30})['`]")
 _DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
 
 
-def translate(text: str, *, opening: bool = False) -> StorageError | Trouble:
+def translate(text: str, *, opening: bool = False) -> StorageError | AttemptError:
     """Name a server's error in our terms; `opening`: it refuses a new connection.
 
     Arguments that it quotes (they may be a payload) are left out.
@@ -214,11 +214,11 @@ def translate(text: str, *, opening: bool = False) -> StorageError | Trouble:
     code, _, rest = text.partition(" ")
     gist = text.partition("'")[0].partition("`")[0].strip()[:160]
     if code == "NOSCRIPT":
-        return NoScript(gist)
+        return ScriptNotLoaded(gist)
     if code in _FOR_NOW:
-        return Again(f"the server refuses for now: {_FOR_NOW[code]} ({code})")
+        return ServerBusy(f"the server refuses for now: {_FOR_NOW[code]} ({code})")
     if "max number of clients" in text:
-        return Again(f"the server refuses for now: {gist}")
+        return ServerBusy(f"the server refuses for now: {gist}")
     if code in _ELSEWHERE and not (opening and code == "NOAUTH"):
         return WrongServer(f"the server refuses: {_ELSEWHERE[code]} ({code})")
     if code == "NOPROTO" or "nknown command" in text or "Unknown Redis command" in text:

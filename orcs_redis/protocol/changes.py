@@ -24,7 +24,7 @@ from ..interrupts import raise_interruption
 from ..model.ids import check_id
 from .commands import Command, Reply
 from .keys import Partition
-from .request import Listener, Operation, Pause, Plan, Together
+from .request import Listener, Pause, Plan, Request, Together
 from .writer import Namespace
 
 __all__ = ["Change", "Changes", "Watcher", "waking"]
@@ -67,7 +67,7 @@ class _Entry(NamedTuple):
     origin: bytes
 
 
-class _Since(Operation["tuple[int, list[_Entry]]"]):
+class _Since(Request["tuple[int, list[_Entry]]"]):
     """One run of the script (scripts/changes.lua): up to which revision it goes, and the changes."""
 
     __slots__ = ("_limit", "_namespace", "_partition", "_since")
@@ -97,14 +97,14 @@ class _Since(Operation["tuple[int, list[_Entry]]"]):
                 raise StoreResetError(
                     f"deletions after revision {self._since} were forgotten, up to {revision}: list again"
                 )
-        self._namespace.saw(self._partition, revision)
+        self._namespace.observe(self._partition, revision)
         return revision, [
             _Entry(id.decode(), int(float(changed)), bool(kind), int.from_bytes(at), origin)
             for id, changed, kind, at, origin in zip(*(flat[n::5] for n in range(5)), strict=True)
         ]
 
 
-class _Reached(Operation["tuple[int | None, int]"]):
+class _Reached(Request["tuple[int | None, int]"]):
     """A session's revision (None: absent), and its partition's."""
 
     __slots__ = ("_id", "_partition")
@@ -256,10 +256,10 @@ class _Track:
         self.partition = partition
         self.number = number
         self.head = position  # up to here everything is pending or was delivered
-        self.told = 0  # the last message's revision
+        self.last_notified = 0  # the last message's revision
         self.back = False  # whether a message came that was not later than the last one: the data went back
-        self.gap = True  # whether there may be more than pending
-        self.looks = 0  # how often messages may have been missed
+        self.needs_resync = True  # whether there may be more than pending
+        self.resync_requests = 0  # how often messages may have been missed
         self.pending: OrderedDict[str, _Entry] = OrderedDict()  # in order of revisions
 
 
@@ -296,7 +296,7 @@ class Watcher:
     def pop(self) -> Change | None:
         """Return the next change that is pending; None if there is none, or something has to be read first."""
         with self._lock:
-            if any(track.gap and not track.pending for track in self._tracks):
+            if any(track.needs_resync and not track.pending for track in self._tracks):
                 return None
             for _ in range(len(self._tracks)):  # in turn, so that a busy partition does not hide the others
                 track = self._tracks[0]
@@ -315,8 +315,8 @@ class Watcher:
 
         """
         self._wake.clear()
-        behind = [track for track in tuple(self._tracks) if track.gap and not track.pending]
-        before = [(track.looks, track.told) for track in behind]
+        behind = [track for track in tuple(self._tracks) if track.needs_resync and not track.pending]
+        before = [(track.resync_requests, track.last_notified) for track in behind]
         if behind:
             batch = min(_BATCH, 1 + 10 * _BATCH // len(behind))
             try:
@@ -326,28 +326,37 @@ class Watcher:
             except (UnavailableError, OutcomeUnknownError):
                 yield Pause(_RETRY_DELAY)
                 return
-            for track, (looks, told), (revision, entries) in zip(behind, before, answers, strict=True):
+            for track, (resync_requests, last_notified), (revision, entries) in zip(
+                behind, before, answers, strict=True
+            ):
                 whole = len(entries) < batch
-                if track.back or (whole and told > revision):
-                    raise StoreResetError(f"the data went back in time: to revision {revision} or less from {told}")
+                if track.back or (whole and last_notified > revision):
+                    raise StoreResetError(
+                        f"the data went back in time: to revision {revision} or less from {last_notified}"
+                    )
                 with self._lock:
                     for entry in entries:
                         self._add(track, entry)
                     track.head = max(track.head, revision)
-                    track.gap = not whole or track.told > track.head or track.looks != looks or track.back
-        if any(track.pending or track.gap for track in self._tracks):
+                    track.needs_resync = (
+                        not whole
+                        or track.last_notified > track.head
+                        or track.resync_requests != resync_requests
+                        or track.back
+                    )
+        if any(track.pending or track.needs_resync for track in self._tracks):
             return
         yield Pause(self._changes.heartbeat, self._wake)
         if not self._wake.is_set():  # no message came; or it was lost, or the user may publish none
             for track in self._tracks:
-                track.gap = True
+                track.needs_resync = True
 
     def _listener(self, track: _Track) -> Listener:
         def listen(message: bytes | None) -> None:
             with self._lock:
                 if message is None:
-                    track.looks += 1
-                    track.gap = True
+                    track.resync_requests += 1
+                    track.needs_resync = True
                 elif message:  # an empty one is a probe
                     self._receive(track, message)
             self._wake.set()
@@ -358,19 +367,19 @@ class Watcher:
         try:
             revision, updated_at_ms, kind, origin, id = _decode_message(message)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            track.gap = True
+            track.needs_resync = True
             return
-        track.back |= revision <= track.told
-        track.told = revision
-        if revision == track.head + 1 and not track.gap:
+        track.back |= revision <= track.last_notified
+        track.last_notified = revision
+        if revision == track.head + 1 and not track.needs_resync:
             self._add(track, _Entry(id, revision, kind == 1, updated_at_ms, origin))
             track.head = revision
             if len(track.pending) > _PENDING:
                 track.head = next(iter(track.pending.values())).revision - 1
                 track.pending.clear()
-                track.gap = True
+                track.needs_resync = True
         elif revision > track.head or track.back:
-            track.gap = True  # what came between is read
+            track.needs_resync = True  # what came between is read
 
     def _add(self, track: _Track, entry: _Entry) -> None:
         if self._ids is None or entry.id in self._ids:

@@ -30,11 +30,11 @@ __all__ = [
     "Encoded",
     "Patch",
     "Stored",
+    "baseline_of",
     "decode_meta",
     "decode_turns",
     "decode_version",
-    "recall",
-    "remember",
+    "set_baseline",
 ]
 
 A = TypeVar("A", bound=SessionAsset)
@@ -82,13 +82,13 @@ class Encoded(NamedTuple):
 
     sections: dict[str, bytes]
     turns: list[bytes]
-    tail: bytes  # of the packed metadata: what only the client knows
+    index_metadata: bytes  # of the packed metadata: what only the client knows
 
 
 class Stored(NamedTuple):
     """What an asset was when it was loaded or last saved; kept in `vars(asset)`."""
 
-    home: object  # the namespace's incarnation
+    incarnation: object  # the namespace's incarnation
     id: str
     revision: int
     operation: bytes  # that made the revision: one and the same number may be given anew after a restore
@@ -174,8 +174,8 @@ class Codec(Generic[A]):
         if total > self.max_asset_bytes:
             raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
         context = asset.project_context
-        tail = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
-        return Encoded(sections, turns, tail)
+        index_metadata = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
+        return Encoded(sections, turns, index_metadata)
 
     def turn(self, turn: ConversationTurn, where: str) -> bytes:
         """Encode one turn.
@@ -220,7 +220,7 @@ class Codec(Generic[A]):
         if unknown:
             # A hash has no order.
             asset.extra = {
-                _given_name(name): _decoded(id, named(name), _decode_any, sections[name]) for name in sorted(unknown)
+                _unescape(name): _decoded(id, named(name), _decode_any, sections[name]) for name in sorted(unknown)
             }
         return asset
 
@@ -340,12 +340,12 @@ def decode_version(id: str, data: bytes) -> int:
     return version
 
 
-def remember(asset: SessionAsset, stored: Stored) -> None:
+def set_baseline(asset: SessionAsset, stored: Stored) -> None:
     """Keep with an asset what is stored of it."""
     vars(asset)["_stored"] = stored
 
 
-def recall(asset: SessionAsset) -> Stored | None:
+def baseline_of(asset: SessionAsset) -> Stored | None:
     """Return what was stored of an asset when it was loaded or last saved; None if it was not."""
     return vars(asset).get("_stored")
 
@@ -361,5 +361,5 @@ def _stored_name(name: str) -> str:
     return f".{name}" if name.startswith(".") else name
 
 
-def _given_name(name: str) -> str:
+def _unescape(name: str) -> str:
     return name[1:] if name.startswith(".") else name

@@ -9,19 +9,19 @@ import hiredis
 import msgspec
 
 __all__ = [
-    "JOINED",
+    "MAX_MERGED",
     "Argument",
+    "CallPrefix",
     "Command",
-    "Head",
-    "Joinable",
     "Reply",
+    "ScriptCall",
     "as_error",
     "as_map",
-    "divided",
     "has_errors",
-    "joinable_run",
-    "joined",
+    "merge",
+    "next_batch",
     "pack",
+    "split_reply",
 ]
 
 Argument: TypeAlias = str | bytes | int
@@ -29,12 +29,12 @@ Argument: TypeAlias = str | bytes | int
 # A reply is whatever RESP can hold: bytes, int, None, list, dict, or an error as a value.
 Reply: TypeAlias = Any
 
-JOINED = 16
+MAX_MERGED = 16
 """How many calls go out as one at most."""
-_JOINED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
+_MAX_MERGED_BYTES = 64 * 1024  # of all of them, so that none keeps the server for long
 
 
-class Head(NamedTuple):
+class CallPrefix(NamedTuple):
     """What the calls of a script that may be joined have in common."""
 
     verb: str
@@ -43,13 +43,13 @@ class Head(NamedTuple):
     arguments: tuple[Argument, ...]
 
 
-class Joinable(msgspec.Struct):
+class ScriptCall(msgspec.Struct):
     """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
 
     The reply is an array with an item for each; each caller gets an array of its own item.
     """
 
-    head: Head
+    head: CallPrefix
     keys: Sequence[str]
     arguments: Sequence[Argument]
 
@@ -58,31 +58,31 @@ class Joinable(msgspec.Struct):
         return sum([len(argument) for argument in self.arguments if type(argument) is bytes])
 
 
-Command: TypeAlias = tuple[Argument, ...] | Joinable
+Command: TypeAlias = tuple[Argument, ...] | ScriptCall
 
 
-def joinable_run(commands: Iterable[Command | None]) -> list[Joinable]:
+def next_batch(commands: Iterable[Command | None]) -> list[ScriptCall]:
     """Return the first of the commands, as many as can go out as one."""
-    run: list[Joinable] = []
+    run: list[ScriptCall] = []
     size = 0
     for command in commands:
-        if type(command) is not Joinable or (run and command.head is not run[0].head):
+        if type(command) is not ScriptCall or (run and command.head is not run[0].head):
             break
         size += command.size()
-        if run and (size > _JOINED_BYTES or len(run) == JOINED):
+        if run and (size > _MAX_MERGED_BYTES or len(run) == MAX_MERGED):
             break
         run.append(command)
     return run
 
 
-def divided(reply: Reply, number: int) -> list[Reply]:
+def split_reply(reply: Reply, number: int) -> list[Reply]:
     """Return what each of the joined calls is to get of their reply; an error of the whole is everyone's."""
     if type(reply) is list and len(reply) == number:
         return [[item] for item in reply]
     return [reply] * number
 
 
-def joined(calls: Sequence[Joinable]) -> tuple[Argument, ...]:
+def merge(calls: Sequence[ScriptCall]) -> tuple[Argument, ...]:
     """Return calls of one head as one command."""
     head = calls[0].head
     keys: list[Argument] = [*head.keys]
@@ -96,7 +96,7 @@ def joined(calls: Sequence[Joinable]) -> tuple[Argument, ...]:
 def pack(commands: Sequence[Command]) -> bytes:
     """Return the commands as they go over the wire."""
     return b"".join(
-        [_pack_command(_texts(joined((command,)) if type(command) is Joinable else command)) for command in commands]
+        [_pack_command(_texts(merge((command,)) if type(command) is ScriptCall else command)) for command in commands]
     )
 
 

@@ -24,7 +24,7 @@ from ..interrupts import raise_interruption
 from ..model.ids import check_id
 from .commands import Argument, Command, Reply
 from .keys import Partition
-from .request import Listener, Operation, Pause, Plan, Together
+from .request import Listener, Pause, Plan, Request, Together
 from .writer import Namespace
 from .writes import Identified, check_script, refusal
 
@@ -59,7 +59,7 @@ class _Request(Identified[int]):
         """Call the script."""
         return self._call(self._arguments)
 
-    def settles(self, error: StorageError) -> bool:
+    def is_conclusive(self, error: StorageError) -> bool:
         """Whether it says who holds the lease. For another reason the script may refuse what it has given before."""
         return isinstance(error, (LeaseHeldError, LeaseLostError, OutcomeUnknownError))
 
@@ -95,8 +95,10 @@ class _Claim(_Request):
 
     def commands(self) -> Sequence[Command]:
         """Call the script, with the same operation id until there is an answer."""
-        ticket, (incarnation, kind, id, *rest) = self._identify(), self._arguments
-        return self._call((incarnation, kind, id, ticket.operation_id, *rest, ticket.seen, ticket.floor))
+        operation, (incarnation, kind, id, *rest) = self._identify(), self._arguments
+        return self._call(
+            (incarnation, kind, id, operation.operation_id, *rest, operation.high_water_mark, operation.low_water_mark)
+        )
 
     def decode(self, replies: Sequence[Reply]) -> int:
         """Return the token, or raise what the script says."""
@@ -109,7 +111,7 @@ class _Claim(_Request):
         return super().decode(replies)
 
 
-class _LeasedIds(Operation[list[str]]):
+class _LeasedIds(Request[list[str]]):
     __slots__ = ("_partition",)
 
     def __init__(self, partition: Partition) -> None:
@@ -124,7 +126,7 @@ class _LeasedIds(Operation[list[str]]):
         return [id.decode() for id in replies[0]]
 
 
-class _Holders(Operation[list[LeaseInfo]]):
+class _Holders(Request[list[LeaseInfo]]):
     __slots__ = ("_ids", "_partition")
 
     def __init__(self, partition: Partition, ids: Sequence[str]) -> None:
@@ -170,7 +172,7 @@ class Leases:
         """Take the lease; LeaseHeldError if another has it."""
         return _Claim(self._namespace, id, _milliseconds(ttl), self._holder)
 
-    def acquire_when_free(self, claim: Operation[int], wait: float, wake: Any) -> Plan[int]:
+    def acquire_when_free(self, claim: Request[int], wait: float, wake: Any) -> Plan[int]:
         """Take the lease within `wait` seconds; `wake` is an event that is set when one may be free."""
         until = time.monotonic() + wait
         while True:
@@ -208,7 +210,7 @@ class Leases:
                 continue
             until = sent + ttl
 
-    def release(self, id: str, token: int) -> Operation[int]:
+    def release(self, id: str, token: int) -> Request[int]:
         """Give the lease back; LeaseLostError if it is held no more."""
         return _Request(self._namespace, id, "release", token)
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from .. import scripts
 from ..errors import LayoutError, PermissionDeniedError, StorageError, UnsupportedServerError
 from ..interrupts import raise_interruption
-from .attempts import NoScript, Trouble, check_server, translate, unable
+from .attempts import AttemptError, ScriptNotLoaded, check_server, translate, unable
 from .commands import Command, Reply, as_error, as_map
 from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
-from .request import Operation, Plan
+from .request import Plan, Request
 from .writer import Namespace
 
 __all__ = ["Create", "Probe", "ReadLayout", "open_namespace"]
@@ -40,7 +40,7 @@ _OTHER_COMMANDS = (
 )
 
 
-class ReadLayout(Operation["dict[bytes, bytes]"]):
+class ReadLayout(Request["dict[bytes, bytes]"]):
     """The namespace's descriptor; empty if there is none."""
 
     __slots__ = ("_key",)
@@ -69,7 +69,7 @@ class ReadLayout(Operation["dict[bytes, bytes]"]):
         return dict(as_map(replies[1]))
 
 
-class Create(Operation[str]):
+class Create(Request[str]):
     """The creation of a namespace (scripts/create.lua)."""
 
     __slots__ = ("_arguments", "_keys")
@@ -98,7 +98,7 @@ class Create(Operation[str]):
         return bytes(answer).decode()
 
 
-class Probe(Operation["StorageError | None"]):
+class Probe(Request["StorageError | None"]):
     """Whether the user may do what the writing script does: the error if not (scripts/probe.lua)."""
 
     __slots__ = ("_namespace",)
@@ -124,11 +124,11 @@ class Probe(Operation["StorageError | None"]):
         """
         for partition, revision in zip(self._namespace.keyspace.partitions, replies[1:], strict=True):
             if type(revision) is bytes and revision.isdigit():
-                self._namespace.saw(partition, int(revision))
+                self._namespace.observe(partition, int(revision))
         text = as_error(replies[0])
         if text is not None:
             problem = translate(text)
-            if isinstance(problem, (NoScript, UnsupportedServerError)):
+            if isinstance(problem, (ScriptNotLoaded, UnsupportedServerError)):
                 self._check(replies)
             return PermissionDeniedError(f"the user may not write: {problem}") if _denies(problem) else None
         found = list(zip(replies[0][::2], map(bytes.decode, replies[0][1::2]), strict=True))
@@ -140,7 +140,7 @@ class Probe(Operation["StorageError | None"]):
         return None
 
 
-def _denies(problem: StorageError | Trouble) -> bool:
+def _denies(problem: StorageError | AttemptError) -> bool:
     return isinstance(problem, PermissionDeniedError)
 
 

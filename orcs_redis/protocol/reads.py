@@ -11,11 +11,11 @@ from .. import scripts
 from ..errors import CorruptSessionError, LayoutError, NotFoundError
 from ..model.asset import ConversationTurn, SessionAsset
 from ..model.meta import SessionMeta, Versioned
-from .attempts import Torn
-from .codec import Codec, Stored, decode_meta, decode_turns, remember
+from .attempts import TornRead
+from .codec import Codec, Stored, decode_meta, decode_turns, set_baseline
 from .commands import Argument, Command, Reply, as_error, as_map, has_errors
 from .keys import Partition
-from .request import Operation
+from .request import Request
 from .writer import Namespace
 
 __all__ = ["AllMeta", "Exists", "Load", "MetaRun", "Ping", "Position", "Turns"]
@@ -26,7 +26,7 @@ Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated
 _TORN_READS = 100
 
 
-class Load(Operation[Versioned[A]]):
+class Load(Request[Versioned[A]]):
     """A whole session. The revision is read again at the end: if no write came between, nothing is torn."""
 
     __slots__ = ("_absent", "_codec", "_id", "_listed", "_namespace", "_partition")
@@ -59,16 +59,16 @@ class Load(Operation[Versioned[A]]):
         fields, turns = as_map(replies[0]), replies[1]
         revision = fields.get(b".revision")
         if revision != replies[2]:
-            raise Torn("a write came between")
+            raise TornRead("a write came between")
         if not fields:
             if not self._absent:
                 self._absent = True
-                raise Torn("it is absent, or was evicted")
+                raise TornRead("it is absent, or was evicted")
             if replies[3] is None:
                 raise NotFoundError(id)
             if replies[3] != self._listed:
                 self._listed = replies[3]
-                raise Torn("it was created meanwhile, or evicted")
+                raise TornRead("it was created meanwhile, or evicted")
             raise CorruptSessionError(id, "session")
         if revision is None or not revision.isdigit() or len(revision) > 16:
             raise CorruptSessionError(id, ".revision")
@@ -77,13 +77,13 @@ class Load(Operation[Versioned[A]]):
         if fields.get(b".turns") != b"%d" % len(turns):
             raise CorruptSessionError(id, "history.turns")
         number = int(revision)
-        self._namespace.saw(self._partition, number)
-        maker = fields.get(b".op", b"")
-        remember(asset, Stored(self._namespace.incarnation, id, number, maker, sections, turns))
+        self._namespace.observe(self._partition, number)
+        operation = fields.get(b".op", b"")
+        set_baseline(asset, Stored(self._namespace.incarnation, id, number, operation, sections, turns))
         return Versioned(asset, number)
 
 
-class Turns(Operation[list[ConversationTurn]]):
+class Turns(Request[list[ConversationTurn]]):
     """A part of a session's history."""
 
     __slots__ = ("_id", "_partition", "_start", "_stop", "_torn")
@@ -115,12 +115,12 @@ class Turns(Operation[list[ConversationTurn]]):
         if not turns and range(int(count))[_slice(self._start, self._stop)]:
             self._torn += 1  # the first turns may have come between
             if self._torn < _TORN_READS:
-                raise Torn("a write came between")
+                raise TornRead("a write came between")
             raise CorruptSessionError(self._id, "history.turns")
         return decode_turns(self._id, turns)
 
 
-class Exists(Operation[bool]):
+class Exists(Request[bool]):
     """Whether there is a session."""
 
     __slots__ = ("_key",)
@@ -139,7 +139,7 @@ class Exists(Operation[bool]):
         return bool(replies[0])
 
 
-class AllMeta(Operation[list[SessionMeta]]):
+class AllMeta(Request[list[SessionMeta]]):
     """The metadata of every session of a partition, in no order."""
 
     __slots__ = ("_partition",)
@@ -159,7 +159,7 @@ class AllMeta(Operation[list[SessionMeta]]):
         return _metas(as_map(replies[0]).items())
 
 
-class MetaRun(Operation["tuple[Position | None, list[SessionMeta]]"]):
+class MetaRun(Request["tuple[Position | None, list[SessionMeta]]"]):
     """A run of a partition's index (scripts/page.lua): where it ended (None: at the end) and its metadata."""
 
     __slots__ = ("_arguments", "_limit", "_partition")
@@ -185,7 +185,7 @@ class MetaRun(Operation["tuple[Position | None, list[SessionMeta]]"]):
         return last, _metas(zip(ids, flat[1::2], strict=True))
 
 
-class Ping(Operation[float]):
+class Ping(Request[float]):
     """A round trip, in seconds."""
 
     __slots__ = ("_sent",)

@@ -11,15 +11,15 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ..errors import StorageError
 from ..scripts import Script
-from .attempts import NoScript, Trouble, check
+from .attempts import AttemptError, ScriptNotLoaded, check
 from .commands import Argument, Command, Reply
 
-__all__ = ["Listener", "Operation", "Pause", "Plan", "Together", "alone"]
+__all__ = ["Listener", "Pause", "Plan", "Request", "Together", "single"]
 
 T = TypeVar("T")
 
 
-class Operation(Generic[T]):
+class Request(Generic[T]):
     """Commands, and what their replies mean. A driver may send it several times until there is an answer."""
 
     __slots__ = ("_evaluate", "deadline")
@@ -34,10 +34,10 @@ class Operation(Generic[T]):
         raise NotImplementedError
 
     def decode(self, replies: Sequence[Reply]) -> T:
-        """Return what the replies mean, or raise: a StorageError, or a Trouble if another attempt may succeed."""
+        """Return what the replies mean, or raise: a StorageError, or a AttemptError if another attempt may succeed."""
         raise NotImplementedError
 
-    def settles(self, error: StorageError) -> bool:
+    def is_conclusive(self, error: StorageError) -> bool:
         """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
         return True
 
@@ -52,7 +52,7 @@ class Operation(Generic[T]):
     def _check(self, replies: Sequence[Reply]) -> None:
         try:
             check(replies)
-        except NoScript:
+        except ScriptNotLoaded:
             self._evaluate = True
             raise
 
@@ -62,42 +62,42 @@ Listener: TypeAlias = Callable[[bytes | None], None]
 
 
 class Pause(NamedTuple):
-    """What a plan yields to wait for some seconds, or until an event of the colour's library is set."""
+    """What a plan yields to wait for some seconds, or until an asyncio.Event or threading.Event is set."""
 
     seconds: float
     wake: Any = None
 
 
-class Together(Operation[builtins.list[Any]]):
-    """Reads that are asked for at the same time, as one operation: the list of their results, or the first's error.
+class Together(Request[builtins.list[Any]]):
+    """Reads that are asked for at the same time, as one request: the list of their results, or the first's error.
 
     An attempt sends those that have no result yet.
     """
 
     __slots__ = ("_missing", "_results", "_widths")
 
-    def __init__(self, operations: Iterable[Operation[Any]]) -> None:
+    def __init__(self, requests: Iterable[Request[Any]]) -> None:
         super().__init__()
-        self._missing = dict(enumerate(operations))
+        self._missing = dict(enumerate(requests))
         self._results: builtins.list[Any] = [None] * len(self._missing)
         self._widths: builtins.list[int] = []
-        if any(operation.writes for operation in self._missing.values()):
-            raise ValueError("writes have outcomes of their own: they are not performed as one operation")
+        if any(request.writes for request in self._missing.values()):
+            raise ValueError("writes have outcomes of their own: they are not performed as one request")
 
     def commands(self) -> Sequence[Command]:
         """Return the commands of all that are missing."""
-        parts = [operation.commands() for operation in self._missing.values()]
+        parts = [request.commands() for request in self._missing.values()]
         self._widths = [len(part) for part in parts]
         return [command for part in parts for command in part]
 
     def decode(self, replies: Sequence[Reply]) -> builtins.list[Any]:
         """Return the results; if some are missing still, raise why."""
-        trouble: Trouble | None = None
+        trouble: AttemptError | None = None
         at = 0
-        for (n, operation), width in zip(tuple(self._missing.items()), self._widths, strict=True):
+        for (n, request), width in zip(tuple(self._missing.items()), self._widths, strict=True):
             try:
-                self._results[n] = operation.decode(replies[at : at + width])
-            except Trouble as problem:
+                self._results[n] = request.decode(replies[at : at + width])
+            except AttemptError as problem:
                 trouble = trouble or problem
             else:
                 del self._missing[n]
@@ -107,10 +107,10 @@ class Together(Operation[builtins.list[Any]]):
         return self._results
 
 
-Plan = Generator[Operation[Any] | Pause, Any, T]
+Plan = Generator[Request[Any] | Pause, Any, T]
 
 
-def alone(make: Callable[..., Operation[T]], *arguments: Any) -> Plan[T]:
-    """Return the plan of one operation, made when the plan begins."""
+def single(make: Callable[..., Request[T]], *arguments: Any) -> Plan[T]:
+    """Return the plan of one request, made when the plan begins."""
     result: T = yield make(*arguments)
     return result

@@ -18,7 +18,7 @@ from ..interrupts import raise_interruption
 from ..model.asset import ConversationTurn, SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Page, SessionMeta, Versioned
-from .codec import Codec, Encoded, Patch, Stored, recall, remember
+from .codec import Codec, Encoded, Patch, Stored, baseline_of, set_baseline
 from .commands import Argument
 from .keys import Partition
 from .namespace import Probe
@@ -27,7 +27,7 @@ from .request import Pause, Plan, Together
 from .writer import Namespace
 from .writes import APPEND, DELETE, SAVE, Write, Written
 
-__all__ = ["Held", "Operations"]
+__all__ = ["LeaseToken", "Sessions"]
 
 A = TypeVar("A", bound=SessionAsset)
 _ALL: tuple[Argument, Argument] = ("-inf", "+inf")
@@ -37,14 +37,14 @@ _STAGED_TURNS = 16  # from so many turns on, a history is staged by plain comman
 _LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
 
 
-class Held(Protocol):
-    """A lease of either colour."""
+class LeaseToken(Protocol):
+    """A lease of either form."""
 
     id: str
     token: int
 
 
-class Operations(Generic[A]):
+class Sessions(Generic[A]):
     """What a store can do, as operations and plans. Bad input is refused here, before anything is sent."""
 
     def __init__(self, namespace: Namespace, codec: Codec[A]) -> None:
@@ -75,7 +75,9 @@ class Operations(Generic[A]):
         """Whether there is a session."""
         return Exists(self._namespace, check_id(id))
 
-    def append(self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: Held | None) -> Write:
+    def append(
+        self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: LeaseToken | None
+    ) -> Write:
         """Add turns to a history."""
         check_id(id)
         if not turns:
@@ -88,12 +90,12 @@ class Operations(Generic[A]):
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
         return Write(self._namespace, APPEND, id, _revision(if_revision), data, token=_token(id, lease))
 
-    def delete(self, id: str, if_revision: int | None, lease: Held | None) -> Write:
+    def delete(self, id: str, if_revision: int | None, lease: LeaseToken | None) -> Write:
         """Remove a session."""
         expected, token = _revision(if_revision), _token(check_id(id), lease)
         return Write(self._namespace, DELETE, id, expected, token=token)
 
-    def save(self, asset: A, if_revision: int | None, lease: Held | None) -> Plan[int]:
+    def save(self, asset: A, if_revision: int | None, lease: LeaseToken | None) -> Plan[int]:
         """Store an asset: what has changed if it is what it was loaded from, else the whole."""
         if isinstance(asset, SessionAsset):  # anything else is refused by the codec
             check_id(asset.id)
@@ -115,8 +117,8 @@ class Operations(Generic[A]):
         return self._saved(asset, new, written)
 
     def _known(self, asset: A) -> Stored | None:
-        stored = recall(asset) if isinstance(asset, SessionAsset) else None
-        if stored is None or stored.id != asset.id or stored.home != self._namespace.incarnation:
+        stored = baseline_of(asset) if isinstance(asset, SessionAsset) else None
+        if stored is None or stored.id != asset.id or stored.incarnation != self._namespace.incarnation:
             return None
         return stored
 
@@ -131,7 +133,7 @@ class Operations(Generic[A]):
     ) -> Write:
         sections = new.sections if patch is None else patch.sections
         removed: Collection[str] = () if known is None else known.sections.keys() - new.sections.keys()
-        rest: builtins.list[Argument] = [asset.updated_at_ms, new.tail]
+        rest: builtins.list[Argument] = [asset.updated_at_ms, new.index_metadata]
         changes: builtins.list[Argument] = [len(sections)]
         for section in sections.items():
             changes += section
@@ -149,15 +151,17 @@ class Operations(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        maker = None if known is None or patch is None else known.operation
+        expected_op = None if known is None or patch is None else known.operation
         # Who has loaded it knows when it was updated: the index never goes back. A new asset brings its own time.
-        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, maker, known is not None)
+        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, expected_op, known is not None)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)
         if before is None or before.revision < written.revision:
-            home = self._namespace.incarnation
-            remember(asset, Stored(home, asset.id, written.revision, written.operation, new.sections, new.turns))
+            incarnation = self._namespace.incarnation
+            set_baseline(
+                asset, Stored(incarnation, asset.id, written.revision, written.operation, new.sections, new.turns)
+            )
         return written.revision
 
     def list(
@@ -225,7 +229,7 @@ class Operations(Generic[A]):
         found.sort(key=_position, reverse=True)
         return found
 
-    def update(self, id: str, change: Callable[[A], object], lease: Held | None) -> Plan[Versioned[A]]:
+    def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between."""
         delay = 0.001
         while True:
@@ -277,7 +281,7 @@ def _revision(if_revision: int | None) -> int | None:
     return if_revision
 
 
-def _token(id: str, lease: Held | None) -> int | None:
+def _token(id: str, lease: LeaseToken | None) -> int | None:
     if lease is None:
         return None
     if lease.id != id:

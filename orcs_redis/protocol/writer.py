@@ -12,42 +12,42 @@ from typing import TypeAlias
 from .. import scripts
 from ..interrupts import raise_interruption
 from .codec import VERSION
-from .commands import Head
+from .commands import CallPrefix
 from .keys import Keyspace, Partition
 
-__all__ = ["Namespace", "Ticket"]
+__all__ = ["Namespace", "OperationToken"]
 
 _WINDOW = 1024  # operations that a dedup window may come to hold: what one that hangs keeps the server from forgetting
 _CLOSED = 2**32 - 1  # in place of a counter: nothing more is to come of an epoch
 _BARRED = 100  # of what is not to be applied any more, so many are named by one write at most
 
 
-def _heads(partition: Partition, incarnation: bytes) -> tuple[Head, Head]:
+def _heads(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPrefix]:
     """Return what all calls of the writing script for a partition have in common: by digest, by text."""
     keys = (
         partition.state, partition.updated, partition.meta, partition.changes, partition.deleted,
         partition.deleted_meta,
     )  # fmt: skip
     script, arguments = scripts.WRITE, (incarnation, VERSION)
-    return Head("EVALSHA", script.sha, keys, arguments), Head("EVAL", script.source, keys, arguments)
+    return CallPrefix("EVALSHA", script.sha, keys, arguments), CallPrefix("EVAL", script.source, keys, arguments)
 
 
-class Ticket:
+class OperationToken:
     """What a write is known by, from its first sending until it is finished."""
 
-    __slots__ = ("barred", "counter", "floor", "nonce", "seen", "window")
+    __slots__ = ("barred", "counter", "high_water_mark", "low_water_mark", "nonce", "window")
 
-    def __init__(self, window: _Window, counter: int, seen: int) -> None:
+    def __init__(self, window: DedupWindow, counter: int, high_water_mark: int) -> None:
         self.window = window
         self.counter = counter
         self.nonce = time.time_ns() & 0xFFFFFFFF  # two clones of a process count alike, but not at the same moment
-        self.seen = seen  # a revision of the partition, known before: whatever it makes is later
-        self.floor = counter  # the lowest counter of the window's writes that were not finished when it began
+        self.high_water_mark = high_water_mark  # a revision of the partition, known before: whatever it makes is later
+        self.low_water_mark = counter  # the lowest counter of the window's writes that were not finished when it began
         self.barred: Sequence[_Barred] = ()  # what the server must not apply any more, should it arrive late
 
     def head(self) -> tuple[bytes, int, int, int, int]:
         """Return what the scripts need to recognise it: writer, counter, nonce, seen, floor."""
-        return self.window.writer, self.counter, self.nonce, self.seen, self.floor
+        return self.window.writer, self.counter, self.nonce, self.high_water_mark, self.low_water_mark
 
     @property
     def operation_id(self) -> bytes:
@@ -59,7 +59,7 @@ class Ticket:
         self.window.unfinished.pop(self.counter, None)
 
 
-class _Window:
+class DedupWindow:
     """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
 
     __slots__ = ("counters", "generation", "given_up", "unfinished", "writer")
@@ -71,7 +71,7 @@ class _Window:
         self.unfinished: dict[int, None] = {}  # counters, lowest first
         self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
 
-    def floor(self, counter: int) -> int:
+    def low_water_mark(self, counter: int) -> int:
         """Return the lowest counter that is not finished; `counter` if there is none."""
         while True:
             try:
@@ -79,20 +79,20 @@ class _Window:
             except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
                 raise_interruption(error)
 
-    def barred(self, floor: int) -> Iterator[_Barred]:
+    def barred(self, low_water_mark: int) -> Iterator[_Barred]:
         """Yield what the low-water mark does not bar."""
         for counter, nonce in tuple(self.given_up.items()):
-            if counter >= floor:
+            if counter >= low_water_mark:
                 yield self, counter, nonce
 
-    def acknowledge(self, floor: int) -> None:
+    def acknowledge(self, low_water_mark: int) -> None:
         """Note that the server bars what is below the low-water mark."""
         for counter in tuple(self.given_up):
-            if counter < floor:
+            if counter < low_water_mark:
                 self.given_up.pop(counter, None)
 
 
-_Barred: TypeAlias = tuple[_Window, int, int]  # counter, nonce
+_Barred: TypeAlias = tuple[DedupWindow, int, int]  # counter, nonce
 
 
 class Namespace:
@@ -102,42 +102,42 @@ class Namespace:
         self.keyspace = Keyspace(name, partitions)
         self.incarnation = incarnation
         self.origin = os.urandom(8)
-        self.seen = [0] * partitions  # the highest revision that this store has received
+        self.high_water_marks = [0] * partitions  # the highest revision that this store has received
         self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
         self._generation = 0
-        self._windows = [_Window(self.origin, 0) for _ in range(partitions)]
-        self._retired: list[list[_Window]] = [[] for _ in range(partitions)]
+        self._windows = [DedupWindow(self.origin, 0) for _ in range(partitions)]
+        self._retired: list[list[DedupWindow]] = [[] for _ in range(partitions)]
         self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
 
-    def begin(self, partition: Partition) -> Ticket:
+    def begin(self, partition: Partition) -> OperationToken:
         """Return a new write's ticket."""
         number = partition.number
         with self._lock:
             window = self._windows[number]
             if window.generation != self._generation:
                 window = self._retire(number, window)
-            ticket = Ticket(window, next(window.counters), self.seen[number])
-            ticket.floor = window.floor(ticket.counter)
-            if ticket.counter - ticket.floor >= _WINDOW or ticket.counter > 0xFFFFFFF0:
+            operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
+            operation.low_water_mark = window.low_water_mark(operation.counter)
+            if operation.counter - operation.low_water_mark >= _WINDOW or operation.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
-                ticket = Ticket(window, next(window.counters), self.seen[number])
-            window.unfinished[ticket.counter] = None
+                operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
+            window.unfinished[operation.counter] = None
             if self._retired[number] or window.given_up:
-                barred = itertools.chain(window.barred(ticket.floor), *map(_barred, self._retired[number]))
-                ticket.barred = list(itertools.islice(barred, _BARRED))
-            return ticket
+                barred = itertools.chain(window.barred(operation.low_water_mark), *map(_barred, self._retired[number]))
+                operation.barred = list(itertools.islice(barred, _BARRED))
+            return operation
 
-    def end(self, ticket: Ticket, *, answered: bool = True) -> None:
+    def end(self, operation: OperationToken, *, answered: bool = True) -> None:
         """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
-        ticket.window.unfinished.pop(ticket.counter, None)
+        operation.window.unfinished.pop(operation.counter, None)
         if not answered:
-            ticket.window.given_up[ticket.counter] = ticket.nonce
+            operation.window.given_up[operation.counter] = operation.nonce
 
-    def acknowledge(self, partition: Partition, ticket: Ticket) -> None:
+    def acknowledge(self, partition: Partition, operation: OperationToken) -> None:
         """Note that a write was applied: the server knows what it must not apply any more."""
         with self._lock:
-            ticket.window.acknowledge(ticket.floor)
-            for window, counter, _ in ticket.barred:
+            operation.window.acknowledge(operation.low_water_mark)
+            for window, counter, _ in operation.barred:
                 if counter != _CLOSED:
                     window.given_up.pop(counter, None)
                 elif window in self._retired[partition.number]:
@@ -147,28 +147,28 @@ class Namespace:
         """Begin a new epoch with the next write: a process that was cloned must not go on as its twin does."""
         self._generation += 1
 
-    def forgotten(self, partition: Partition, revision: int) -> None:
+    def evicted(self, partition: Partition, revision: int) -> None:
         """Note that the server has forgotten what there was before this revision: all goes on in a new epoch."""
-        self.saw(partition, revision)
+        self.observe(partition, revision)
         self.renew()
 
-    def saw(self, partition: Partition, revision: int) -> None:
+    def observe(self, partition: Partition, revision: int) -> None:
         """Remember that the partition has reached a revision."""
-        if revision > self.seen[partition.number]:
-            self.seen[partition.number] = revision
+        if revision > self.high_water_marks[partition.number]:
+            self.high_water_marks[partition.number] = revision
 
     def channel(self, key: str) -> str:
         """Return the channel that goes with a key: pub/sub knows no databases, and this name no other has."""
         return f"{key}:{self.incarnation.decode()}"
 
-    def _retire(self, number: int, window: _Window) -> _Window:
-        new = _Window(self.origin, self._generation)
+    def _retire(self, number: int, window: DedupWindow) -> DedupWindow:
+        new = DedupWindow(self.origin, self._generation)
         if next(window.counters) > 1:
             self._retired[number].append(window)
         self._windows[number] = new
         return new
 
 
-def _barred(window: _Window) -> Iterable[_Barred]:
+def _barred(window: DedupWindow) -> Iterable[_Barred]:
     """Return what is barred of a window that was left."""
     return window.barred(0) if window.unfinished else [(window, _CLOSED, 0)]

@@ -22,12 +22,12 @@ from ..errors import (
     VersionIncompatibleError,
 )
 from ..model.asset import SESSION_VERSION
-from .attempts import Again, Forgotten, NoScript, unable
+from .attempts import OperationEvicted, ScriptNotLoaded, ServerBusy, unable
 from .codec import decode_version
-from .commands import Argument, Command, Joinable, Reply, as_error
+from .commands import Argument, Command, Reply, ScriptCall, as_error
 from .keys import Partition
-from .request import Operation
-from .writer import Namespace, Ticket
+from .request import Request
+from .writer import Namespace, OperationToken
 
 __all__ = ["APPEND", "DELETE", "SAVE", "Identified", "Write", "Written", "check_script", "refusal"]
 
@@ -40,37 +40,37 @@ _pack_barred = struct.Struct(">4sII").pack
 _pack_head = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lua
 
 
-class Identified(Operation[T]):
+class Identified(Request[T]):
     """An operation that the server recognises when it is sent again, until it is finished."""
 
-    __slots__ = ("_namespace", "_partition", "_ticket", "_unanswered")
+    __slots__ = ("_namespace", "_operation", "_partition", "_unanswered")
     writes = True
 
     def __init__(self, namespace: Namespace, id: str) -> None:
         super().__init__()
         self._namespace = namespace
         self._partition = namespace.keyspace.of(id)
-        self._ticket: Ticket | None = None
+        self._operation: OperationToken | None = None
         self._unanswered = 0  # sendings that no reply came to, and that the server would not recognise
 
     def end(self) -> None:
         """Let the server forget it, and refuse what may be on its way still. Sent again, it is another operation."""
-        if self._ticket is not None:
-            self._namespace.end(self._ticket, answered=not self._unanswered)
-            self._ticket, self._unanswered = None, 0
+        if self._operation is not None:
+            self._namespace.end(self._operation, answered=not self._unanswered)
+            self._operation, self._unanswered = None, 0
 
-    def _identify(self) -> Ticket:
+    def _identify(self) -> OperationToken:
         """Return the ticket for another sending."""
         self._unanswered += 1
-        if self._ticket is None:
-            self._ticket = self._namespace.begin(self._partition)
-        return self._ticket
+        if self._operation is None:
+            self._operation = self._namespace.begin(self._partition)
+        return self._operation
 
-    def _forgotten(self, revision: int) -> Forgotten:
+    def _forgotten(self, revision: int) -> OperationEvicted:
         """Begin anew, as one that no earlier sending can be taken for."""
-        self._namespace.forgotten(self._partition, revision)
+        self._namespace.evicted(self._partition, revision)
         self.end()
-        return Forgotten("the server has forgotten operations")
+        return OperationEvicted("the server has forgotten operations")
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -97,7 +97,7 @@ class Write(Identified[Written]):
         rest: Sequence[Argument] = (),
         staged: Sequence[bytes] = (),
         token: int | None = None,
-        maker: bytes | None = None,
+        expected_op: bytes | None = None,
         keeps_time: bool = False,
     ) -> None:
         super().__init__(namespace, id)
@@ -109,7 +109,7 @@ class Write(Identified[Written]):
         self._conditions: list[Argument] = []
         if expected is not None:
             self._what += b"r"
-            self._conditions.append(expected if maker is None else b"%d:%b" % (expected, maker))
+            self._conditions.append(expected if expected_op is None else b"%d:%b" % (expected, expected_op))
         if token is not None:
             self._what += b"l"
             self._conditions.append(token)
@@ -124,39 +124,41 @@ class Write(Identified[Written]):
 
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
-        ticket = self._identify()
+        operation = self._identify()
         if not self._staged:
-            return [self._call(ticket, self._keys)]
+            return [self._call(operation, self._keys)]
         if self._staging:
             key, self._staging = self._staging, ""
-            return [self._call(ticket, [*self._keys, key])]
+            return [self._call(operation, [*self._keys, key])]
         # A key of its own for each sending: an earlier one may still be on its way.
         self._sendings += 1
-        key = self._staging_key(ticket)
+        key = self._staging_key(operation)
         staging: list[Command] = [("RPUSH", key, *chunk) for chunk in _chunks(self._staged)]
         return [
             ("MULTI",),  # else a connection that breaks in between leaves a key for ever
             *staging,
             ("PEXPIRE", key, _STAGING_TTL_MS),
             ("EXEC",),
-            self._call(ticket, [*self._keys, key]),
+            self._call(operation, [*self._keys, key]),
         ]
 
-    def _staging_key(self, ticket: Ticket) -> str:
-        return self._partition.staging(f"{ticket.operation_id.hex()}:{self._sendings}")
+    def _staging_key(self, operation: OperationToken) -> str:
+        return self._partition.staging(f"{operation.operation_id.hex()}:{self._sendings}")
 
-    def _call(self, ticket: Ticket, keys: Sequence[str]) -> Joinable:
+    def _call(self, operation: OperationToken, keys: Sequence[str]) -> ScriptCall:
         head, letters = self._namespace.heads[self._partition.number][self._evaluate], self._what
         arguments = [b"", *self._conditions]
-        if ticket.barred:
+        if operation.barred:
             letters += b"b"
-            arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in ticket.barred]))
+            arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in operation.barred]))
         arguments += self._rest
-        writer, counter, nonce, seen, floor = ticket.head()
-        arguments[0] = _pack_head(len(arguments) - 1, len(keys), writer, counter, nonce, seen, floor) + letters
-        return Joinable(head, keys, arguments)
+        writer, counter, nonce, high_water_mark, low_water_mark = operation.head()
+        arguments[0] = (
+            _pack_head(len(arguments) - 1, len(keys), writer, counter, nonce, high_water_mark, low_water_mark) + letters
+        )
+        return ScriptCall(head, keys, arguments)
 
-    def settles(self, error: StorageError) -> bool:
+    def is_conclusive(self, error: StorageError) -> bool:
         """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""
         if isinstance(error, ConflictError):
             return error.expected > 0
@@ -166,16 +168,16 @@ class Write(Identified[Written]):
 
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
-        id, ticket = self._id, cast(Ticket, self._ticket)
+        id, operation = self._id, cast(OperationToken, self._operation)
         self._unanswered -= 1
         reply = replies[-1]
         if type(reply) is not list:
             try:
                 check_script(reply)
                 self._check((reply,))
-            except NoScript:
+            except ScriptNotLoaded:
                 if len(replies) > 1:
-                    self._staging = self._staging_key(ticket)
+                    self._staging = self._staging_key(operation)
                 raise
         if type(reply[0]) is not list:
             check_script(reply[0])
@@ -184,10 +186,10 @@ class Write(Identified[Written]):
         match answer:
             case b"OK":
                 self._unanswered = 0
-                self._namespace.saw(self._partition, value)
-                if ticket.barred or ticket.window.given_up:
-                    self._namespace.acknowledge(self._partition, ticket)
-                return Written(value, updated_at_ms, ticket.operation_id)
+                self._namespace.observe(self._partition, value)
+                if operation.barred or operation.window.given_up:
+                    self._namespace.acknowledge(self._partition, operation)
+                return Written(value, updated_at_ms, operation.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
             case b"NOTFOUND":
@@ -200,7 +202,7 @@ class Write(Identified[Written]):
                 raise VersionIncompatibleError(decode_version(id, value), SESSION_VERSION)
             case b"STAGING":
                 self._check(replies)
-                raise Again("the staged turns are gone")
+                raise ServerBusy("the staged turns are gone")
             case b"FORGOTTEN":
                 # No earlier sending can have been applied, or Retry ends it: so it may start afresh.
                 raise self._forgotten(value)

@@ -11,7 +11,7 @@ from ..protocol.codec import Codec
 from ..protocol.leases import Leases
 from ..protocol.namespace import open_namespace
 from ..protocol.request import Plan
-from ..protocol.sessions import Operations
+from ..protocol.sessions import Sessions
 from ..transport.address import Target
 from ..transport.lifecycle import Lifecycle
 from ..transport.opening import Connecting
@@ -28,16 +28,16 @@ class Core(Generic[A]):
     def __init__(self, options: Options[A]) -> None:
         self.options = options
         self.lifecycle = Lifecycle(options.deadline)
-        self._operations: Operations[A] | None = None
+        self._sessions: Sessions[A] | None = None
         self._leases: Leases | None = None
         self._changes: Changes | None = None
 
     @property
-    def operations(self) -> Operations[A]:
+    def sessions(self) -> Sessions[A]:
         """What the store can do, once it is open."""
-        if self._operations is None:
+        if self._sessions is None:
             raise UnavailableError("the store is not connected")
-        return self._operations
+        return self._sessions
 
     @property
     def leases(self) -> Leases:
@@ -60,19 +60,19 @@ class Core(Generic[A]):
 
     def _connected(self) -> None:
         """Note that a connection was opened: a process that was cloned since must not go on as its twin does."""
-        if self._operations is not None:
-            self._operations.renew()
+        if self._sessions is not None:
+            self._sessions.renew()
 
     def open(self) -> Plan[None]:
         """Read or create the namespace, and find out whether writing is allowed."""
         options = self.options
         namespace = yield from open_namespace(options.namespace, options.partitions)
         codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
-        operations = Operations(namespace, codec)
-        denied = yield operations.probe()
+        sessions = Sessions(namespace, codec)
+        denied = yield sessions.probe()
         if denied is not None:
             self.lifecycle.deny(denied)
-        self._operations = operations
+        self._sessions = sessions
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
         self.lifecycle.is_open = True

@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from ..errors import PermissionDeniedError
 from ..interrupts import raise_interruption
-from ..protocol.attempts import Lost, check_server, translate
+from ..protocol.attempts import ConnectionLost, check_server, translate
 from ..protocol.commands import Command, Reply, as_error
 
 __all__ = ["Address", "Credentials", "EmbeddedFolder", "FileFolder", "MemoryName", "Target", "parse_url", "resolve"]
@@ -57,11 +57,11 @@ class Address:
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
 
-    def introduction(self) -> list[Command]:
+    def handshake(self) -> list[Command]:
         """Return the commands that begin a connection: HELLO is allowed to every user, SELECT is not.
 
         Raises:
-            Lost: `credentials` raised an OSError.
+            ConnectionLost: `credentials` raised an OSError.
             PermissionDeniedError: it raised another error, or gave something else.
 
         """
@@ -81,7 +81,7 @@ class Address:
         Raises:
             UnsupportedServerError: older than Redis 7.0 or Valkey 7.2, or a cluster's node.
             PermissionDeniedError: wrong user or password.
-            Trouble: not now.
+            AttemptError: not now.
 
         """
         for reply in replies:
@@ -97,7 +97,7 @@ def _given(credentials: Credentials) -> tuple[str | None, str]:
         given: object = credentials()
     except OSError as exc:  # a service that is asked for them, say: it may be there at the next attempt
         raise_interruption(exc)
-        raise Lost(f"credentials raised {type(exc).__name__}", sent=False) from exc
+        raise ConnectionLost(f"credentials raised {type(exc).__name__}", sent=False) from exc
     except Exception as exc:
         raise_interruption(exc)
         raise PermissionDeniedError(f"credentials raised {type(exc).__name__}") from exc

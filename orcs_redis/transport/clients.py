@@ -26,9 +26,9 @@ from redis.retry import Retry
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption, suppress
-from ..protocol.attempts import Late, Lost, Trouble, WrongServer, check_server, translate
+from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer, check_server, translate
 from ..protocol.commands import Command, Reply, as_error, pack
-from .connection import Deliver, Feed, Silence, attempt_patience, nothing
+from .connection import OnMessage, PubSub, Silence, attempt_timeout, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
 from .sockets import PooledLink
 
@@ -61,7 +61,7 @@ def check_client(client: object, kind: type[Any]) -> None:
     """Refuse a client that can't work.
 
     Raises:
-        TypeError: it is not redis-py's of the store's colour.
+        TypeError: it is not redis-py's of the store's form.
         ValueError: it decodes replies as text, or its settings can't be read.
 
     """
@@ -98,7 +98,7 @@ class AsyncClientLink:
         self._client = client
         self._owned = owned
         self._on_connect = on_connect
-        self._patience = attempt_patience(deadline)
+        self._attempt_timeout = attempt_timeout(deadline)
         self._role = Role()
         self._queue: deque[_Request] = deque()
         self._pump: asyncio.Task[None] | None = None
@@ -122,17 +122,17 @@ class AsyncClientLink:
                 return await request.future
         except TimeoutError as error:
             raise_interruption(error)
-            raise Late("no answer in time", sent=request.sent) from None
+            raise AttemptTimeout("no answer in time", sent=request.sent) from None
 
     def drop(self, before: float) -> None:
         """Use no connection any more that was opened before then: see `AsyncLink`."""
         self._dropped = max(self._dropped, before)
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
-        """Listen with a pub/sub object of the client's: see `Feed`."""
+    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
+        """Listen with a pub/sub object of the client's: see `PubSub`."""
         loop = asyncio.get_running_loop()
         ask = lambda: self.call(ASK_ROLE, loop.time() + heartbeat)  # noqa: E731  # see the other link's
-        return _ClientFeed(self._client, deliver, heartbeat, ask, self.is_dropped)
+        return _ClientPubSub(self._client, on_message, heartbeat, ask, self.is_dropped)
 
     def is_dropped(self, opened: float) -> bool:
         """Whether what was opened at a time is to be used no more."""
@@ -183,7 +183,7 @@ class AsyncClientLink:
         finally:  # closed
             for request in (*batch, *self._queue):
                 if not request.future.done():
-                    request.future.set_exception(Lost("the store was closed", sent=request.sent))
+                    request.future.set_exception(ConnectionLost("the store was closed", sent=request.sent))
 
     async def _send(self, batch: list[_Request]) -> None:
         """Send what is waiting, as much as makes a batch, and receive the replies."""
@@ -195,8 +195,8 @@ class AsyncClientLink:
                     limit.reschedule(loop.time())
                 return not silence.too_long
 
-            silence = Silence(loop, self._patience, look)
-            silence.heard = loop.time()
+            silence = Silence(loop, self._attempt_timeout, look)
+            silence.last_received = loop.time()
             silence.start()
             try:
                 connection = await self._connected()
@@ -214,7 +214,7 @@ class AsyncClientLink:
                     replies = [await self._reply(connection) for _ in range(request.replies)]
                     if not request.future.done():
                         request.future.set_result(replies)
-                    silence.heard = loop.time()
+                    silence.last_received = loop.time()
             finally:
                 silence.stop()
 
@@ -233,7 +233,7 @@ class AsyncClientLink:
                 self._role.check(await self._ask_role(connection))
             except WrongServer:
                 self.drop(loop.time())
-            except (Trouble, StorageError):
+            except (AttemptError, StorageError):
                 pass
             else:
                 self._checked = loop.time()
@@ -287,9 +287,9 @@ class _ClientConnection:
 
     opened = checked = used = -math.inf
 
-    def __init__(self, client: redis.Redis, patience: float) -> None:
+    def __init__(self, client: redis.Redis, timeout: float) -> None:
         self._client = client
-        self._patience = patience
+        self._attempt_timeout = timeout
         self._connection: Any = None
 
     def open(self, expires: float) -> Reply:
@@ -338,7 +338,7 @@ class _ClientConnection:
             self._connection = None
 
     def _limit(self, expires: float) -> float:
-        return min(self._patience, max(0.001, expires - time.monotonic()))
+        return min(self._attempt_timeout, max(0.001, expires - time.monotonic()))
 
     @staticmethod
     def _reply(connection: Any) -> Reply:
@@ -362,16 +362,16 @@ class BlockingClientLink(PooledLink[_ClientConnection]):
     ) -> None:
         """`on_connect` is called when a connection was opened, before a call is sent over it."""
         check_client(client, redis.Redis)
-        patience = attempt_patience(deadline)
+        timeout = attempt_timeout(deadline)
         most = min(max_connections, client.connection_pool.max_connections)
-        super().__init__(lambda: _ClientConnection(client, patience), most, on_connect)
+        super().__init__(lambda: _ClientConnection(client, timeout), most, on_connect)
         self._client = client
         self._owned = owned
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
-        """Listen with a pub/sub object of the client's: see `Feed`."""
+    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
+        """Listen with a pub/sub object of the client's: see `PubSub`."""
         ask = lambda: asyncio.to_thread(self.call, ASK_ROLE, time.monotonic() + heartbeat)  # noqa: E731  # as short
-        return _ClientFeed(self._client, deliver, heartbeat, ask, self.is_dropped)
+        return _ClientPubSub(self._client, on_message, heartbeat, ask, self.is_dropped)
 
     def close(self) -> None:
         """Let go of the client; a client of the caller's stays open."""
@@ -384,8 +384,8 @@ Ask: TypeAlias = Callable[[], Awaitable[object]]
 IsDropped: TypeAlias = Callable[[float], bool]
 
 
-class _ClientFeed:
-    """A pub/sub object of either colour; the blocking one's calls are made in threads.
+class _ClientPubSub:
+    """A pub/sub object of either form; the blocking one's calls are made in threads.
 
     redis-py connects and subscribes again by itself, which shows as another confirmation. Only one call is under way at
     a time, so what is to be sent waits for the reading to pause. In RESP2 its server can't be asked for
@@ -394,12 +394,12 @@ class _ClientFeed:
 
     _POLL = 0.1  # seconds
 
-    def __init__(self, client: Any, deliver: Deliver, heartbeat: float, ask: Ask, is_dropped: IsDropped) -> None:
+    def __init__(self, client: Any, on_message: OnMessage, heartbeat: float, ask: Ask, is_dropped: IsDropped) -> None:
         self._pubsub = client.pubsub()
         self._ask = ask
         self._is_dropped = is_dropped
         self._opened = time.monotonic()
-        self._deliver = deliver
+        self._on_message = on_message
         self._heartbeat = heartbeat
         self._orders: deque[tuple[str, str]] = deque()
         self._channels: set[str] = set()
@@ -412,30 +412,30 @@ class _ClientFeed:
         self._orders.append(("unsubscribe", channel))
 
     async def watch(self) -> None:
-        heard = asked = asked_link = time.monotonic()
+        last_received = asked = asked_link = time.monotonic()
         try:
             while True:
                 if time.monotonic() - asked_link > self._heartbeat / 2:
                     await self._ask()
                     asked_link = time.monotonic()
                 if self._is_dropped(self._opened):
-                    raise Lost("the client's connection leads to a wrong server", sent=False)
+                    raise ConnectionLost("the client's connection leads to a wrong server", sent=False)
                 while self._orders:
                     verb, channel = self._orders.popleft()
                     (self._channels.add if verb == "subscribe" else self._channels.discard)(channel)
                     await self._call(verb, channel)
                 if not self._channels:
                     await asyncio.sleep(self._POLL)
-                    heard = time.monotonic()
+                    last_received = time.monotonic()
                     continue
                 message = await self._call("get_message", timeout=self._POLL)
                 now = time.monotonic()
                 if message is not None:
-                    heard = now
+                    last_received = now
                     self._receive(message)
-                elif now - heard > self._heartbeat:
-                    raise Late("no answer in time", sent=False)
-                elif now - max(heard, asked) > self._heartbeat / 2:
+                elif now - last_received > self._heartbeat:
+                    raise AttemptTimeout("no answer in time", sent=False)
+                elif now - max(last_received, asked) > self._heartbeat / 2:
                     asked = now
                     await self._call("ping")
         except (OSError, exceptions.RedisError) as exc:
@@ -450,9 +450,9 @@ class _ClientFeed:
 
     def _receive(self, message: dict[str, Any]) -> None:
         if message["type"] == "message":
-            self._deliver(message["channel"].decode(), message["data"])
+            self._on_message(message["channel"].decode(), message["data"])
         elif message["type"] == "subscribe":
-            self._deliver(message["channel"].decode(), None)
+            self._on_message(message["channel"].decode(), None)
 
     async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
         method = getattr(self._pubsub, name)
@@ -464,20 +464,20 @@ class _ClientFeed:
             return await asyncio.shield(self._busy)
 
 
-def _failure(error: Exception, *, sent: bool, size: int = 0) -> Trouble | StorageError:
+def _failure(error: Exception, *, sent: bool, size: int = 0) -> AttemptError | StorageError:
     """Name what the client raised. A command of its own that was refused (HELLO, AUTH, SELECT) is a server's error."""
     raise_interruption(error)
     if isinstance(error, StorageError):
         return error
-    if isinstance(error, Trouble):
-        return (Late if isinstance(error, Late) else Lost)(str(error), sent=sent)
+    if isinstance(error, AttemptError):
+        return (AttemptTimeout if isinstance(error, AttemptTimeout) else ConnectionLost)(str(error), sent=sent)
     text = str(_as_reply(error))
     if isinstance(error, (exceptions.ResponseError, exceptions.AuthenticationError)) or _CROWDED in text:
         return translate(text, opening=True)
     failure = unreachable("the client's server", error)
     if isinstance(error, (TimeoutError, exceptions.TimeoutError)):
         size = 0
-    return type(failure)(str(failure), sent=sent, size=size) if isinstance(failure, Lost) else failure
+    return type(failure)(str(failure), sent=sent, size=size) if isinstance(failure, ConnectionLost) else failure
 
 
 def _check_greeting(hello: Reply) -> None:

@@ -21,14 +21,24 @@ import msgspec
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption
-from ..protocol.attempts import Late, Lost, Trouble, WrongServer, check
-from ..protocol.commands import JOINED, Command, Joinable, Reply, divided, joinable_run, joined, pack
+from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer, check
+from ..protocol.commands import MAX_MERGED, Command, Reply, ScriptCall, merge, next_batch, pack, split_reply
 from .address import Address
 from .network import ASK_ROLE, ROLE_CHECK, Role, in_thread, open_socket, reason_of, unreachable
 
-__all__ = ["AsyncLink", "Deliver", "Feed", "Link", "Prepare", "Silence", "attempt_patience", "dial", "nothing"]
+__all__ = [
+    "AsyncLink",
+    "Link",
+    "OnMessage",
+    "Prepare",
+    "PubSub",
+    "Silence",
+    "attempt_timeout",
+    "nothing",
+    "open_pubsub",
+]
 
-Push: TypeAlias = Callable[[Reply], None]
+OnPush: TypeAlias = Callable[[Reply], None]
 
 _MORE = object()
 _INPUT = 128 * 1024  # bytes read at once
@@ -42,7 +52,7 @@ def nothing() -> None:
     """Do nothing: the default of what is called at each connecting."""
 
 
-def attempt_patience(deadline: float) -> float:
+def attempt_timeout(deadline: float) -> float:
     """Return after how many silent seconds a connection is given up, to leave time for another within the deadline."""
     return 0.4 * deadline
 
@@ -54,7 +64,7 @@ class AsyncLink(Protocol):
         """Return the commands' replies, errors among them as values.
 
         Raises:
-            Lost: no answer before `expires`, in seconds of the loop's clock, or the connection broke.
+            ConnectionLost: no answer before `expires`, in seconds of the loop's clock, or the connection broke.
             StorageError: no connection can be had, for a reason that waiting does not mend.
 
         """
@@ -64,19 +74,19 @@ class AsyncLink(Protocol):
         """Use no connection any more that was opened before a time of the loop's clock: it leads to a wrong server."""
         ...
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
         """Open a connection for what is published."""
         ...
 
     async def close(self) -> None:
-        """Close what this link has opened, without its feeds. Later calls raise UnavailableError."""
+        """Close what this link has opened, without its subscriptions. Later calls raise UnavailableError."""
         ...
 
 
-Deliver: TypeAlias = Callable[[str, bytes | None], None]
+OnMessage: TypeAlias = Callable[[str, bytes | None], None]
 
 
-class Feed(Protocol):
+class PubSub(Protocol):
     """A connection that messages come over. A confirmed subscription is delivered as None in place of a message."""
 
     def subscribe(self, channel: str) -> None:
@@ -88,7 +98,7 @@ class Feed(Protocol):
         ...
 
     async def watch(self) -> None:
-        """Raise Lost when the connection broke, or the server has not answered for a heartbeat."""
+        """Raise ConnectionLost when the connection broke, or the server has not answered for a heartbeat."""
         ...
 
     async def close(self) -> None:
@@ -99,19 +109,19 @@ class Feed(Protocol):
 class Silence:
     """Notices that nothing comes over a connection, in time during which this loop was not busy with something else."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, look: Callable[[], bool]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float, look: Callable[[], bool]) -> None:
         """`look` is called from time to time while the watch is on, and returns whether it is to go on."""
         self._loop = loop
-        self._patience = patience
+        self._attempt_timeout = timeout
         self._look = look
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self.heard = 0.0  # when the other side last showed that it is there
+        self.last_received = 0.0  # when the other side last showed that it is there
 
     def start(self) -> None:
         """Begin to look, if that is not under way."""
         if self._timer is None:
-            self._due = self._loop.time() + self._patience / 10
+            self._due = self._loop.time() + self._attempt_timeout / 10
             self._timer = self._loop.call_at(self._due, self._tick)
 
     def stop(self) -> None:
@@ -123,12 +133,14 @@ class Silence:
     @property
     def too_long(self) -> bool:
         """Whether the other side has been silent for too long."""
-        return self._loop.time() - self.heard > self._patience
+        return self._loop.time() - self.last_received > self._attempt_timeout
 
     def _tick(self) -> None:
         self._timer = None
         now = self._loop.time()
-        self.heard = min(now, self.heard + now - self._due)  # while this loop was late, nothing could be received
+        self.last_received = min(
+            now, self.last_received + now - self._due
+        )  # while this loop was late, nothing could be received
         if self._look():
             self.start()
 
@@ -137,18 +149,18 @@ class _Call(msgspec.Struct, eq=False):
     """What is asked for by one caller: a call that may be joined to others, or what goes over the wire."""
 
     future: asyncio.Future[list[Reply]]
-    joinable: Joinable | None
+    script_call: ScriptCall | None
     data: bytes
     count: int  # of replies
     expires: float
     replies: list[Reply]
 
     @property
-    def members(self) -> Sequence[_Call]:
+    def calls(self) -> Sequence[_Call]:
         return (self,)
 
     def size(self) -> int:
-        return len(self.data) if self.joinable is None else self.joinable.size()
+        return len(self.data) if self.script_call is None else self.script_call.size()
 
     def finish(self) -> None:
         if not self.future.done():
@@ -159,18 +171,18 @@ class _Call(msgspec.Struct, eq=False):
             self.future.set_exception(error)
 
 
-class _Joined:
+class _MergedCall:
     """Calls that went out as one."""
 
-    __slots__ = ("members", "replies")
+    __slots__ = ("calls", "replies")
     count = 1
 
-    def __init__(self, members: Sequence[_Call]) -> None:
-        self.members = members
+    def __init__(self, calls: Sequence[_Call]) -> None:
+        self.calls = calls
         self.replies: list[Reply] = []
 
     def finish(self) -> None:
-        for call, reply in zip(self.members, divided(self.replies[0], len(self.members)), strict=True):
+        for call, reply in zip(self.calls, split_reply(self.replies[0], len(self.calls)), strict=True):
             call.replies.append(reply)
             call.finish()
 
@@ -178,19 +190,19 @@ class _Joined:
 class _Connection(asyncio.BufferedProtocol):
     """One connection. `_waiting` have been handed to the transport, `_queued` not yet."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float, push: Push | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float, on_push: OnPush | None = None) -> None:
         self._loop = loop
-        self._push = push
+        self._on_push = on_push
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[_Call | _Joined] = deque()
+        self._waiting: deque[_Call | _MergedCall] = deque()
         self._queued: list[_Call] = []
         self._output: list[bytes] = []
         self._is_plain = False
         self._reading = False
         self._paused = False
         self._scheduled = False
-        self._silence = Silence(loop, patience, self._look)
+        self._silence = Silence(loop, timeout, self._look)
         self._unsent = 0
         self._mute = False  # whether it was given up since nothing came
         self._input = bytearray(_INPUT)  # kept: fresh memory for each reading costs page faults
@@ -205,16 +217,16 @@ class _Connection(asyncio.BufferedProtocol):
     def submit(self, commands: Sequence[Command], expires: float) -> asyncio.Future[list[Reply]]:
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
         if self.closed.done() or (self._transport is not None and self._transport.is_closing()):
-            future.set_exception(Lost("the connection was closed", sent=False))
+            future.set_exception(ConnectionLost("the connection was closed", sent=False))
             return future
         only = commands[0]
-        if type(only) is Joinable and len(commands) == 1:
+        if type(only) is ScriptCall and len(commands) == 1:
             call = _Call(future, only, b"", 1, expires, [])
         else:
             call = _Call(future, None, pack(commands), len(commands), expires, [])
         self._queued.append(call)
         try:
-            if len(self._queued) < JOINED:
+            if len(self._queued) < MAX_MERGED:
                 self._schedule()
             else:  # enough for a call: the server need not wait for those that the loop has yet to let ask
                 self._flush()
@@ -269,13 +281,13 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            self._silence.heard = self._loop.time()
+            self._silence.last_received = self._loop.time()
             waiting, gets = self._waiting, self._reader.gets
             self._reader.feed(self._input, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
             while (reply := gets()) is not _MORE:
-                if type(reply) is hiredis.PushNotification or (self._push is not None and not waiting):
-                    if self._push is not None:
-                        self._push(reply)
+                if type(reply) is hiredis.PushNotification or (self._on_push is not None and not waiting):
+                    if self._on_push is not None:
+                        self._on_push(reply)
                     continue
                 call = waiting[0]
                 call.replies.append(reply)
@@ -302,11 +314,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._report(exc)
         reason = f"the connection broke: {reason_of(exc)}" if exc else "the connection was closed"
         for entry in self._waiting:
-            for call in entry.members:
-                silent = Late("no answer in time", sent=True) if self._mute else None
-                call.fail(silent or Lost(reason, sent=True, size=call.size()))
+            for call in entry.calls:
+                silent = AttemptTimeout("no answer in time", sent=True) if self._mute else None
+                call.fail(silent or ConnectionLost(reason, sent=True, size=call.size()))
         for call in self._queued:
-            call.fail(Lost(reason, sent=False))
+            call.fail(ConnectionLost(reason, sent=False))
         self._waiting.clear()
         self._queued.clear()
         self._output.clear()
@@ -333,20 +345,20 @@ class _Connection(asyncio.BufferedProtocol):
         if self._paused or self._transport is None or not (self._output or self._queued):
             return
         if not self._waiting:
-            self._silence.heard = self._loop.time()
+            self._silence.last_received = self._loop.time()
         # Without those that were cancelled, or whose time was over, before they went out.
         queued = [call for call in self._queued if not call.future.done()]
         output, self._output, self._queued = self._output, [], []
         at = size = 0
         while at < len(queued) and not self._paused:
             call = queued[at]
-            if call.joinable is None:
+            if call.script_call is None:
                 self._waiting.append(call)
                 data = call.data
                 at += 1
             else:
-                run = joinable_run(call.joinable for call in itertools.islice(queued, at, None))
-                data = self._joined(queued[at : at + len(run)], run)
+                run = next_batch(call.script_call for call in itertools.islice(queued, at, None))
+                data = self._merged(queued[at : at + len(run)], run)
                 at += len(run)
             output.append(data)
             size += len(data)
@@ -359,17 +371,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._scheduled = self._paused
         self._silence.start()
 
-    def _joined(self, calls: Sequence[_Call], run: Sequence[Joinable]) -> bytes:
+    def _merged(self, calls: Sequence[_Call], run: Sequence[ScriptCall]) -> bytes:
         """Return what to write for calls that go out as one."""
         try:
-            data = pack((joined(run),))
+            data = pack((merge(run),))
         except Exception as exc:  # one that can't be packed fails by itself: the others go out
             raise_interruption(exc)
             if len(calls) == 1:
                 calls[0].fail(exc)
                 return b""
-            return b"".join([self._joined((call,), (one,)) for call, one in zip(calls, run, strict=True)])
-        self._waiting.append(calls[0] if len(calls) == 1 else _Joined(calls))
+            return b"".join([self._merged((call,), (one,)) for call, one in zip(calls, run, strict=True)])
+        self._waiting.append(calls[0] if len(calls) == 1 else _MergedCall(calls))
         return data
 
     def _look(self) -> bool:
@@ -379,15 +391,15 @@ class _Connection(asyncio.BufferedProtocol):
         now = self._loop.time()
         unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
         if unsent < self._unsent:
-            self._silence.heard = now
+            self._silence.last_received = now
         self._unsent = unsent
         for entry in self._waiting:
-            for call in entry.members:
+            for call in entry.calls:
                 if call.expires <= now:
-                    call.fail(Late("no answer in time", sent=True))
+                    call.fail(AttemptTimeout("no answer in time", sent=True))
         for call in self._queued:
             if call.expires <= now:
-                call.fail(Late("it could not be sent in time", sent=False))
+                call.fail(AttemptTimeout("it could not be sent in time", sent=False))
         if self._silence.too_long:
             self._mute = True
             self.abort()
@@ -407,7 +419,7 @@ class Link:
     ) -> None:
         """`on_connect` is called when a connection was opened, before a call is sent over it."""
         self._address = address
-        self._patience = attempt_patience(deadline)
+        self._attempt_timeout = attempt_timeout(deadline)
         self._prepare = prepare
         self._on_connect = on_connect
         self._role = Role()
@@ -416,9 +428,9 @@ class Link:
         self._closed = False
         self._pid = os.getpid()
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
-        """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver, self._role, self.drop)
+    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
+        """Open a connection for what is published: see `PubSub`."""
+        return await open_pubsub(self._address, heartbeat, self._prepare, on_message, self._role, self.drop)
 
     def call(self, commands: Sequence[Command], expires: float) -> Awaitable[list[Reply]]:
         """Return the commands' replies: see `AsyncLink`."""
@@ -444,7 +456,7 @@ class Link:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         if self._connection is not None:
-            await asyncio.wait([self._connection.closed], timeout=self._patience)
+            await asyncio.wait([self._connection.closed], timeout=self._attempt_timeout)
 
     async def _connect_and_call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
         connection = await self._connected(expires)
@@ -464,7 +476,7 @@ class Link:
         if connecting.cancelled():
             raise UnavailableError("the store is closed")
         if not connecting.done():
-            raise Late(f"no connection to {self._address} in time", sent=False)
+            raise AttemptTimeout(f"no connection to {self._address} in time", sent=False)
         return connecting.result()
 
     async def _connect(self) -> _Connection:
@@ -472,39 +484,39 @@ class Link:
         connection = self._connection
         if connection is not None:
             try:
-                async with asyncio.timeout(4 * self._patience):  # whatever is before it, nobody waits any longer
+                async with asyncio.timeout(4 * self._attempt_timeout):  # whatever is before it, nobody waits any longer
                     self._role.check((await connection.greet(ASK_ROLE))[0])
-            except (Trouble, StorageError, TimeoutError) as error:
+            except (AttemptError, StorageError, TimeoutError) as error:
                 raise_interruption(error)
                 connection.abort()
                 self._connection = None
             else:
                 return connection
-        self._connection = connection = await _connect(self._address, self._patience, self._prepare, self._role)
+        self._connection = connection = await _connect(self._address, self._attempt_timeout, self._prepare, self._role)
         self._on_connect()
         return connection
 
 
 async def _connect(
-    address: Address, patience: float, prepare: Prepare | None, role: Role, push: Push | None = None
+    address: Address, attempt_timeout: float, prepare: Prepare | None, role: Role, on_push: OnPush | None = None
 ) -> _Connection:
-    """Open a connection and introduce ourselves, within `patience` seconds."""
+    """Open a connection and introduce ourselves, within `attempt_timeout` seconds."""
     loop = asyncio.get_running_loop()
-    connection = _Connection(loop, patience, push)
+    connection = _Connection(loop, attempt_timeout, on_push)
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(attempt_timeout):
             if prepare is not None:
-                await in_thread(prepare, patience, discard=lambda _: None)
-            expires = time.monotonic() + patience
+                await in_thread(prepare, attempt_timeout, discard=lambda _: None)
+            expires = time.monotonic() + attempt_timeout
             connected = await in_thread(open_socket, address, expires, discard=lambda late: late.close())
             connected.setblocking(False)
             create: Any = loop.create_connection if address.path is None else loop.create_unix_connection
             host = {"server_hostname": address.host} if address.tls is not None else {}
             await create(lambda: connection, sock=connected, ssl=address.tls, **host)
-            replies = await connection.greet(address.introduction())
+            replies = await connection.greet(address.handshake())
         address.check(replies)
         role.check(replies[0])
-    except (OSError, Trouble, UnavailableError) as exc:
+    except (OSError, AttemptError, UnavailableError) as exc:
         connection.abort()
         raise_interruption(exc)
         raise unreachable(address, exc) from exc
@@ -514,43 +526,43 @@ async def _connect(
     return connection
 
 
-async def dial(
+async def open_pubsub(
     address: Address,
     heartbeat: float,
     prepare: Prepare | None,
-    deliver: Deliver,
+    on_message: OnMessage,
     role: Role,
     drop: Callable[[float], object],
-) -> Feed:
+) -> PubSub:
     """Open a connection for what is published; in RESP3, HELLO is answered between messages.
 
     `drop` is called with the time when the server was found to be a wrong one.
     """
-    feed = _LinkFeed(heartbeat, deliver, role, drop)
-    feed.connection = await _connect(address, heartbeat / 2, prepare, role, feed.push)
-    return feed
+    pubsub = _SocketPubSub(heartbeat, on_message, role, drop)
+    pubsub.connection = await _connect(address, heartbeat / 2, prepare, role, pubsub.on_push)
+    return pubsub
 
 
-class _LinkFeed:
+class _SocketPubSub:
     connection: _Connection
 
-    def __init__(self, heartbeat: float, deliver: Deliver, role: Role, drop: Callable[[float], object]) -> None:
+    def __init__(self, heartbeat: float, on_message: OnMessage, role: Role, drop: Callable[[float], object]) -> None:
         self._heartbeat = heartbeat
-        self._deliver = deliver
+        self._on_message = on_message
         self._role = role
         self._drop = drop
         self._refusals: list[Reply] = []
 
-    def push(self, message: Reply) -> None:
+    def on_push(self, message: Reply) -> None:
         if isinstance(message, hiredis.ReplyError):  # a refused subscription
             self._refusals.append(message)
             self.connection.abort()
             return
         kind, channel, *rest = message
         if kind == b"message":
-            self._deliver(channel.decode(), rest[0])
+            self._on_message(channel.decode(), rest[0])
         elif kind == b"subscribe":
-            self._deliver(channel.decode(), None)
+            self._on_message(channel.decode(), None)
 
     def subscribe(self, channel: str) -> None:
         self.connection.send([("SUBSCRIBE", channel)])
@@ -564,7 +576,7 @@ class _LinkFeed:
             await asyncio.wait([closed], timeout=self._heartbeat / 2)
             check(self._refusals)
             if closed.done():
-                raise Lost("the connection broke", sent=False)
+                raise ConnectionLost("the connection broke", sent=False)
             try:
                 self._role.check((await self.connection.submit(ASK_ROLE, math.inf))[0])
             except WrongServer:

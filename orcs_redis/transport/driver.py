@@ -1,4 +1,4 @@
-"""How a store waits, in asyncio: performs operations and plans over a link. threads.py has the same verbs, blocking."""
+"""How a store waits, in asyncio: performs requests and plans over a link. threads.py has the same verbs, blocking."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import suppress
-from ..protocol.attempts import Retry, Trouble, WrongServer
-from ..protocol.request import Listener, Operation, Pause, Plan
+from ..protocol.attempts import AttemptError, Retry, WrongServer
+from ..protocol.request import Listener, Pause, Plan, Request
 from .connection import AsyncLink
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
 from .opening import Connecting, open_link
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Driver:
-    """Performs a store's operations and plans in the event loop that it was made in.
+    """Performs a store's requests and plans in the event loop that it was made in.
 
     Each call may raise RuntimeError: in another loop, or in a fork of the process.
     """
@@ -43,7 +43,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Future[None] | None = None
         self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # calls that may not send yet
-        self._subscription = Subscription(link.feed, heartbeat)
+        self._subscription = Subscription(link.open_pubsub, heartbeat)
 
     @classmethod
     async def open(cls, lifecycle: Lifecycle, connecting: Connecting, plan: Plan[None]) -> Driver:
@@ -72,11 +72,11 @@ class Driver:
                 self._idle = self._idle or self._loop.create_future()
                 await asyncio.wait([self._idle], timeout=lifecycle.deadline + 1)
 
-    async def perform(self, operation: Operation[T], until: float | None = None, call: object = None) -> T:
-        """Send an operation until there is an answer or the deadline has come.
+    async def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
+        """Send an request until there is an answer or the deadline has come.
 
         Args:
-            operation: what to do.
+            request: what to do.
             until: the deadline of the call that it is part of.
             call: that call, which `begin_plan` let in.
 
@@ -88,20 +88,20 @@ class Driver:
         error: BaseException | None = None
         began, expires = math.inf, 0.0
         try:
-            lifecycle.begin(operation, call)
+            lifecycle.begin(request, call)
             if call is None and len(lifecycle.active) - len(self._waiting) > IN_FLIGHT:
-                await self._take_turn(operation)
+                await self._take_turn(request)
             began = loop.time()
-            expires = until or began + (operation.deadline or lifecycle.deadline)
+            expires = until or began + (request.deadline or lifecycle.deadline)
             while True:
                 sent = loop.time()
                 try:
-                    return operation.decode(await self.link.call(operation.commands(), expires))
-                except (Trouble, StorageError) as problem:
+                    return request.decode(await self.link.call(request.commands(), expires))
+                except (AttemptError, StorageError) as problem:
                     if isinstance(problem, WrongServer):
                         self.link.drop(sent)
                     retry = retry or Retry(expires)
-                    delay = retry.after(problem, loop.time(), operation)
+                    delay = retry.after(problem, loop.time(), request)
                 if delay:
                     await asyncio.sleep(delay)
         except BaseException as exc:
@@ -111,14 +111,14 @@ class Driver:
             raise
         finally:
             if call is None:
-                lifecycle.active.pop(operation, None)
-            lifecycle.end(operation, error, loop.time())
+                lifecycle.active.pop(request, None)
+            lifecycle.end(request, error, loop.time())
             error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
                 self._end_turn()
 
     async def run(self, plan: Plan[T], until: float | None = None) -> T:
-        """Perform a plan's operations, one after the other, within a deadline; `close` waits for the last."""
+        """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
         lifecycle, loop = self.lifecycle, self._loop
         if asyncio.get_running_loop() is not loop:
             self._refuse_loop()
@@ -132,7 +132,7 @@ class Driver:
             self._end_turn()
 
     async def follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
-        """Perform a plan's operations, one after the other, until the store is closed.
+        """Perform a plan's requests, one after the other, until the store is closed.
 
         With `until` they have one deadline, which begins anew when the plan has paused.
         """
@@ -197,14 +197,14 @@ class Driver:
         self.lifecycle.check_process()
         raise RuntimeError("this store belongs to another event loop: open one in this loop")
 
-    async def _take_turn(self, call: Operation[Any] | Plan[Any]) -> None:
+    async def _take_turn(self, call: Request[Any] | Plan[Any]) -> None:
         """Wait until a call may send; its deadline begins only then.
 
         Raises:
             UnavailableError: nothing came of those that were sent before it.
 
         """
-        if isinstance(call, Operation) and call.deadline is not None:
+        if isinstance(call, Request) and call.deadline is not None:
             return  # the renewal of a lease has no time to wait
         turn = self._waiting[call] = self._loop.create_future()
         try:

@@ -160,7 +160,7 @@ class Attachment:
 
     def _hold(self) -> bool:
         """Make sure that users.lock is held; False while a supervisor is stopping the server."""
-        # A lock closed by a fork, or whose file was deleted, tells no supervisor that we are here.
+        # A lock closed by a fork, or whose file was deleted, does not show a supervisor that we are here.
         if not any(not hold.closed and os.fstat(hold.fileno()).st_nlink for hold in self._holds):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             hold = _try_lock(self.folder / "users.lock", fcntl.LOCK_SH)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import OutcomeUnknownError, PermissionDeniedError, StorageError, UnavailableError
 from ..model.meta import SyncMode, SyncStatus
-from ..protocol.request import Operation
+from ..protocol.request import Request
 
 __all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Lifecycle"]
 
@@ -40,7 +40,7 @@ class Lifecycle:
         self.is_open = False
         self.closed = False
         self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
-        self.answered = -math.inf  # when an operation last had an outcome, in seconds of time.monotonic()
+        self.answered = -math.inf  # when an request last had an outcome, in seconds of time.monotonic()
         self._pid = os.getpid()
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
@@ -48,15 +48,15 @@ class Lifecycle:
         self._denied_until = 0.0  # which is not done again until then
 
     def begin_plan(self, call: object) -> None:
-        """Let a call of several operations in, which goes on though the store is closing, until it is out of `active`.
+        """Let a call of several requests in, which goes on though the store is closing, until it is out of `active`.
 
         Raises what `check_open` raises.
         """
         self.check_open()
         self.active[call] = 0, threading.get_ident()
 
-    def begin(self, operation: Operation[Any], call: object = None) -> None:
-        """Note that an operation begins, by itself or in a call that `begin_plan` let in.
+    def begin(self, request: Request[Any], call: object = None) -> None:
+        """Note that an request begins, by itself or in a call that `begin_plan` let in.
 
         Raises:
             RuntimeError: this process is a fork of the one that opened the store.
@@ -66,13 +66,13 @@ class Lifecycle:
         """
         if call is None:
             self.check_open()
-        self.check_right(operation)
-        self.active[call or operation] = operation.writes, threading.get_ident()
+        self.check_right(request)
+        self.active[call or request] = request.writes, threading.get_ident()
 
-    def end(self, operation: Operation[Any], error: BaseException | None, now: float) -> None:
+    def end(self, request: Request[Any], error: BaseException | None, now: float) -> None:
         """Note how it ended, at `now` in seconds of time.monotonic(); by itself, it is out of `active` already."""
-        operation.end()
-        if self._denied is not None and operation.writes:
+        request.end()
+        if self._denied is not None and request.writes:
             if error is None:
                 self._denied = None
             elif isinstance(error, PermissionDeniedError) and now >= self._denied_until:
@@ -106,9 +106,9 @@ class Lifecycle:
         if self.closed:
             raise UnavailableError("the store is closed")
 
-    def check_right(self, operation: Operation[Any]) -> None:
+    def check_right(self, request: Request[Any]) -> None:
         """Raise PermissionDeniedError for a write, if writing was denied just now."""
-        if operation.writes and self._denied is not None and time.monotonic() < self._denied_until:
+        if request.writes and self._denied is not None and time.monotonic() < self._denied_until:
             raise PermissionDeniedError(self._denied)
 
     def deny(self, error: StorageError) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.attempts import Late, Lost, Trouble, WrongServer, check
+from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer, check
 from ..protocol.commands import Command, Reply, as_map
 from .address import Address
 
@@ -174,13 +174,13 @@ def reason_of(error: BaseException) -> str:
     return type(error).__name__
 
 
-def unreachable(where: object, error: Exception) -> Lost | UnavailableError:
+def unreachable(where: object, error: Exception) -> ConnectionLost | UnavailableError:
     """Return what it means that no connection could be opened: a certificate or path that is wrong remains so."""
-    reason = str(error) if isinstance(error, (Trouble, StorageError)) else reason_of(error)
+    reason = str(error) if isinstance(error, (AttemptError, StorageError)) else reason_of(error)
     text = f"no connection to {where}: {reason}"
     if any(isinstance(cause, ssl.SSLCertVerificationError) or _is_too_long(cause) for cause in _causes(error)):
         return UnavailableError(text)
-    return (Late if isinstance(error, (TimeoutError, Late)) else Lost)(text, sent=False)
+    return (AttemptTimeout if isinstance(error, (TimeoutError, AttemptTimeout)) else ConnectionLost)(text, sent=False)
 
 
 def _is_too_long(error: BaseException) -> bool:

@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import StorageError, UnavailableError
-from ..protocol.attempts import Trouble
+from ..protocol.attempts import AttemptError
 from ..protocol.request import Listener
-from .connection import Deliver, Feed
+from .connection import OnMessage, PubSub
 
 __all__ = ["Background", "Subscription"]
 
@@ -27,17 +27,17 @@ _FIRST_DELAY = 0.01  # seconds
 _LONGEST_DELAY = 60.0  # until a refused subscription is tried again
 _log = logging.getLogger("orcs_redis")
 
-Dial = Callable[[Deliver, float], Awaitable[Feed]]
+OpenPubSub = Callable[[OnMessage, float], Awaitable[PubSub]]
 
 
 class Subscription:
     """The channels that somebody in this process listens to; connected while there are any."""
 
-    def __init__(self, dial: Dial, heartbeat: float) -> None:
-        self._dial = dial
+    def __init__(self, open_pubsub: OpenPubSub, heartbeat: float) -> None:
+        self._open_pubsub = open_pubsub
         self._heartbeat = heartbeat
         self._listeners: dict[str, list[Listener]] = {}
-        self._feed: Feed | None = None
+        self._pubsub: PubSub | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._ending: set[asyncio.Task[None]] = set()
@@ -50,16 +50,16 @@ class Subscription:
         listeners.append(listener)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
-        elif len(listeners) == 1 and self._feed is not None:
-            self._feed.subscribe(channel)
+        elif len(listeners) == 1 and self._pubsub is not None:
+            self._pubsub.subscribe(channel)
 
     def leave(self, channel: str, listener: Listener) -> None:
         """Call `listener` no more."""
         listeners = self._listeners.get(channel, [])
         if listener in listeners:
             listeners.remove(listener)
-        if not listeners and self._listeners.pop(channel, None) is not None and self._feed is not None:
-            self._feed.unsubscribe(channel)
+        if not listeners and self._listeners.pop(channel, None) is not None and self._pubsub is not None:
+            self._pubsub.unsubscribe(channel)
         if not self._listeners and self._task is not None:
             self._end(self._task)
             self._task = None
@@ -95,16 +95,16 @@ class Subscription:
         while True:
             began = loop.time()
             try:
-                feed = await self._dial(self._deliver, self._heartbeat)
-                pause, self._feed = _FIRST_DELAY, feed
+                pubsub = await self._open_pubsub(self._deliver, self._heartbeat)
+                pause, self._pubsub = _FIRST_DELAY, pubsub
                 try:
                     for channel in self._listeners:
-                        feed.subscribe(channel)
-                    await feed.watch()
+                        pubsub.subscribe(channel)
+                    await pubsub.watch()
                 finally:
-                    self._feed = None
-                    await feed.close()
-            except (Trouble, UnavailableError):
+                    self._pubsub = None
+                    await pubsub.close()
+            except (AttemptError, UnavailableError):
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 0.5)
             except Exception as exc:  # no rights, say

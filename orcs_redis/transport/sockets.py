@@ -16,10 +16,10 @@ import hiredis
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.attempts import Late, Lost, Trouble, WrongServer
+from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer
 from ..protocol.commands import Command, Reply, pack
 from .address import Address
-from .connection import Deliver, Feed, Prepare, attempt_patience, dial, nothing
+from .connection import OnMessage, Prepare, PubSub, attempt_timeout, nothing, open_pubsub
 from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
 
 __all__ = ["BlockingLink", "PooledLink", "SocketLink"]
@@ -40,7 +40,7 @@ class BlockingLink(Protocol):
         """Return the commands' replies, errors among them as values.
 
         Raises:
-            Lost: no answer before `expires`, in seconds of `time.monotonic`, or the connection broke.
+            ConnectionLost: no answer before `expires`, in seconds of `time.monotonic`, or the connection broke.
             StorageError: no connection can be had, for a reason that waiting does not mend.
 
         """
@@ -50,12 +50,12 @@ class BlockingLink(Protocol):
         """Use no connection any more that was opened before a time of `time.monotonic`: it leads to a wrong server."""
         ...
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
+    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
         """Open a connection for what is published, in the event loop of a thread for that."""
         ...
 
     def close(self) -> None:
-        """Close what this link has opened, without its feeds. Later calls raise UnavailableError."""
+        """Close what this link has opened, without its subscriptions. Later calls raise UnavailableError."""
         ...
 
 
@@ -71,7 +71,7 @@ class Pooled(Protocol):
         ...
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
-        """Return the commands' replies; raises Lost."""
+        """Return the commands' replies; raises ConnectionLost."""
         ...
 
     def is_usable(self) -> bool:
@@ -160,7 +160,7 @@ class PooledLink(Generic[C]):
                 with contextlib.suppress(ValueError):
                     self._waiting.remove(turn)
                 self._wake()
-        raise Lost(f"all {self._most} connections were in use", sent=False)
+        raise ConnectionLost(f"all {self._most} connections were in use", sent=False)
 
     def _is_first(self, turn: _Turn) -> bool:
         """Whether a thread is the first of those that wait; one that has not looked for long was interrupted."""
@@ -199,7 +199,7 @@ class PooledLink(Generic[C]):
                 self._role.check(connection.call(ASK_ROLE, expires)[0])
             except WrongServer:
                 self.drop(now)
-            except (Trouble, StorageError):
+            except (AttemptError, StorageError):
                 pass
             else:
                 connection.checked = now
@@ -236,15 +236,15 @@ class PooledLink(Generic[C]):
 class _Connection:
     opened = checked = used = -math.inf
 
-    def __init__(self, address: Address, patience: float, prepare: Prepare | None) -> None:
+    def __init__(self, address: Address, timeout: float, prepare: Prepare | None) -> None:
         self._address = address
-        self._patience = patience
+        self._attempt_timeout = timeout
         self._prepare = prepare
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._socket: Any = None  # a socket, while it is open
 
     def open(self, expires: float) -> Reply:
-        address, expires = self._address, min(expires, time.monotonic() + self._patience)
+        address, expires = self._address, min(expires, time.monotonic() + self._attempt_timeout)
         try:
             if self._prepare is not None:
                 self._prepare(max(0.001, expires - time.monotonic()))
@@ -253,9 +253,9 @@ class _Connection:
             self._socket.settimeout(max(0.001, expires - time.monotonic()))
             if address.tls is not None:
                 self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
-            replies = self.call(address.introduction(), expires)
+            replies = self.call(address.handshake(), expires)
             address.check(replies)
-        except (OSError, Trouble, UnavailableError) as exc:
+        except (OSError, AttemptError, UnavailableError) as exc:
             raise_interruption(exc)
             raise unreachable(address, exc) from exc
         return replies[0]
@@ -282,11 +282,11 @@ class _Connection:
                     replies.append(reply)
         except TimeoutError as exc:
             raise_interruption(exc)
-            raise Late("no answer in time", sent=len(data) < len(request)) from exc
+            raise AttemptTimeout("no answer in time", sent=len(data) < len(request)) from exc
         except _BROKEN as exc:
             raise_interruption(exc)
             text = f"the connection broke: {reason_of(exc)}"
-            raise Lost(text, sent=len(data) < len(request), size=len(request)) from exc
+            raise ConnectionLost(text, sent=len(data) < len(request), size=len(request)) from exc
         return replies
 
     def is_usable(self) -> bool:
@@ -308,7 +308,7 @@ class _Connection:
             self._socket = None
 
     def _limit(self, expires: float) -> None:
-        self._socket.settimeout(min(self._patience, max(0.001, expires - time.monotonic())))
+        self._socket.settimeout(min(self._attempt_timeout, max(0.001, expires - time.monotonic())))
 
 
 class SocketLink(PooledLink[_Connection]):
@@ -323,11 +323,11 @@ class SocketLink(PooledLink[_Connection]):
         on_connect: Callable[[], object] = nothing,
     ) -> None:
         """`on_connect` is called when a connection was opened, before a call is sent over it."""
-        patience = attempt_patience(deadline)
-        super().__init__(lambda: _Connection(address, patience, prepare), max_connections, on_connect)
+        timeout = attempt_timeout(deadline)
+        super().__init__(lambda: _Connection(address, timeout, prepare), max_connections, on_connect)
         self._address = address
         self._prepare = prepare
 
-    async def feed(self, deliver: Deliver, heartbeat: float) -> Feed:
-        """Open a connection for what is published: see `Feed`."""
-        return await dial(self._address, heartbeat, self._prepare, deliver, self._role, self.drop)
+    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
+        """Open a connection for what is published: see `PubSub`."""
+        return await open_pubsub(self._address, heartbeat, self._prepare, on_message, self._role, self.drop)

@@ -1,4 +1,4 @@
-"""How a store waits, in threads: performs operations and plans over a link, with the verbs of driver.py."""
+"""How a store waits, in threads: performs requests and plans over a link, with the verbs of driver.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
-from ..protocol.attempts import Retry, Trouble, WrongServer
-from ..protocol.commands import Command, Reply, divided, joinable_run, joined
-from ..protocol.request import Listener, Operation, Pause, Plan
+from ..protocol.attempts import AttemptError, Retry, WrongServer
+from ..protocol.commands import Command, Reply, merge, next_batch, split_reply
+from ..protocol.request import Listener, Pause, Plan, Request
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
 from .opening import Connecting, open_blocking_link
 from .pubsub import Background, Subscription
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Driver:
-    """Performs a store's operations and plans, for any number of threads.
+    """Performs a store's requests and plans, for any number of threads.
 
     Each call may raise RuntimeError in a fork of the process.
     """
@@ -73,11 +73,11 @@ class Driver:
         if self._attachment is not None:
             self._attachment.release()
 
-    def perform(self, operation: Operation[T], until: float | None = None, call: object = None) -> T:
-        """Send an operation until there is an answer or the deadline has come.
+    def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
+        """Send an request until there is an answer or the deadline has come.
 
         Args:
-            operation: what to do.
+            request: what to do.
             until: the deadline of the call that it is part of.
             call: that call, which `begin_plan` let in.
 
@@ -86,17 +86,17 @@ class Driver:
         retry: Retry | None = None
         error: BaseException | None = None
         try:
-            lifecycle.begin(operation, call)
-            expires = until or time.monotonic() + (operation.deadline or lifecycle.deadline)
+            lifecycle.begin(request, call)
+            expires = until or time.monotonic() + (request.deadline or lifecycle.deadline)
             while True:
                 try:
                     sent = time.monotonic()
-                    return operation.decode(self.link.call(operation.commands(), expires))
-                except (Trouble, StorageError) as problem:
+                    return request.decode(self.link.call(request.commands(), expires))
+                except (AttemptError, StorageError) as problem:
                     if isinstance(problem, WrongServer):
                         self.link.drop(sent)
                     retry = retry or Retry(expires)
-                    delay = retry.after(problem, time.monotonic(), operation)
+                    delay = retry.after(problem, time.monotonic(), request)
                 if delay:
                     time.sleep(delay)
         except BaseException as exc:
@@ -104,12 +104,12 @@ class Driver:
             raise
         finally:
             if call is None:
-                lifecycle.active.pop(operation, None)
-            lifecycle.end(operation, error, time.monotonic())
+                lifecycle.active.pop(request, None)
+            lifecycle.end(request, error, time.monotonic())
             error = None  # else it, this frame and those of its callers are a cycle
 
     def run(self, plan: Plan[T], until: float | None = None) -> T:
-        """Perform a plan's operations, one after the other, within a deadline; `close` waits for the last."""
+        """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
         lifecycle = self.lifecycle
         try:
             lifecycle.begin_plan(plan)
@@ -118,7 +118,7 @@ class Driver:
             lifecycle.active.pop(plan, None)
 
     def follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
-        """Perform a plan's operations, one after the other, until the store is closed.
+        """Perform a plan's requests, one after the other, until the store is closed.
 
         With `until` they have one deadline, which begins anew when the plan has paused.
         """
@@ -192,52 +192,52 @@ class Driver:
         with self._listening:
             self.lifecycle.check_open()
             if self._listeners is None:
-                self._listeners = Background(), Subscription(self.link.feed, self._heartbeat)
+                self._listeners = Background(), Subscription(self.link.open_pubsub, self._heartbeat)
             background, subscription = self._listeners
         background.call(subscription.listen, channel, listener)
         return partial(background.call, subscription.leave, channel, listener)
 
     def _run_batch(self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: list[Any], call: object) -> None:
-        """Run plans of a call; the operations that they have come to go out in one write, repetitions too."""
+        """Run plans of a call; the requests that they have come to go out in one write, repetitions too."""
         lifecycle = self.lifecycle
-        sent: dict[int, Operation[Any]] = {}
-        steps: dict[int, Operation[Any]] = {}
+        sent: dict[int, Request[Any]] = {}
+        steps: dict[int, Request[Any]] = {}
         for n in batch:
             self._advance(n, partial(next, plans[n]), steps, results)
         until = time.monotonic() + lifecycle.deadline
-        retries: dict[Operation[Any], Retry] = {}
+        retries: dict[Request[Any], Retry] = {}
         try:
             while steps:
                 sent, steps, delay = steps, {}, 0.0
-                lifecycle.active[call] = sum(operation.writes for operation in sent.values()), threading.get_ident()
+                lifecycle.active[call] = sum(request.writes for request in sent.values()), threading.get_ident()
                 began = time.monotonic()
                 for n, replies in self._send_together(sent, until).items():
-                    operation = sent[n]
+                    request = sent[n]
                     try:
                         if isinstance(replies, Exception):
                             raise replies
-                        move = partial(plans[n].send, operation.decode(replies))
-                        lifecycle.end(operation, None, time.monotonic())
-                    except (Trouble, StorageError) as problem:
+                        move = partial(plans[n].send, request.decode(replies))
+                        lifecycle.end(request, None, time.monotonic())
+                    except (AttemptError, StorageError) as problem:
                         if isinstance(problem, WrongServer):
                             self.link.drop(began)
                         try:
-                            retry = retries.setdefault(operation, Retry(until))
-                            delay = max(delay, retry.after(problem, time.monotonic(), operation))
-                            steps[n] = operation
+                            retry = retries.setdefault(request, Retry(until))
+                            delay = max(delay, retry.after(problem, time.monotonic(), request))
+                            steps[n] = request
                             continue
                         except StorageError as error:
-                            lifecycle.end(operation, error, time.monotonic())
+                            lifecycle.end(request, error, time.monotonic())
                             move = partial(plans[n].throw, error)
                     self._advance(n, move, steps, results)
                 if delay:
                     time.sleep(delay)
         finally:
-            for operation in (*sent.values(), *steps.values()):  # those, too, that an exception has left over
-                operation.end()
+            for request in (*sent.values(), *steps.values()):  # those, too, that an exception has left over
+                request.end()
 
     @staticmethod
-    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Operation[Any]], results: list[Any]) -> None:
+    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Request[Any]], results: list[Any]) -> None:
         try:
             steps[n] = move()
         except StopIteration as stop:
@@ -246,15 +246,15 @@ class Driver:
             results[n] = error
 
     def _send_together(
-        self, operations: dict[int, Operation[Any]], expires: float
-    ) -> dict[int, Sequence[Reply] | Trouble | StorageError]:
-        """Send operations in one write; return what came of each."""
-        answers: dict[int, Sequence[Reply] | Trouble | StorageError] = {}
+        self, requests: dict[int, Request[Any]], expires: float
+    ) -> dict[int, Sequence[Reply] | AttemptError | StorageError]:
+        """Send requests in one write; return what came of each."""
+        answers: dict[int, Sequence[Reply] | AttemptError | StorageError] = {}
         sent: dict[int, Sequence[Command]] = {}
-        for n, operation in operations.items():
+        for n, request in requests.items():
             try:
-                self.lifecycle.check_right(operation)
-                sent[n] = operation.commands()
+                self.lifecycle.check_right(request)
+                sent[n] = request.commands()
             except StorageError as error:
                 answers[n] = error
         flat = [command for commands in sent.values() for command in commands]
@@ -263,18 +263,18 @@ class Driver:
             widths: list[int] = []
             at = 0
             while at < len(flat):
-                run = joinable_run(itertools.islice(flat, at, None))
-                frames.append(joined(run) if len(run) > 1 else flat[at])
+                run = next_batch(itertools.islice(flat, at, None))
+                frames.append(merge(run) if len(run) > 1 else flat[at])
                 widths.append(len(run) or 1)
                 at += widths[-1]
             try:
                 answered = self.link.call(frames, expires)
-            except (Trouble, StorageError) as problem:
+            except (AttemptError, StorageError) as problem:
                 return answers | dict.fromkeys(sent, problem)
             replies = [
                 reply
                 for frame, width in zip(answered, widths, strict=True)
-                for reply in (divided(frame, width) if width > 1 else [frame])
+                for reply in (split_reply(frame, width) if width > 1 else [frame])
             ]
             at = 0
             for n, commands in sent.items():

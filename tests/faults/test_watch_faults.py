@@ -1,4 +1,4 @@
-"""Watches whose connection is harmed, in both colours, on a real server: each last state is told all the same."""
+"""Watches whose connection is harmed, in both forms, on a real server: each last state is told all the same."""
 
 from __future__ import annotations
 

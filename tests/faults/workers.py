@@ -36,8 +36,8 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.protocol.attempts import Lost
-from orcs_redis.protocol.codec import recall
+from orcs_redis.protocol.attempts import ConnectionLost
+from orcs_redis.protocol.codec import baseline_of
 from orcs_redis.protocol.commands import Command, Reply
 from orcs_redis.protocol.writes import Write, Written
 from orcs_redis.stores.leasing import Lease
@@ -162,7 +162,7 @@ def make_swallowing() -> None:
         try:
             return call(self, commands, expires)
         except STRUCK:
-            raise Lost("planted", sent=True) from None
+            raise ConnectionLost("planted", sent=True) from None
 
     SocketLink.call = swallowing  # type: ignore[method-assign, assignment]
 
@@ -397,7 +397,7 @@ class Worker:
             for result, loaded in zip(results, await self._store.load_many(ids), strict=True):
                 if isinstance(loaded, StorageError):
                     result["error"] = loaded
-                elif (stored := recall(loaded)) is not None:
+                elif (stored := baseline_of(loaded)) is not None:
                     result |= observed(loaded, stored.revision)
 
     async def turns(self) -> None:

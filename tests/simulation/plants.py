@@ -12,7 +12,7 @@ from unittest import mock
 
 from orcs_redis.errors import StoreResetError
 from orcs_redis.protocol import changes, leases, writer
-from orcs_redis.protocol.attempts import Lost, Retry
+from orcs_redis.protocol.attempts import ConnectionLost, Retry
 from orcs_redis.protocol.changes import Watcher
 from orcs_redis.protocol.namespace import Probe
 from orcs_redis.protocol.writer import Namespace
@@ -88,7 +88,7 @@ def before(target: Any, name: str, first: Callable[..., Any]) -> Patch:
 
 
 def _unsent(retry: Retry, problem: Any, *_: Any) -> None:
-    if isinstance(problem, Lost):
+    if isinstance(problem, ConnectionLost):
         problem.sent = False
 
 
@@ -96,34 +96,34 @@ def _resets_settle(original: Any) -> Any:
     return lambda self, error: isinstance(error, StoreResetError) or original(self, error)
 
 
-def _seen_now(self: Write, ticket: writer.Ticket, *_: Any) -> None:
-    ticket.seen = self._namespace.seen[self._partition.number]
+def _seen_now(self: Write, ticket: writer.OperationToken, *_: Any) -> None:
+    ticket.high_water_mark = self._namespace.high_water_marks[self._partition.number]
 
 
-def _close_all(ticket: writer.Ticket, self: Namespace, partition: Any) -> None:
+def _close_all(ticket: writer.OperationToken, self: Namespace, partition: Any) -> None:
     ticket.barred = [(window, writer._CLOSED, 0) for window in self._retired[partition.number]]
 
 
-def _close_once(ticket: writer.Ticket, self: Namespace, partition: Any) -> None:
+def _close_once(ticket: writer.OperationToken, self: Namespace, partition: Any) -> None:
     closed = [window for window, counter, _ in ticket.barred if counter == writer._CLOSED]
     self._retired[partition.number] = [window for window in self._retired[partition.number] if window not in closed]
 
 
-def _name_once(ticket: writer.Ticket, *_: Any) -> None:
+def _name_once(ticket: writer.OperationToken, *_: Any) -> None:
     for window, counter, _nonce in ticket.barred:
         window.given_up.pop(counter, None)
 
 
-def _trust_floor(ticket: writer.Ticket, *_: Any) -> None:
-    ticket.window.acknowledge(ticket.floor)
+def _trust_floor(ticket: writer.OperationToken, *_: Any) -> None:
+    ticket.window.acknowledge(ticket.low_water_mark)
 
 
 def _answered(original: Any) -> Any:
     return lambda self, ticket, *, answered=True: original(self, ticket)
 
 
-def _floor_at_once(ticket: writer.Ticket, *_: Any) -> None:
-    ticket.floor = ticket.counter
+def _floor_at_once(ticket: writer.OperationToken, *_: Any) -> None:
+    ticket.low_water_mark = ticket.counter
 
 
 def _sent_now(_: Any, self: Any, *__: Any) -> None:
@@ -142,7 +142,7 @@ def _first_sent(call: Any) -> Any:
 
 def _nothing_lies_between(self: Watcher, track: Any, message: bytes) -> None:
     revision = changes._decode_message(message)[0]
-    if not track.gap and revision > track.head + 1:
+    if not track.needs_resync and revision > track.head + 1:
         track.head = revision - 1
 
 
@@ -314,11 +314,11 @@ _ALL = (
     # Writers
     Plant(
         "settles-always", "only some refusals settle an earlier sending", "faults", 2000,
-        patch=lambda: mock.patch.object(Write, "settles", return_value=True),
+        patch=lambda: mock.patch.object(Write, "is_conclusive", return_value=True),
     ),
     Plant(
         "reset-settles", "a counter that went back settles no earlier sending", "restores", 2000,
-        patch=replaced(Write, "settles", _resets_settle),
+        patch=replaced(Write, "is_conclusive", _resets_settle),
     ),
     Plant(
         "sendings-unnoted", "what was sent may have been applied", "faults", 100,

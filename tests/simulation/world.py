@@ -17,11 +17,11 @@ from orcs_redis.model import asset
 from orcs_redis.model.meta import Versioned
 from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
 from orcs_redis.protocol import writer as writers
-from orcs_redis.protocol.attempts import Lost
-from orcs_redis.protocol.commands import Argument, Command, Joinable, divided, joinable_run, joined
+from orcs_redis.protocol.attempts import ConnectionLost
+from orcs_redis.protocol.commands import Argument, Command, ScriptCall, merge, next_batch, split_reply
 from orcs_redis.protocol.keys import Keyspace
 from orcs_redis.protocol.namespace import Create
-from orcs_redis.protocol.request import Plan, alone
+from orcs_redis.protocol.request import Plan, single
 from orcs_redis.protocol.writer import Namespace
 from orcs_redis.protocol.writes import Identified, Write
 
@@ -331,7 +331,7 @@ class World:
             call.commands()  # as the drivers do, before they learn that there is no connection
             if call.record is not None:
                 self.model.sent(call.record)
-            call.failed(Lost("no connection", sent=False))
+            call.failed(ConnectionLost("no connection", sent=False))
         return bool(ready)
 
     def _do_refuse(self, writer: Writer) -> bool | None:
@@ -348,7 +348,7 @@ class World:
         return None
 
     def _do_cancel(self, writer: Writer) -> bool | None:
-        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._ticket]
+        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._operation]
         if not calls:
             return False
         self.random.choice(calls).cancel()
@@ -449,7 +449,7 @@ class World:
         writer = self._add(Writer(len(self.writers), namespace, _HEARTBEAT))
         if self.tracing:
             self.say(f"writer {writer.number} opens: {namespace.origin.hex()}")
-        Call(self, writer, writer.operations.probe(), lambda _: None, [])
+        Call(self, writer, writer.sessions.probe(), lambda _: None, [])
         self._perform(writer)
         return writer
 
@@ -517,7 +517,7 @@ class World:
         elif name == "update":
             self._update(writer, id, under)
         elif name in ("delete", "delete_if"):
-            plan = alone(writer.operations.delete, id, known if name == "delete_if" else None, under)
+            plan = single(writer.sessions.delete, id, known if name == "delete_if" else None, under)
             Flow(self, writer, plan, lambda _: None)
         elif name == "lease":
             ttl = rng.choice((0.3, 2.0, 10.0))
@@ -528,15 +528,15 @@ class World:
             since = writer.changes.encode([rng.randint(0, len(log)) for log in self.model.logs])
             Flow(self, writer, writer.changes.changes(since, rng.choice((1, 2, 100))), lambda _: None)
         else:
-            Flow(self, writer, alone(writer.operations.load, id), lambda found: self._loaded(writer, found))
+            Flow(self, writer, single(writer.sessions.load, id), lambda found: self._loaded(writer, found))
 
     def _append(self, writer: Writer, id: str, expected: int | None, under: Any) -> None:
         turns = [self._turn() for _ in range(self.random.choice((1, 1, 2)))]
-        plan = alone(writer.operations.append, id, turns, expected, under)
+        plan = single(writer.sessions.append, id, turns, expected, under)
         Flow(self, writer, plan, lambda _: None, [turn.id for turn in turns])
 
     def _save(self, writer: Writer, found: SessionAsset, expected: int | None, under: Any) -> None:
-        plan: Plan[int] = writer.operations.save(found, expected, under)
+        plan: Plan[int] = writer.sessions.save(found, expected, under)
         Flow(self, writer, plan, lambda _: None, [turn.id for turn in found.history.turns])
 
     def _update(self, writer: Writer, id: str, under: Any) -> None:
@@ -546,7 +546,7 @@ class World:
             found.history.turns.append(self._turn())
             content[:] = [turn.id for turn in found.history.turns]
 
-        Flow(self, writer, writer.operations.update(id, change, under), lambda _: None, content)
+        Flow(self, writer, writer.sessions.update(id, change, under), lambda _: None, content)
 
     def _loaded(self, writer: Writer, found: Any) -> None:
         if isinstance(found, Versioned):
@@ -572,9 +572,9 @@ class World:
         at = 0
         while at < len(commands):
             command = commands[at]
-            if isinstance(command, Joinable):
-                run = joinable_run(commands[at:] if joins else [command])
-                frames.append(joined(run))
+            if isinstance(command, ScriptCall):
+                run = next_batch(commands[at:] if joins else [command])
+                frames.append(merge(run))
                 widths.append(len(run))
             else:
                 frames.append(command)
@@ -593,7 +593,7 @@ class World:
             if member.awaited:
                 if self.random.random() < 0.3:
                     member.call.writer.namespace.renew()
-                member.call.failed(Lost("the connection broke", sent=True))
+                member.call.failed(ConnectionLost("the connection broke", sent=True))
         if self.tracing:
             self.say(f"lost: {sending}")
 
@@ -629,7 +629,7 @@ class World:
                 sending.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
             else:
                 reply = replies[len(setup) + n]
-                sending.replies += divided(reply, width) if width > 1 else [reply]
+                sending.replies += split_reply(reply, width) if width > 1 else [reply]
         if self.tracing:
             self.say(f"executed: {sending}: {sending.replies!r:.300}")
         for partition, state in zip(self.partitions, states, strict=False):

@@ -16,7 +16,7 @@ from ...model.asset import ConversationTurn, SessionAsset
 from ...model.meta import Page, SessionMeta, SyncStatus, Versioned
 from ...protocol.changes import Change, Watcher, waking
 from ...protocol.leases import LeaseInfo
-from ...protocol.request import alone
+from ...protocol.request import single
 from ...transport.address import FileFolder, Target
 from ...transport.threads import Driver
 from ..core import Core
@@ -118,7 +118,7 @@ class RedisSessionStore(Generic[A]):
             CorruptSessionError: what is stored under the id is no session. `delete` removes it.
 
         """
-        return self._driver.run(self._core.operations.save(asset, if_revision, lease))
+        return self._driver.run(self._core.sessions.save(asset, if_revision, lease))
 
     def load(self, id: str) -> A:
         """Return the session.
@@ -129,11 +129,11 @@ class RedisSessionStore(Generic[A]):
             VersionIncompatibleError: it is of another version of the schema.
 
         """
-        return self._driver.perform(self._core.operations.load(id)).asset
+        return self._driver.perform(self._core.sessions.load(id)).asset
 
     def load_versioned(self, id: str) -> Versioned[A]:
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
-        return self._driver.perform(self._core.operations.load(id))
+        return self._driver.perform(self._core.sessions.load(id))
 
     def append(
         self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: Lease | None = None
@@ -149,14 +149,14 @@ class RedisSessionStore(Generic[A]):
             ValueError: no turn was given.
 
         """
-        return self._driver.perform(self._core.operations.append(id, turns, if_revision, lease)).revision
+        return self._driver.perform(self._core.sessions.append(id, turns, if_revision, lease)).revision
 
     def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history: from index start to index stop, both included, negative from the end.
 
         `turns(id, -20)` is the last twenty. Raises NotFoundError, CorruptSessionError.
         """
-        return self._driver.perform(self._core.operations.turns(id, start, stop))
+        return self._driver.perform(self._core.sessions.turns(id, start, stop))
 
     def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
@@ -169,7 +169,7 @@ class RedisSessionStore(Generic[A]):
             lease: only as long as it is held.
 
         """
-        return self._driver.run(self._core.operations.update(id, change, lease))
+        return self._driver.run(self._core.sessions.update(id, change, lease))
 
     def list(
         self,
@@ -188,7 +188,7 @@ class RedisSessionStore(Generic[A]):
             updated_before: only those updated before that. Aware, else ValueError.
 
         """
-        plan = self._core.operations.list(limit, project_path, updated_after, updated_before)
+        plan = self._core.sessions.list(limit, project_path, updated_after, updated_before)
         return self._driver.run(plan)
 
     def page(
@@ -204,7 +204,7 @@ class RedisSessionStore(Generic[A]):
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.operations.page(limit, cursor, project_path, updated_after, updated_before)
+        plan = self._core.sessions.page(limit, cursor, project_path, updated_after, updated_before)
         return self._driver.run(plan)
 
     def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
@@ -215,27 +215,27 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        self._driver.perform(self._core.operations.delete(id, if_revision, lease))
+        self._driver.perform(self._core.sessions.delete(id, if_revision, lease))
 
     def exists(self, id: str) -> bool:
         """Return whether there is a session."""
-        return self._driver.perform(self._core.operations.exists(id))
+        return self._driver.perform(self._core.sessions.exists(id))
 
     def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
-        save = self._core.operations.save
+        save = self._core.sessions.save
         return self._driver.each([save(asset, None, None) for asset in assets])
 
     def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
-        load = self._core.operations.load
-        loaded = self._driver.each([alone(load, id) for id in ids])
+        load = self._core.sessions.load
+        loaded = self._driver.each([single(load, id) for id in ids])
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     def delete_many(self, ids: Iterable[str]) -> builtins.list[StorageError | None]:
         """Delete sessions, in few round trips. The list has the error in the place of a session that failed."""
-        delete = self._core.operations.delete
-        deleted = self._driver.each([alone(delete, id, None, None) for id in ids])
+        delete = self._core.sessions.delete
+        deleted = self._driver.each([single(delete, id, None, None) for id in ids])
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
@@ -327,7 +327,7 @@ class RedisSessionStore(Generic[A]):
 
     def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
-        return self._driver.perform(self._core.operations.ping())
+        return self._driver.perform(self._core.sessions.ping())
 
     def sync_status(self) -> SyncStatus:
         """Return how the store stands with its server, at once and without asking it.
