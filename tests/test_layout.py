@@ -429,5 +429,8 @@ def test_a_lost_ticket_ends() -> None:
     namespace = Namespace("orcs", 1, b"x")
     (partition,) = namespace.keyspace.partitions
     ticket = namespace.begin(partition)
+    lost = {ticket.counter: ticket.nonce}
     del ticket
-    assert namespace._windows[0].unfinished == {}
+    later = namespace.begin(partition)
+    assert later.low_water_mark == later.counter == 2
+    assert later.window.given_up == lost

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,6 +13,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
+
+import orcs_redis.sync
+from orcs_redis import SessionAsset, UnavailableError
 
 from .conftest import Server
 
@@ -287,3 +292,57 @@ async def test_a_finalizer_uses_the_store(start_server: StartServer) -> None:
     print("done")
     """
     await run(start_server(), script)
+
+
+@pytest.mark.parametrize("error", [UnavailableError("by the handler"), StopIteration("by the handler")], ids=repr)
+def test_what_a_handler_raises_is_no_answer(start_server: Callable[..., Server], error: Exception) -> None:
+    """A handler's error of a kind that the store uses itself reaches the caller; no answer of the store."""
+
+    def strike(*_: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGPROF, strike)
+    raised = 0
+    try:
+        with orcs_redis.sync.open_store(start_server().url) as store:
+            assets = [SessionAsset(id=f"s{n}") for n in range(300)]
+            store.save_many(assets)
+            for call in (
+                lambda: store.save_many(assets),
+                lambda: store.update("s1", SessionAsset.touch),
+                store.list,
+            ) * 40:
+                answer: object = None
+                try:
+                    signal.setitimer(signal.ITIMER_PROF, random.uniform(0.0005, 0.006))
+                    answer = call()
+                except (type(error), RuntimeError):  # a generator makes the latter of StopIteration
+                    raised += 1
+                finally:
+                    signal.setitimer(signal.ITIMER_PROF, 0)
+                assert "by the handler" not in repr(answer)
+    except type(error):
+        pass  # it struck at the very end
+    finally:
+        signal.signal(signal.SIGPROF, before)
+    assert raised > 5
+
+
+def test_closed_standard_streams(start_server: Callable[..., Server]) -> None:
+    """What a daemon without standard streams prints does not go over a store's connection."""
+    program = """if True:
+        import os, sys, orcs_redis.sync
+        for number in (0, 1, 2):
+            os.close(number)
+        with orcs_redis.sync.open_store(sys.argv[1]) as store:
+            store.save(orcs_redis.SessionAsset(id="s"))
+            for number in (0, 1, 2):
+                try:
+                    os.write(number, b"PING\\r\\n")
+                except OSError:
+                    continue
+                os._exit(10 + number)
+        os._exit(0)
+    """
+    run = subprocess.run([sys.executable, "-c", program, start_server().url], timeout=30, check=False)
+    assert run.returncode == 0

@@ -29,7 +29,7 @@ CALLED = {
     for script in (scripts.WRITE, scripts.LEASE)
     for name in (*re.findall(r"(?:call|pcall)\('([A-Z]+)'", script.source.decode()), "PUBLISH", "EVALSHA")
 } | {"zcard", "hget"}
-ALL = sorted(CALLED)
+ALL = sorted(CALLED | {"exec", "multi"})  # and what goes ahead of them
 
 StartServer = Callable[..., Server]
 

@@ -215,6 +215,8 @@ def translate(text: str, *, opening: bool = False) -> StorageError | AttemptErro
     gist = text.partition("'")[0].partition("`")[0].strip()[:160]
     if code == "NOSCRIPT":
         return ScriptNotLoaded(gist)
+    if code == "EXECABORT" and (why := text.partition("because of: ")[2]):
+        return translate(why, opening=opening)
     if code in _FOR_NOW:
         return ServerBusy(f"the server refuses for now: {_FOR_NOW[code]} ({code})")
     if "max number of clients" in text:

@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -35,7 +36,7 @@ def _heads(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPr
 class OperationToken:
     """What a write is known by, from its first sending until it is finished."""
 
-    __slots__ = ("barred", "counter", "high_water_mark", "low_water_mark", "nonce", "window")
+    __slots__ = ("__weakref__", "barred", "counter", "high_water_mark", "low_water_mark", "nonce", "window")
 
     def __init__(self, window: DedupWindow, counter: int, high_water_mark: int) -> None:
         self.window = window
@@ -54,10 +55,6 @@ class OperationToken:
         """What no other write has, of this writer or any other."""
         return self.window.writer + self.counter.to_bytes(4) + self.nonce.to_bytes(4)
 
-    def __del__(self) -> None:
-        # An exception of a signal handler may have come before its owner could keep it.
-        self.window.unfinished.pop(self.counter, None)
-
 
 class DedupWindow:
     """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
@@ -68,16 +65,23 @@ class DedupWindow:
         self.writer = origin + os.urandom(4)
         self.generation = generation
         self.counters = itertools.count(1)
-        self.unfinished: dict[int, None] = {}  # counters, lowest first
+        # By counter, lowest first, with their nonces. A token may be gone: a signal handler's exception has lost it.
+        self.unfinished: dict[int, tuple[weakref.ref[OperationToken], int]] = {}
         self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
 
     def low_water_mark(self, counter: int) -> int:
         """Return the lowest counter that is not finished; `counter` if there is none."""
         while True:
             try:
-                return next(iter(self.unfinished), counter)
+                lowest = next(iter(self.unfinished), counter)
             except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
                 raise_interruption(error)
+                continue
+            operation, nonce = self.unfinished.get(lowest, (None, 0))
+            if operation is None or operation() is not None:
+                return lowest
+            self.given_up[lowest] = nonce
+            self.unfinished.pop(lowest, None)
 
     def barred(self, low_water_mark: int) -> Iterator[_Barred]:
         """Yield what the low-water mark does not bar."""
@@ -121,7 +125,7 @@ class Namespace:
             if operation.counter - operation.low_water_mark >= _WINDOW or operation.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
                 operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
-            window.unfinished[operation.counter] = None
+            window.unfinished[operation.counter] = weakref.ref(operation), operation.nonce
             if self._retired[number] or window.given_up:
                 barred = itertools.chain(window.barred(operation.low_water_mark), *map(_barred, self._retired[number]))
                 operation.barred = list(itertools.islice(barred, _BARRED))
@@ -171,4 +175,6 @@ class Namespace:
 
 def _barred(window: DedupWindow) -> Iterable[_Barred]:
     """Return what is barred of a window that was left."""
-    return window.barred(0) if window.unfinished else [(window, _CLOSED, 0)]
+    if window.unfinished and window.low_water_mark(_CLOSED) < _CLOSED:
+        return window.barred(0)
+    return [(window, _CLOSED, 0)]

@@ -372,7 +372,8 @@ local function put(s, op, id, appending, keeps, session, turns, staging, from, s
     if lack then return lack end
   end
   local mode, was, tail = 'push', nil, nil -- was: when it was updated
-  if meta and #meta >= 35 then was, tail = number('>I8', meta, 12), sub(meta, 35) end
+  local sound = meta and #meta >= 35 and sub(meta, 1, 2) == '\151\207'
+  if sound then was, tail = number('>I8', meta, 12), sub(meta, 35) end
 
   local updated, updated64, updated_text, sections, removed, removals = now, now64, now_text, nil, nil, nil
   if appending then
@@ -395,9 +396,7 @@ local function put(s, op, id, appending, keeps, session, turns, staging, from, s
   if keeps and was and was > updated then
     updated, updated64, updated_text = was, sub(meta, 12, 19), format('%.0f', was)
   end
-  if mode == 'push' or mode == 'edit' then
-    if not meta or #meta < 35 or sub(meta, 1, 2) ~= '\151\207' then return {'CORRUPT', 'meta'} end
-  end
+  if not sound and (mode == 'push' or mode == 'edit') then return {'CORRUPT', 'meta'} end
   if not s.exists then
     local tombstones = pcall('ZCARD', KEYS[5])
     if failed(tombstones) then return refused(tombstones, 'LAYOUT', 'deleted') end

@@ -42,8 +42,8 @@ class Options(Generic[A]):
             raise ValueError("max_connections is 1 or more")
         for name in ("deadline", "heartbeat", "max_asset_bytes", "max_turn_bytes", "max_fields"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not value > 0:
-                raise ValueError(f"{name} is a number more than 0")
+            if type(value) not in (int, float) or not 0 < value < 2**31:
+                raise ValueError(f"{name} is a number more than 0, below 2**31")
         if max(self.max_asset_bytes, self.max_turn_bytes) > 400 * 1024 * 1024:
             raise ValueError("a value in Redis has 512 MB at most: the limits end at 400 MiB")
         if self.max_fields > 3500:

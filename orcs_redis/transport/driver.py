@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
-from ..interrupts import suppress
+from ..interrupts import raise_interruption, suppress
 from ..protocol.attempts import AttemptError, Retry, WrongServer
 from ..protocol.request import Listener, Pause, Plan, Request
 from .connection import AsyncLink
@@ -98,6 +98,7 @@ class Driver:
                 try:
                     return request.decode(await self.link.call(request.commands(), expires))
                 except (AttemptError, StorageError) as problem:
+                    raise_interruption(problem)
                     if isinstance(problem, WrongServer):
                         self.link.drop(sent)
                     retry = retry or Retry(expires)
@@ -149,10 +150,12 @@ class Driver:
                     try:
                         result = await self.perform(step, until, call)
                     except StorageError as error:
+                        raise_interruption(error)
                         step = plan.throw(error)
                     else:
                         step = plan.send(result)
             except StopIteration as stop:
+                raise_interruption(stop)
                 return cast(T, stop.value)
 
     async def each(self, plans: Sequence[Plan[T]]) -> list[T | StorageError]:
@@ -171,6 +174,7 @@ class Driver:
                         raise UnavailableError(NOT_SENT)
                     results[n] = await self.run(plan)
                 except StorageError as error:
+                    raise_interruption(error)
                     results[n] = error
                     dead |= isinstance(error, NO_OUTCOME) and self.lifecycle.answered < began
 

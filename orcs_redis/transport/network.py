@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import selectors
@@ -60,7 +61,7 @@ def open_socket(address: Address, expires: float) -> socket.socket:
 
     """
     if address.path is not None:
-        connected = socket.socket(socket.AF_UNIX)
+        connected = _socket(socket.AF_UNIX)
         try:
             connected.settimeout(max(0.001, expires - time.monotonic()))
             connected.connect(address.path)
@@ -80,6 +81,15 @@ def open_socket(address: Address, expires: float) -> socket.socket:
     return connected
 
 
+def _socket(family: int) -> socket.socket:
+    """Return a new socket, never with the descriptor of a closed standard stream: what is printed would be sent."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    if made.fileno() > 2:
+        return made
+    with made:
+        return socket.socket(family, socket.SOCK_STREAM, fileno=fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+
+
 def _first_connected(addresses: list[tuple[int, Any]], expires: float, attempts: list[socket.socket]) -> socket.socket:
     failure: OSError = TimeoutError("timed out")
     due = 0.0  # when the next address is tried
@@ -92,7 +102,7 @@ def _first_connected(addresses: list[tuple[int, Any]], expires: float, attempts:
                 family, target = addresses.pop(0)
                 due = now + _STAGGER
                 try:
-                    attempts.append(socket.socket(family, socket.SOCK_STREAM))
+                    attempts.append(_socket(family))
                     attempts[-1].setblocking(False)
                     attempts[-1].connect(target)
                 except BlockingIOError as error:

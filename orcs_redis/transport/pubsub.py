@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..errors import StorageError, UnavailableError
+from ..interrupts import interruption, raise_interruption
 from ..protocol.attempts import AttemptError
 from ..protocol.request import Listener
 from .connection import OnMessage, PubSub
@@ -85,7 +86,8 @@ class Subscription:
         for listener in tuple(self._listeners.get(channel, ())):
             try:
                 listener(message)
-            except Exception:  # a message that is none of ours: whatever it was to say can be looked for
+            except Exception as error:  # a message that is none of ours: whatever it was to say can be looked for
+                raise_interruption(error)
                 listener(None)
 
     async def _run(self) -> None:
@@ -108,6 +110,11 @@ class Subscription:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 0.5)
             except Exception as exc:  # no rights, say
+                if (
+                    found := interruption(exc)
+                ) is not None:  # the loop's thread is the main one: it is not ours to keep
+                    loop.call_exception_handler({"message": "a signal handler raised", "exception": found})
+                    continue
                 problem = str(exc) if isinstance(exc, StorageError) else type(exc).__name__
                 if problem != logged:
                     _log.warning("nothing is received of changes, they are looked for every second: %s", problem)

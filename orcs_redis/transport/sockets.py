@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import ssl
 import threading
@@ -157,7 +156,7 @@ class PooledLink(Generic[C]):
                 turn.wake.acquire(timeout=min(left, _LOOK))
         finally:
             with self._lock:
-                with contextlib.suppress(ValueError):
+                with suppress(ValueError):
                     self._waiting.remove(turn)
                 self._wake()
         raise ConnectionLost(f"all {self._most} connections were in use", sent=False)
@@ -186,7 +185,7 @@ class PooledLink(Generic[C]):
     def _wake(self) -> None:
         """Let the first that waits look whether there is something for it."""
         if self._waiting and self._is_free():
-            with contextlib.suppress(RuntimeError):  # it is awake
+            with suppress(RuntimeError):  # it is awake
                 self._waiting[0].wake.release()
 
     def _make_ready(self, connection: C, expires: float) -> None:
@@ -224,7 +223,7 @@ class PooledLink(Generic[C]):
             self._drain()
 
     def _drain(self) -> None:
-        with contextlib.suppress(IndexError):
+        with suppress(IndexError):
             while True:
                 self._discard(self._idle.pop())
 

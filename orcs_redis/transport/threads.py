@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
+from ..interrupts import raise_interruption
 from ..protocol.attempts import AttemptError, Retry, WrongServer
 from ..protocol.commands import Command, Reply, merge, next_batch, split_reply
 from ..protocol.request import Listener, Pause, Plan, Request
@@ -93,6 +94,7 @@ class Driver:
                     sent = time.monotonic()
                     return request.decode(self.link.call(request.commands(), expires))
                 except (AttemptError, StorageError) as problem:
+                    raise_interruption(problem)
                     if isinstance(problem, WrongServer):
                         self.link.drop(sent)
                     retry = retry or Retry(expires)
@@ -131,6 +133,7 @@ class Driver:
                     if pauses and until is not None:
                         until = time.monotonic() + self.lifecycle.deadline
             except StopIteration as stop:
+                raise_interruption(stop)
                 return cast(T, stop.value)
 
     def _step(self, plan: Plan[Any], step: Any, until: float | None = None, call: object = None) -> Any:
@@ -141,6 +144,7 @@ class Driver:
         try:
             result = self.perform(step, until, call)
         except StorageError as error:
+            raise_interruption(error)
             return plan.throw(error)
         return plan.send(result)
 
@@ -219,6 +223,7 @@ class Driver:
                         move = partial(plans[n].send, request.decode(replies))
                         lifecycle.end(request, None, time.monotonic())
                     except (AttemptError, StorageError) as problem:
+                        raise_interruption(problem)
                         if isinstance(problem, WrongServer):
                             self.link.drop(began)
                         try:
@@ -227,6 +232,7 @@ class Driver:
                             steps[n] = request
                             continue
                         except StorageError as error:
+                            raise_interruption(error)
                             lifecycle.end(request, error, time.monotonic())
                             move = partial(plans[n].throw, error)
                     self._advance(n, move, steps, results)
@@ -241,8 +247,10 @@ class Driver:
         try:
             steps[n] = move()
         except StopIteration as stop:
+            raise_interruption(stop)
             results[n] = stop.value
         except StorageError as error:
+            raise_interruption(error)
             results[n] = error
 
     def _send_together(
@@ -256,6 +264,7 @@ class Driver:
                 self.lifecycle.check_right(request)
                 sent[n] = request.commands()
             except StorageError as error:
+                raise_interruption(error)
                 answers[n] = error
         flat = [command for commands in sent.values() for command in commands]
         if flat:
@@ -270,6 +279,7 @@ class Driver:
             try:
                 answered = self.link.call(frames, expires)
             except (AttemptError, StorageError) as problem:
+                raise_interruption(problem)
                 return answers | dict.fromkeys(sent, problem)
             replies = [
                 reply
