@@ -28,7 +28,8 @@ from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption, suppress
 from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer, check_server, translate
 from ..protocol.commands import Command, Reply, as_error, pack
-from .connection import OnMessage, PubSub, Silence, attempt_timeout, nothing
+from .base import OnMessage, PubSub, attempt_timeout, nothing
+from .connection import Silence
 from .network import ASK_ROLE, ROLE_CHECK, Role, unreachable
 from .sockets import PooledLink
 

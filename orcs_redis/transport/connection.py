@@ -14,7 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import hiredis
 import msgspec
@@ -24,17 +24,12 @@ from ..interrupts import interruption, raise_interruption
 from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer, check
 from ..protocol.commands import MAX_MERGED, Command, Reply, ScriptCall, merge, next_batch, pack, split_reply
 from .address import Address
+from .base import OnMessage, Prepare, PubSub, attempt_timeout, nothing
 from .network import ASK_ROLE, ROLE_CHECK, Role, in_thread, open_socket, reason_of, unreachable
 
 __all__ = [
-    "AsyncLink",
     "Link",
-    "OnMessage",
-    "Prepare",
-    "PubSub",
     "Silence",
-    "attempt_timeout",
-    "nothing",
     "open_pubsub",
 ]
 
@@ -43,67 +38,6 @@ OnPush: TypeAlias = Callable[[Reply], None]
 _MORE = object()
 _INPUT = 128 * 1024  # bytes read at once
 _OUTPUT = 64 * 1024  # bytes after which the transport is asked whether it takes more
-
-# Called before each connecting, in a thread, with the seconds that it may take (an embedded server is started by it).
-Prepare: TypeAlias = Callable[[float], object]
-
-
-def nothing() -> None:
-    """Do nothing: the default of what is called at each connecting."""
-
-
-def attempt_timeout(deadline: float) -> float:
-    """Return after how many silent seconds a connection is given up, to leave time for another within the deadline."""
-    return 0.4 * deadline
-
-
-class AsyncLink(Protocol):
-    """What the asyncio store needs of a way to a server."""
-
-    def call(self, commands: Sequence[Command], expires: float) -> Awaitable[list[Reply]]:
-        """Return the commands' replies, errors among them as values.
-
-        Raises:
-            ConnectionLost: no answer before `expires`, in seconds of the loop's clock, or the connection broke.
-            StorageError: no connection can be had, for a reason that waiting does not mend.
-
-        """
-        ...
-
-    def drop(self, before: float) -> None:
-        """Use no connection any more that was opened before a time of the loop's clock: it leads to a wrong server."""
-        ...
-
-    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
-        """Open a connection for what is published."""
-        ...
-
-    async def close(self) -> None:
-        """Close what this link has opened, without its subscriptions. Later calls raise UnavailableError."""
-        ...
-
-
-OnMessage: TypeAlias = Callable[[str, bytes | None], None]
-
-
-class PubSub(Protocol):
-    """A connection that messages come over. A confirmed subscription is delivered as None in place of a message."""
-
-    def subscribe(self, channel: str) -> None:
-        """Ask for a channel."""
-        ...
-
-    def unsubscribe(self, channel: str) -> None:
-        """Ask for no more of a channel."""
-        ...
-
-    async def watch(self) -> None:
-        """Raise ConnectionLost when the connection broke, or the server has not answered for a heartbeat."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
 
 
 class Silence:

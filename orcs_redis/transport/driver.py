@@ -15,7 +15,7 @@ from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
 from ..protocol.attempts import AttemptError, Retry, WrongServer
 from ..protocol.request import Listener, Pause, Plan, Request
-from .connection import AsyncLink
+from .base import AsyncLink
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
 from .opening import Connecting, open_link
 from .pubsub import Subscription

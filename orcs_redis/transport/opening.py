@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .address import Address, EmbeddedFolder, FileFolder, MemoryName, Target
-from .connection import AsyncLink, Link
+from .base import AsyncLink, BlockingLink
+from .connection import Link
 from .network import in_thread
-from .sockets import BlockingLink, SocketLink
+from .sockets import SocketLink
 
 if TYPE_CHECKING:
     from .embedded import Attachment

@@ -20,7 +20,7 @@ from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption
 from ..protocol.attempts import AttemptError
 from ..protocol.request import Listener
-from .connection import OnMessage, PubSub
+from .base import OnMessage, PubSub
 
 __all__ = ["Background", "Subscription"]
 

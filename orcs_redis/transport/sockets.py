@@ -18,10 +18,11 @@ from ..interrupts import raise_interruption, suppress
 from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer
 from ..protocol.commands import Command, Reply, pack
 from .address import Address
-from .connection import OnMessage, Prepare, PubSub, attempt_timeout, nothing, open_pubsub
+from .base import OnMessage, Prepare, PubSub, attempt_timeout, nothing
+from .connection import open_pubsub
 from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
 
-__all__ = ["BlockingLink", "PooledLink", "SocketLink"]
+__all__ = ["PooledLink", "SocketLink"]
 
 IDLE = 60.0
 """After how many seconds without use a connection is closed, at the next call."""
@@ -30,32 +31,6 @@ _LOOK = 0.1  # seconds after which one that waits looks by itself
 _MORE = object()
 _CHUNK = 65536
 _BROKEN = (OSError, hiredis.ProtocolError, TypeError)  # the last: a map with a key that can't be one
-
-
-class BlockingLink(Protocol):
-    """What the blocking store needs of a way to a server."""
-
-    def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
-        """Return the commands' replies, errors among them as values.
-
-        Raises:
-            ConnectionLost: no answer before `expires`, in seconds of `time.monotonic`, or the connection broke.
-            StorageError: no connection can be had, for a reason that waiting does not mend.
-
-        """
-        ...
-
-    def drop(self, before: float) -> None:
-        """Use no connection any more that was opened before a time of `time.monotonic`: it leads to a wrong server."""
-        ...
-
-    async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:
-        """Open a connection for what is published, in the event loop of a thread for that."""
-        ...
-
-    def close(self) -> None:
-        """Close what this link has opened, without its subscriptions. Later calls raise UnavailableError."""
-        ...
 
 
 class Pooled(Protocol):

@@ -16,10 +16,10 @@ from ..interrupts import raise_interruption
 from ..protocol.attempts import AttemptError, Retry, WrongServer
 from ..protocol.commands import Command, Reply, merge, next_batch, split_reply
 from ..protocol.request import Listener, Pause, Plan, Request
+from .base import BlockingLink
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
 from .opening import Connecting, open_blocking_link
 from .pubsub import Background, Subscription
-from .sockets import BlockingLink
 
 if TYPE_CHECKING:
     from .embedded import Attachment
