@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,6 +12,7 @@ import msgspec
 __all__ = [
     "MAX_MERGED",
     "Argument",
+    "Batch",
     "CallPrefix",
     "Command",
     "Reply",
@@ -91,6 +93,27 @@ def merge(calls: Sequence[ScriptCall]) -> tuple[Argument, ...]:
         keys += call.keys
         arguments += call.arguments
     return (head.verb, head.script, b"%d" % len(keys), *keys, *arguments)
+
+
+class Batch:
+    """Commands that go out together: script calls that follow one another are merged."""
+
+    def __init__(self, commands: Sequence[Command]) -> None:
+        self.frames: list[Command] = []  # what goes out
+        self._widths: list[int] = []  # of how many commands each consists
+        at = 0
+        while at < len(commands):
+            calls = next_batch(itertools.islice(commands, at, None))
+            self.frames.append(merge(calls) if len(calls) > 1 else commands[at])
+            self._widths.append(len(calls) or 1)
+            at += self._widths[-1]
+
+    def split(self, replies: Sequence[Reply]) -> list[Reply]:
+        """Return each command's reply."""
+        own: list[Reply] = []
+        for reply, width in zip(replies, self._widths, strict=True):
+            own += split_reply(reply, width) if width > 1 else [reply]
+        return own
 
 
 def pack(commands: Sequence[Command]) -> bytes:

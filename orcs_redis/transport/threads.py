@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption
 from ..protocol.attempts import AttemptError, Retry, WrongServer
-from ..protocol.commands import Command, Reply, merge, next_batch, split_reply
+from ..protocol.commands import Batch, Command, Reply
 from ..protocol.request import Listener, Pause, Plan, Request
 from .base import BlockingLink
 from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
@@ -268,24 +267,12 @@ class Driver:
                 answers[n] = error
         flat = [command for commands in sent.values() for command in commands]
         if flat:
-            frames: list[Command] = []
-            widths: list[int] = []
-            at = 0
-            while at < len(flat):
-                run = next_batch(itertools.islice(flat, at, None))
-                frames.append(merge(run) if len(run) > 1 else flat[at])
-                widths.append(len(run) or 1)
-                at += widths[-1]
+            batch = Batch(flat)
             try:
-                answered = self.link.call(frames, expires)
+                replies = batch.split(self.link.call(batch.frames, expires))
             except (AttemptError, StorageError) as problem:
                 raise_interruption(problem)
                 return answers | dict.fromkeys(sent, problem)
-            replies = [
-                reply
-                for frame, width in zip(answered, widths, strict=True)
-                for reply in (split_reply(frame, width) if width > 1 else [frame])
-            ]
             at = 0
             for n, commands in sent.items():
                 answers[n] = replies[at : at + len(commands)]
