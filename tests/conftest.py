@@ -96,12 +96,26 @@ class Threaded:
         return call
 
 
-async def connected(way: str, url: str, **options: Any) -> Any:
+async def connected(way: str, url: str | None, **options: Any) -> Any:
     """A store at a URL, in either form, with awaitable methods."""
     if way == "async":
         return await orcs_redis.RedisSessionStore.connect(url, **options)
     connect: Any = orcs_redis.sync.RedisSessionStore.connect
     return Threaded(await asyncio.to_thread(connect, url, **options))
+
+
+@pytest.fixture
+async def open_in() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Open stores in a form, "async" or "sync"; they are closed with the test."""
+    stores: list[Any] = []
+
+    async def open_one(form: str, url: str | None = None, **options: Any) -> Any:
+        stores.append(await connected(form, url, **options))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        await store.aclose()
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -22,7 +21,7 @@ import orcs_redis.sync
 from orcs_redis import PermissionDeniedError, SessionAsset, UnavailableError
 from orcs_redis.transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
 
-from .conftest import Server, Threaded
+from .conftest import Server
 
 SECRET = "s3cret"
 
@@ -33,25 +32,6 @@ forms = pytest.mark.parametrize("form", ["async", "sync"])
 printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x2FFF, exclude_categories=["C"]), max_size=12)
 tricky = st.text(st.sampled_from("aZ09:@/?#%[]\\&=+;~ ''\"é.-$!*(){}|^`<>,_"), max_size=16)
 passwords = printable | tricky
-
-
-@pytest.fixture
-async def open_in() -> AsyncIterator[Open]:
-    """Open stores in a form; they are closed with the test."""
-    stores: list[Any] = []
-
-    async def open_one(form: str, *arguments: Any, **options: Any) -> Any:
-        if form == "async":
-            store: Any = await orcs_redis.RedisSessionStore.connect(*arguments, **options)
-        else:
-            connect: Any = orcs_redis.sync.RedisSessionStore.connect
-            store = Threaded(await asyncio.to_thread(connect, *arguments, **options))
-        stores.append(store)
-        return store
-
-    yield open_one
-    for store in stores:
-        await store.aclose()
 
 
 @settings(deadline=None)  # the first TLS context takes its time

@@ -51,6 +51,7 @@ from orcs_redis.transport.sockets import SocketLink
 
 from .conftest import Server, Threaded, every_server, free_port
 from .faults.proxy import Proxy
+from .support import until
 
 SECRET = "s3cret"
 PAYLOAD = "a payload that nobody else may read"
@@ -152,14 +153,6 @@ async def fails(kind: type[BaseException], call: Awaitable[Any], *, within: floa
     assert SECRET not in told(caught.value)
     assert PAYLOAD not in told(caught.value)
     return caught.value
-
-
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 def dump(raw: redis.Redis) -> dict[bytes, Any]:

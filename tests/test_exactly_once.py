@@ -52,6 +52,7 @@ from orcs_redis.protocol.writes import Write
 
 from .conftest import Place, Server, Threaded
 from .faults.proxy import BLACKHOLE, SWALLOW, Proxy, mid_command, mid_reply
+from .support import turn, until
 from .test_lease import leased, lost
 
 Store: TypeAlias = RedisSessionStore[SessionAsset]
@@ -73,20 +74,8 @@ def session(*contents: str, **fields: Any) -> SessionAsset:
     return asset
 
 
-def turn(content: str) -> ConversationTurn:
-    return ConversationTurn.user(content)
-
-
 async def contents(store: Any, id: str) -> list[str]:
     return [turn.content for turn in await store.turns(id)]
-
-
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.005)
 
 
 def runs(raw: Any) -> int:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
 
-import orcs_redis
-import orcs_redis.sync
 from orcs_redis import (
     ConversationTurn,
     OutcomeUnknownError,
@@ -24,30 +22,12 @@ from orcs_redis.transport.lifecycle import IN_FLIGHT
 
 from .conftest import Server, Threaded
 from .faults.proxy import BLACKHOLE, HOLD, Proxy, delay
+from .support import turn
 
 StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 
 forms = pytest.mark.parametrize("form", ["async", "sync"])
-
-
-@pytest.fixture
-async def open_in() -> AsyncIterator[Open]:
-    """Open stores in a form; they are closed with the test."""
-    stores: list[Any] = []
-
-    async def open_one(form: str, *arguments: Any, **options: Any) -> Any:
-        if form == "async":
-            store: Any = await orcs_redis.RedisSessionStore.connect(*arguments, **options)
-        else:
-            connect: Any = orcs_redis.sync.RedisSessionStore.connect
-            store = Threaded(await asyncio.to_thread(connect, *arguments, **options))
-        stores.append(store)
-        return store
-
-    yield open_one
-    for store in stores:
-        await store.aclose()
 
 
 @pytest.fixture
@@ -65,10 +45,6 @@ def session(id: str, size: int = 10) -> SessionAsset:
     asset = SessionAsset(id=id)
     asset.add_turn(ConversationTurn.user("x" * size))
     return asset
-
-
-def turn(content: str = "x") -> ConversationTurn:
-    return ConversationTurn.user(content)
 
 
 def errors(results: list[Any]) -> list[BaseException]:

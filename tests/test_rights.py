@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from orcs_redis import (
-    ConversationTurn,
     LeaseHeldError,
     PermissionDeniedError,
     RedisSessionStore,
@@ -22,6 +21,7 @@ from orcs_redis import (
 from orcs_redis.protocol import namespace
 
 from .conftest import Server, every_server
+from .support import turn
 
 # What the scripts call, read from their texts.
 CALLED = {
@@ -39,10 +39,6 @@ def test_every_command_is_probed() -> None:
     probed = {name.lower() for name in namespace._WRITE_COMMANDS + namespace._OTHER_COMMANDS}
     assert probed >= CALLED
     assert {"hset", "rpush", "zadd", "unlink", "rename", "persist", "pexpire", "publish", "ltrim", "lset"} < CALLED
-
-
-def turn(text: str) -> ConversationTurn:
-    return ConversationTurn.user(text)
 
 
 def asset(id: str, *texts: str) -> SessionAsset:

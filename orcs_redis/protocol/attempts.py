@@ -96,7 +96,7 @@ class TornRead(AttemptError):
 
 
 class OperationEvicted(AttemptError):
-    """The server has forgotten operations among which an earlier sending of this one may have been."""
+    """The server has evicted operations among which an earlier attempt at this one may have been."""
 
     pause = False
 

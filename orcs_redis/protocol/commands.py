@@ -37,7 +37,7 @@ _MAX_MERGED_BYTES = 64 * 1024  # of all of them, so that none keeps the server f
 
 
 class CallPrefix(NamedTuple):
-    """What the calls of a script that may be joined have in common."""
+    """What the calls of a script that may be merged have in common."""
 
     verb: str
     script: bytes
@@ -78,7 +78,7 @@ def next_batch(commands: Iterable[Command | None]) -> list[ScriptCall]:
 
 
 def split_reply(reply: Reply, number: int) -> list[Reply]:
-    """Return what each of the joined calls is to get of their reply; an error of the whole is everyone's."""
+    """Return what each of the merged calls gets of their reply; an error of the whole is the answer to each."""
     if type(reply) is list and len(reply) == number:
         return [[item] for item in reply]
     return [reply] * number

@@ -158,7 +158,7 @@ class _Holders(Request[list[LeaseInfo]]):
 
 
 class Leases:
-    """What there is to ask about leases, as operations and plans."""
+    """What there is to ask about leases, as requests and plans."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace

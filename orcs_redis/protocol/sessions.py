@@ -45,7 +45,7 @@ class LeaseToken(Protocol):
 
 
 class Sessions(Generic[A]):
-    """What a store can do, as operations and plans. Bad input is refused here, before anything is sent."""
+    """What a store can do, as requests and plans. Bad input is refused here, before anything is sent."""
 
     def __init__(self, namespace: Namespace, codec: Codec[A]) -> None:
         self._namespace = namespace

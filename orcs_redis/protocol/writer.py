@@ -114,7 +114,7 @@ class Namespace:
         self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
 
     def begin(self, partition: Partition) -> OperationToken:
-        """Return a new write's ticket."""
+        """Return a new write's token."""
         number = partition.number
         with self._lock:
             window = self._windows[number]

@@ -60,7 +60,7 @@ class Identified(Request[T]):
             self._operation, self._unanswered = None, 0
 
     def _identify(self) -> OperationToken:
-        """Return the ticket for another sending."""
+        """Return the token for another attempt."""
         self._unanswered += 1
         if self._operation is None:
             self._operation = self._namespace.begin(self._partition)
@@ -70,7 +70,7 @@ class Identified(Request[T]):
         """Begin anew, as one that no earlier sending can be taken for."""
         self._namespace.evicted(self._partition, revision)
         self.end()
-        return OperationEvicted("the server has forgotten operations")
+        return OperationEvicted("the server has evicted operations")
 
 
 class Written(msgspec.Struct, frozen=True):

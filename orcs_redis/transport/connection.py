@@ -80,7 +80,7 @@ class Silence:
 
 
 class _Call(msgspec.Struct, eq=False):
-    """What is asked for by one caller: a call that may be joined to others, or what goes over the wire."""
+    """What is asked for by one caller: a script call that may be merged with others, or what goes over the wire."""
 
     future: asyncio.Future[list[Reply]]
     script_call: ScriptCall | None

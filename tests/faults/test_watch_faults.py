@@ -18,18 +18,11 @@ from orcs_redis import Change, ConversationTurn, RedisSessionStore, SessionAsset
 from orcs_redis.protocol.changes import Watcher
 
 from ..conftest import Server, channel
+from ..support import until
 from .proxy import BLACKHOLE, HOLD, REFUSE, SWALLOW, Mode, Proxy
 
 HEARTBEAT = 1.0
 Store = RedisSessionStore[SessionAsset]
-
-
-async def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something is so."""
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit
-        await asyncio.sleep(0.01)
 
 
 @dataclass
