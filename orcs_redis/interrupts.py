@@ -25,11 +25,11 @@ def interruption(error: BaseException) -> BaseException | None:
     """
     if threading.current_thread() is not threading.main_thread() or not (handlers := set(_handlers())):
         return None
-    stack = set(_stack())
+    stack = set(map(id, _stack()))  # no frames: this one would be among them, and a cycle
     found: BaseException | None = error
     while found is not None:
         frames = list(_frames(found))
-        if found is not error and frames and frames[0] in stack:
+        if found is not error and frames and id(frames[0]) in stack:
             return None  # our caller is handling it: it is the context of all that is raised here, and older
         if any(frame.f_code in handlers for frame in frames):
             return found

@@ -296,7 +296,7 @@ async def test_a_finalizer_uses_the_store(start_server: StartServer) -> None:
 
 @pytest.mark.parametrize("error", [UnavailableError("by the handler"), StopIteration("by the handler")], ids=repr)
 def test_what_a_handler_raises_is_no_answer(start_server: Callable[..., Server], error: Exception) -> None:
-    """A handler's error of a kind that the store uses itself reaches the caller: it is no answer of the store."""
+    """A handler's error of a kind that the store uses itself reaches the caller; it is not taken for an answer."""
 
     def strike(*_: object) -> None:
         raise error

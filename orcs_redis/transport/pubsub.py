@@ -110,9 +110,7 @@ class Subscription:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, 0.5)
             except Exception as exc:  # no rights, say
-                if (
-                    found := interruption(exc)
-                ) is not None:  # the loop's thread is the main one: it is not ours to keep
+                if (found := interruption(exc)) is not None:  # it is not ours to keep
                     loop.call_exception_handler({"message": "a signal handler raised", "exception": found})
                     continue
                 problem = str(exc) if isinstance(exc, StorageError) else type(exc).__name__
