@@ -384,7 +384,7 @@ a.ensure({PATIENCE})
 alone = embedded._try_lock(folder / "users.lock", fcntl.LOCK_EX) is not None
 os._exit(0 if held and not alone else 1)
 """
-    with python("import fcntl; from orcs_redis import embedded" + code, folder) as daemon:
+    with python("import fcntl; from orcs_redis.transport import embedded" + code, folder) as daemon:
         assert daemon.wait(PATIENCE) == 0
 
 
