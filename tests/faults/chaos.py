@@ -834,4 +834,4 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
 
 
 def _revisions(window: bytes) -> list[int]:
-    return [int.from_bytes(window[at + 8 : at + 16]) for at in range(16, len(window), 16)]
+    return [int.from_bytes(window[at + 9 : at + 16]) for at in range(16, len(window), 16)]
