@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 import redis.asyncio
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StorageError
-from orcs_redis.keys import Partition
-from orcs_redis.operations import APPEND, Write
-from orcs_redis.resp import Joinable, joined
+from orcs_redis.protocol.commands import ScriptCall, merge
+from orcs_redis.protocol.keys import Partition
+from orcs_redis.protocol.writes import APPEND, Write
 from orcs_redis.scripts import WRITE
 
 from .servers import Server
@@ -75,7 +75,7 @@ class RedisPy:
 
     def __init__(self, store: RedisSessionStore[SessionAsset]) -> None:
         """`store` has the namespace open that this is to work in."""
-        operations = store._core.operations
+        operations = store._core.sessions
         self._namespace = operations._namespace
         self.codec = operations._codec
         # What is the same in every append to a session; each session has a writer of its own, with one write at a time.
@@ -119,7 +119,7 @@ class RedisPy:
             keys, made, writer, numbers = self._made[id]
         except KeyError:
             (call,) = Write(self._namespace, APPEND, id, None, (b"",)).commands()
-            _, _, count, *parts = joined([cast(Joinable, call)])
+            _, _, count, *parts = merge([cast(ScriptCall, call)])
             keys = [str(key) for key in parts[: int(count)]]
             made, writer, numbers = parts[int(count) :], os.urandom(8), itertools.count(1)
             self._made[id] = keys, made, writer, numbers

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from orcs_redis.encoding import encode
+from orcs_redis.model.encoding import encode
 
 from .adapters import Orcs, RedisPy
 from .data import Source

@@ -31,38 +31,38 @@ async def bulk(bench: Bench) -> list[Figure]:
             asset.history.turns = turns[n % (1000 - HISTORY) :][:HISTORY]
         return made
 
-    def note(call: str, colour: str, seconds: float, results: Iterable[Any], size: int) -> None:
-        rates.setdefault(call, {}).setdefault(colour, []).append(size / seconds)
+    def note(call: str, form: str, seconds: float, results: Iterable[Any], size: int) -> None:
+        rates.setdefault(call, {}).setdefault(form, []).append(size / seconds)
         failed = sum(isinstance(result, BaseException) for result in results)
-        errors[colour] = errors.get(colour, 0) + failed
+        errors[form] = errors.get(form, 0) + failed
 
-    async def measure(colour: str, call: str, size: int, do: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        bench.say(f"13: {call}, {colour}")
+    async def measure(form: str, call: str, size: int, do: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        bench.say(f"13: {call}, {form}")
         begin = time.perf_counter()
         results = await do(*arguments)
-        note(call, colour, time.perf_counter() - begin, results, size)
+        note(call, form, time.perf_counter() - begin, results, size)
 
     ids = [f"m-{n % count}" for n in range(2 * count)]
     for n in range(bench.often(3, 1)):
-        for colour in ("asyncio", "blocking") if n % 2 else ("blocking", "asyncio"):
+        for form in ("asyncio", "blocking") if n % 2 else ("blocking", "asyncio"):
             namespace = bench.server.namespace()
             made = assets()
-            if colour == "asyncio":
+            if form == "asyncio":
                 async with orcs_redis.open_store(bench.server.url, namespace=namespace) as store:
-                    await measure(colour, "save_many", count, store.save_many, made)
-                    await measure(colour, "load_many", 2 * count, store.load_many, ids)
+                    await measure(form, "save_many", count, store.save_many, made)
+                    await measure(form, "load_many", 2 * count, store.load_many, ids)
                     each = partial(asyncio.gather, return_exceptions=True)
                     await measure("asyncio, gather", "load_many", 2 * count, each, *map(store.load, ids))
                     await store.delete_many(set(ids))
             else:
                 with blocking.open_store(bench.server.url, namespace=namespace) as other:
-                    await measure(colour, "save_many", count, asyncio.to_thread, other.save_many, made)
-                    await measure(colour, "load_many", 2 * count, asyncio.to_thread, other.load_many, ids)
+                    await measure(form, "save_many", count, asyncio.to_thread, other.save_many, made)
+                    await measure(form, "load_many", 2 * count, asyncio.to_thread, other.load_many, ids)
                     other.delete_many(set(ids))
     figures = []
     for call, found in rates.items():
         ratio, least, most = ratio_by_round(found["asyncio"], found["blocking"])
-        medians = {colour: statistics.median(values) for colour, values in found.items()}
+        medians = {form: statistics.median(values) for form, values in found.items()}
         figures.append(
             Figure(
                 number=13,
@@ -70,7 +70,7 @@ async def bulk(bench: Bench) -> list[Figure]:
                 measured=ratio,
                 spread=(least, most),
                 target=Target("at least", 1.0),
-                note="; ".join(f"{colour} {rate:,.0f}/s" for colour, rate in medians.items()),
+                note="; ".join(f"{form} {rate:,.0f}/s" for form, rate in medians.items()),
                 detail=medians,
             )
         )

@@ -15,10 +15,10 @@ import hiredis
 import msgspec
 
 from orcs_redis import SessionAsset
-from orcs_redis.address import Address, parse_url
-from orcs_redis.codec import decode_meta
-from orcs_redis.link import Link
-from orcs_redis.resp import Command, Joinable, joined, pack
+from orcs_redis.protocol.codec import decode_meta
+from orcs_redis.protocol.commands import Command, ScriptCall, merge, pack
+from orcs_redis.transport.address import Address, parse_url
+from orcs_redis.transport.connection import Link
 
 from .bench import HISTORY, TASKS, Bench
 from .report import Figure, Target
@@ -52,11 +52,11 @@ async def client_floor(bench: Bench) -> list[Figure]:
     figures = []
     async with bench.open() as (ours, _):
         ids = await bench.filled(ours, "f")
-        operations = ours.store._core.operations
+        operations = ours.store._core.sessions
         calls = []
         for id in ids[:_TOGETHER]:
             (call,) = operations.append(id, [bench.source.turn(1)], None, None).commands()
-            calls.append(cast(Joinable, call))
+            calls.append(cast(ScriptCall, call))
         samples, floors = [], dict[int, list[float]]({1: [], _TOGETHER: []})
         await throughput(bench.server, bench.appending(ours), ids, 0.2)
         for _ in range(bench.often(15, 7)):
@@ -79,9 +79,9 @@ async def client_floor(bench: Bench) -> list[Figure]:
     return figures
 
 
-def _floor(calls: Sequence[Joinable], repeats: int = 2000) -> float:
+def _floor(calls: Sequence[ScriptCall], repeats: int = 2000) -> float:
     """Return the µs of CPU that hiredis takes for one operation's share of a frame and of its reply."""
-    frame, reader = joined(calls), hiredis.Reader()
+    frame, reader = merge(calls), hiredis.Reader()
     reply = b"*%d\r\n" % len(calls) + b"*3\r\n$2\r\nOK\r\n:1234567\r\n:1750000000000\r\n" * len(calls)
     repeats //= len(calls)
     begin = time.process_time()
@@ -214,7 +214,7 @@ async def lists(bench: Bench) -> list[Figure]:
     bench.say(f"11: list of {sessions:,}")
     async with bench.open() as (ours, _), _link(bench) as link:
         await ours.fill([bench.source.small(f"s-{n:07d}") for n in range(sessions)])
-        partition = ours.store._core.operations._namespace.keyspace.partitions[0]
+        partition = ours.store._core.sessions._namespace.keyspace.partitions[0]
         ids = [meta.id for meta in await ours.store.list(limit=50)]
 
         async def hmget() -> object:

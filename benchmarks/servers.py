@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from orcs_redis.embedded import attach, find_server
+from orcs_redis.transport.embedded import attach, find_server
 
 
 class Server:

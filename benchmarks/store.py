@@ -17,7 +17,7 @@ import redis
 
 from orcs_redis import SessionAsset
 from orcs_redis import sync as blocking
-from orcs_redis.keys import Keyspace
+from orcs_redis.protocol.keys import Keyspace
 
 from .adapters import Orcs, RedisPy
 from .bench import HISTORY, TASKS, Bench
@@ -427,7 +427,7 @@ def _settled_memory(server: Server) -> int:
 
 
 async def alone(bench: Bench) -> list[Figure]:
-    """7: one task alone, p50, in both colours."""
+    """7: one task alone, p50, in both forms."""
     repeats = bench.often(4000, 600)
     async with bench.open() as (ours, theirs):
         ids, reading = await bench.filled(ours, "a"), await bench.filled(ours, "b")
@@ -450,7 +450,7 @@ async def alone(bench: Bench) -> list[Figure]:
     return figures
 
 
-def _alone(colour: str, times: dict[str, list[float]]) -> Iterator[Figure]:
+def _alone(form: str, times: dict[str, list[float]]) -> Iterator[Figure]:
     p50 = {name: statistics.median(values) * 1e6 for name, values in times.items()}
     for name, other in (("append", "bare EVALSHA"), ("load", "MULTI"), ("load", "MULTI, decoded")):
         ratio, least, most = ratio_of_medians(times[name], times[other])
@@ -459,7 +459,7 @@ def _alone(colour: str, times: dict[str, list[float]]) -> Iterator[Figure]:
         )
         yield Figure(
             number=7,
-            name=f"{colour}, {name} alone against redis-py's {what}",
+            name=f"{form}, {name} alone against redis-py's {what}",
             measured=ratio,
             spread=(least, most),
             target=Target("at most", 1.3),

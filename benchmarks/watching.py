@@ -27,7 +27,7 @@ from rich.console import Console
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
 from orcs_redis import sync as blocking
-from orcs_redis.embedded import find_server
+from orcs_redis.transport.embedded import find_server
 from tests.faults.proxy import BLACKHOLE, Proxy
 
 from .report import Figure, Run, Target, document, show

@@ -3,98 +3,11 @@
 The blocking twin of everything here is in `orcs_redis.sync`.
 """
 
-from .asset import (
-    SESSION_VERSION,
-    AutoTriggerConfig,
-    CodingStylePrefs,
-    CommandGrant,
-    CommunicationPrefs,
-    CompactedTurn,
-    ComponentSnapshot,
-    ContextInjection,
-    ConversationHistory,
-    ConversationTurn,
-    GrantKind,
-    LearnedFact,
-    ProjectContext,
-    SessionAsset,
-    SkillConfig,
-    ToolCallRecord,
-    TriggerCondition,
-    UserPreferences,
-)
-from .errors import (
-    ChecksumMismatchError,
-    ConflictError,
-    CorruptSessionError,
-    InvalidIdError,
-    LayoutError,
-    LeaseHeldError,
-    LeaseLostError,
-    NotFoundError,
-    OutcomeUnknownError,
-    PermissionDeniedError,
-    SerializationError,
-    StorageError,
-    StoreFullError,
-    StoreResetError,
-    UnavailableError,
-    UnsupportedServerError,
-    VersionIncompatibleError,
-)
-from .lease import Lease, LeaseInfo
-from .local import LocalFileStore
-from .meta import Page, SessionMeta, SessionStore, SyncMode, SyncState, SyncStatus, Versioned
-from .store import RedisSessionStore, open_store
-from .watch import Change
+from . import names
+from .names import *  # noqa: F403  # they are listed there, once
+from .stores.base import SessionStore
+from .stores.files import LocalFileStore
+from .stores.leasing import Lease
+from .stores.redis import RedisSessionStore, open_store
 
-__all__ = [
-    "SESSION_VERSION",
-    "AutoTriggerConfig",
-    "Change",
-    "ChecksumMismatchError",
-    "CodingStylePrefs",
-    "CommandGrant",
-    "CommunicationPrefs",
-    "CompactedTurn",
-    "ComponentSnapshot",
-    "ConflictError",
-    "ContextInjection",
-    "ConversationHistory",
-    "ConversationTurn",
-    "CorruptSessionError",
-    "GrantKind",
-    "InvalidIdError",
-    "LayoutError",
-    "LearnedFact",
-    "Lease",
-    "LeaseHeldError",
-    "LeaseInfo",
-    "LeaseLostError",
-    "LocalFileStore",
-    "NotFoundError",
-    "OutcomeUnknownError",
-    "Page",
-    "PermissionDeniedError",
-    "ProjectContext",
-    "RedisSessionStore",
-    "SerializationError",
-    "SessionAsset",
-    "SessionMeta",
-    "SessionStore",
-    "SkillConfig",
-    "StorageError",
-    "StoreFullError",
-    "StoreResetError",
-    "SyncMode",
-    "SyncState",
-    "SyncStatus",
-    "ToolCallRecord",
-    "TriggerCondition",
-    "UnavailableError",
-    "UnsupportedServerError",
-    "UserPreferences",
-    "VersionIncompatibleError",
-    "Versioned",
-    "open_store",
-]
+__all__ = [*names.__all__, "Lease", "LocalFileStore", "RedisSessionStore", "SessionStore", "open_store"]

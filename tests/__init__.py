@@ -1,1 +1,1 @@
-"""The tests; conftest.py has the table of servers and colours."""
+"""The tests; conftest.py has the table of servers and forms."""

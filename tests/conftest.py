@@ -1,4 +1,4 @@
-"""The table of servers and colours that tests run over, and stores on them.
+"""The table of servers and forms that tests run over, and stores on them.
 
 A test asks for `store` (or `connect`, to open several) and is run over every row of `ROWS`. Tests are written in
 asyncio; a blocking store is driven through `Threaded`, which runs each of its methods in a thread.
@@ -23,7 +23,7 @@ import redis.asyncio
 
 import orcs_redis
 import orcs_redis.sync
-from orcs_redis import embedded
+from orcs_redis.transport import embedded
 
 from .servers import BINARIES, BINARY
 from .servers import Server as Server
@@ -96,12 +96,26 @@ class Threaded:
         return call
 
 
-async def connected(way: str, url: str, **options: Any) -> Any:
-    """A store at a URL, in either colour, with awaitable methods."""
+async def connected(way: str, url: str | None, **options: Any) -> Any:
+    """A store at a URL, in either form, with awaitable methods."""
     if way == "async":
         return await orcs_redis.RedisSessionStore.connect(url, **options)
     connect: Any = orcs_redis.sync.RedisSessionStore.connect
     return Threaded(await asyncio.to_thread(connect, url, **options))
+
+
+@pytest.fixture
+async def open_in() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Open stores in a form, "async" or "sync"; they are closed with the test."""
+    stores: list[Any] = []
+
+    async def open_one(form: str, url: str | None = None, **options: Any) -> Any:
+        stores.append(await connected(form, url, **options))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        await store.aclose()
 
 
 @pytest.fixture
@@ -118,15 +132,15 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Row:
-    """Where and how: a kind of server, a colour, and whether the client is the caller's."""
+    """Where and how: a kind of server, a form, and whether the client is the caller's."""
 
     server: str  # "redis" is what speaks its protocol over TCP: see BINARY
-    colour: str
+    form: str
     protocol: int = 3
     injected: bool = False
 
     def __str__(self) -> str:
-        return f"{self.server}-{self.colour}" + ("-injected" if self.injected else "") + f"-resp{self.protocol}"
+        return f"{self.server}-{self.form}" + ("-injected" if self.injected else "") + f"-resp{self.protocol}"
 
 
 ROWS = [
@@ -155,12 +169,12 @@ class Place:
     raw: redis.Redis
 
     async def connect(self, **options: Any) -> Any:
-        """Open a store in the row's colour."""
+        """Open a store in the row's form."""
         options.setdefault("namespace", self.namespace)
-        module: Any = orcs_redis if self.row.colour == "async" else orcs_redis.sync
+        module: Any = orcs_redis if self.row.form == "async" else orcs_redis.sync
         connect = module.RedisSessionStore.connect
         if self.row.injected:
-            kind: Any = redis.asyncio.Redis if self.row.colour == "async" else redis.Redis
+            kind: Any = redis.asyncio.Redis if self.row.form == "async" else redis.Redis
             client = kind.from_url(self.url, protocol=self.row.protocol)
             options |= {"client": client}
             url = None
@@ -168,7 +182,7 @@ class Place:
             client = None
             url = self.url
         try:
-            if self.row.colour == "async":
+            if self.row.form == "async":
                 store = await connect(url, **options)
             else:
                 store = Threaded(await asyncio.to_thread(connect, url, **options))
@@ -209,7 +223,7 @@ def place(
     match row.server:
         case "memory":
             url = f"memory://{namespace}"
-            from orcs_redis.clients import memory_client
+            from orcs_redis.transport.clients import memory_client
 
             raw = memory_client(namespace, "FakeRedis")
             assert isinstance(raw, fakeredis.FakeRedis)

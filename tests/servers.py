@@ -12,7 +12,7 @@ from pathlib import Path
 
 import redis
 
-from orcs_redis.embedded import find_server
+from orcs_redis.transport.embedded import find_server
 
 __all__ = ["BINARIES", "BINARY", "Server", "free_port"]
 

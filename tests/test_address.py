@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -20,38 +19,19 @@ from hypothesis import strategies as st
 import orcs_redis
 import orcs_redis.sync
 from orcs_redis import PermissionDeniedError, SessionAsset, UnavailableError
-from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from orcs_redis.transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
 
-from .conftest import Server, Threaded
+from .conftest import Server
 
 SECRET = "s3cret"
 
 StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Any]
 
-colours = pytest.mark.parametrize("colour", ["async", "sync"])
+forms = pytest.mark.parametrize("form", ["async", "sync"])
 printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x2FFF, exclude_categories=["C"]), max_size=12)
 tricky = st.text(st.sampled_from("aZ09:@/?#%[]\\&=+;~ ''\"é.-$!*(){}|^`<>,_"), max_size=16)
 passwords = printable | tricky
-
-
-@pytest.fixture
-async def open_in() -> AsyncIterator[Open]:
-    """Open stores in a colour; they are closed with the test."""
-    stores: list[Any] = []
-
-    async def open_one(colour: str, *arguments: Any, **options: Any) -> Any:
-        if colour == "async":
-            store: Any = await orcs_redis.RedisSessionStore.connect(*arguments, **options)
-        else:
-            connect: Any = orcs_redis.sync.RedisSessionStore.connect
-            store = Threaded(await asyncio.to_thread(connect, *arguments, **options))
-        stores.append(store)
-        return store
-
-    yield open_one
-    for store in stores:
-        await store.aclose()
 
 
 @settings(deadline=None)  # the first TLS context takes its time
@@ -155,13 +135,13 @@ def test_bad_urls(url: str) -> None:
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-@colours
-async def test_an_empty_url_is_none(monkeypatch: pytest.MonkeyPatch, open_in: Open, colour: str) -> None:
+@forms
+async def test_an_empty_url_is_none(monkeypatch: pytest.MonkeyPatch, open_in: Open, form: str) -> None:
     """A variable that is not set must not open another store than the one that was meant."""
     monkeypatch.setenv("ORCS_REDIS_URL", "memory://")
     with pytest.raises(ValueError, match="unknown scheme"):
-        await open_in(colour, "")
-    assert await (await open_in(colour)).list() == []
+        await open_in(form, "")
+    assert await (await open_in(form)).list() == []
 
 
 OPENERS: dict[str, Callable[..., Any]] = {
@@ -229,8 +209,8 @@ async def test_options_with_bad_values(name: str, options: dict[str, Any], error
         await attempt(name, "redis://me:pw@127.0.0.1:1", **options)
 
 
-@colours
-async def test_credentials_are_asked_at_each_connecting(start_server: StartServer, open_in: Open, colour: str) -> None:
+@forms
+async def test_credentials_are_asked_at_each_connecting(start_server: StartServer, open_in: Open, form: str) -> None:
     """A password that rotates: each connection is opened with the one of its time, a watch's too."""
     server = start_server("--requirepass", "first", password="first")
     now = ["first"]
@@ -240,7 +220,7 @@ async def test_credentials_are_asked_at_each_connecting(start_server: StartServe
         asked.append(now[0])
         return (None if len(asked) % 2 else "default"), now[0]
 
-    store = await open_in(colour, server.url, credentials=credentials)
+    store = await open_in(form, server.url, credentials=credentials)
     asset = SessionAsset()
     await store.save(asset)
     raw: Any = server.raw()
@@ -255,7 +235,7 @@ async def test_credentials_are_asked_at_each_connecting(start_server: StartServe
     assert asked[before:] == ["second"]
 
 
-@colours
+@forms
 @pytest.mark.parametrize(
     ("outcome", "kind"),
     [
@@ -271,7 +251,7 @@ async def test_credentials_that_fail(
     start_server: StartServer,
     open_in: Open,
     caplog: pytest.LogCaptureFixture,
-    colour: str,
+    form: str,
     outcome: Any,
     kind: type[Exception],
 ) -> None:
@@ -287,7 +267,7 @@ async def test_credentials_that_fail(
         return outcome
 
     caplog.set_level(logging.DEBUG)
-    store = await open_in(colour, server.url, credentials=credentials, deadline=0.5)
+    store = await open_in(form, server.url, credentials=credentials, deadline=0.5)
     good[0] = False
     raw: Any = server.raw()
     raw.client_kill_filter(_type="normal", skipme=True)

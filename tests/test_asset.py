@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orcs_redis.asset import (
+from orcs_redis.errors import CorruptSessionError, SerializationError, VersionIncompatibleError
+from orcs_redis.model.asset import (
     AutoTriggerConfig,
     CodingStylePrefs,
     CommandGrant,
@@ -40,8 +41,7 @@ from orcs_redis.asset import (
     TriggerCondition,
     UserPreferences,
 )
-from orcs_redis.encoding import f32_text
-from orcs_redis.errors import CorruptSessionError, SerializationError, VersionIncompatibleError
+from orcs_redis.model.encoding import f32_text
 
 SECRET = "hunter2"
 
@@ -190,7 +190,7 @@ WRITTEN = """{
   "metadata": {}
 }"""
 FULL = json.loads(WRITTEN) | {"updated_at_ms": 1}
-SAMPLES = Path(__file__).parents[1] / "orcs_redis/demo_sessions"
+SAMPLES = Path(__file__).parents[1] / "orcs_redis/cli/demo_sessions"
 
 
 class Annotated(SessionAsset):

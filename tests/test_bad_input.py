@@ -33,7 +33,7 @@ from .conftest import ROWS, Connect, Place
 
 PAYLOAD = "a payload that nobody else may read"
 
-# What is found in a server is judged alike in both colours.
+# What is found in a server is judged alike in both forms.
 few = pytest.mark.parametrize("place", [ROWS[1], ROWS[2], ROWS[5]], ids=str, indirect=True)
 
 

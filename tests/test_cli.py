@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orcs_redis import ConversationTurn, SessionAsset, cli
+from orcs_redis import ConversationTurn, SessionAsset
+from orcs_redis.cli import main
 from orcs_redis.sync import LocalFileStore, open_store
 
 EVIL = "\x1b[31mred\x1b]0;title\x07 [bold]markup[/bold] \x9b2J \u202ereversed"
@@ -43,7 +44,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str | Path) -> Outcome:
         capfd.readouterr()
         with pytest.raises(SystemExit) as info:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         outcome = Outcome(int(info.value.code or 0), *capfd.readouterr())
         assert "Traceback" not in outcome.err
         assert all(line.startswith("orcs-redis: ") for line in outcome.err.splitlines())
@@ -136,7 +137,7 @@ def test_a_corrupt_session_is_reported_and_the_others_are_exported(
     name = ("--url", embedded, "--namespace", "corrupt")
     assert run("import", folder, *name).code == 0
     with open_store(embedded, namespace="corrupt") as store:
-        store._link.call([("HSET", "{corrupt/0}:session:s1", "metadata", b"\xc1")], time.monotonic() + 5)
+        store._driver.link.call([("HSET", "{corrupt/0}:session:s1", "metadata", b"\xc1")], time.monotonic() + 5)
     outcome = run("export", tmp_path / "out", *name)
     assert (outcome.code, outcome.out) == (1, "2 exported, 1 failed\n")
     assert "s1" in outcome.err
@@ -353,7 +354,7 @@ def test_watch_begins_now(embedded: str) -> None:
         with Watch("--url", embedded, "--namespace", "watched-now", "--json") as watch:
             raw = ("PUBSUB", "CHANNELS", "{watched-now/0}:changes*")
             until = time.monotonic() + 20
-            while not store._link.call([raw], time.monotonic() + 5)[0]:
+            while not store._driver.link.call([raw], time.monotonic() + 5)[0]:
                 assert time.monotonic() < until
                 time.sleep(0.02)
             err = watch.interrupt()

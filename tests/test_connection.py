@@ -41,16 +41,17 @@ from orcs_redis import (
     SyncMode,
     UnavailableError,
     UnsupportedServerError,
-    embedded,
 )
-from orcs_redis.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
-from orcs_redis.blocking import SocketLink
-from orcs_redis.clients import AsyncClientLink, BlockingClientLink, memory_client
-from orcs_redis.link import Link
-from orcs_redis.resp import Lost
+from orcs_redis.protocol.attempts import ConnectionLost
+from orcs_redis.transport import embedded
+from orcs_redis.transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, parse_url
+from orcs_redis.transport.clients import AsyncClientLink, BlockingClientLink, memory_client
+from orcs_redis.transport.connection import Link
+from orcs_redis.transport.sockets import SocketLink
 
 from .conftest import Server, Threaded, every_server, free_port
 from .faults.proxy import Proxy
+from .support import until
 
 SECRET = "s3cret"
 PAYLOAD = "a payload that nobody else may read"
@@ -61,7 +62,7 @@ StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 Answer: TypeAlias = Callable[[list[bytes]], bytes | None]
 
-colours = pytest.mark.parametrize("way", ["async", "sync"])
+forms = pytest.mark.parametrize("way", ["async", "sync"])
 ways = pytest.mark.parametrize("way", ["async", "sync", "async-injected", "sync-injected"])
 
 
@@ -84,7 +85,7 @@ def injected(way: str, port: int, **options: Any) -> Any:
 
 @pytest.fixture
 async def open_store() -> AsyncIterator[Open]:
-    """Open stores in either colour, over a URL or an injected client, and close them with the test."""
+    """Open stores in either form, over a URL or an injected client, and close them with the test."""
     opened: list[Any] = []
     clients: list[Any] = []
 
@@ -152,14 +153,6 @@ async def fails(kind: type[BaseException], call: Awaitable[Any], *, within: floa
     assert SECRET not in told(caught.value)
     assert PAYLOAD not in told(caught.value)
     return caught.value
-
-
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 def dump(raw: redis.Redis) -> dict[bytes, Any]:
@@ -485,11 +478,11 @@ async def test_wrong_password(start_server: StartServer, open_store: Open, way: 
     else:
         calls = [(f"redis://{login}{at}", {}) for login in ("", f":{SECRET}@", ":right@")]
         calls[:0] = [(f"redis://somebody:{SECRET}@{at}", {})]
-    colour = way.removesuffix("-injected")
+    form = way.removesuffix("-injected")
     for url, options in calls[:-1]:
-        await fails(PermissionDeniedError, open_store(colour, url, **options), within=DEADLINE)
+        await fails(PermissionDeniedError, open_store(form, url, **options), within=DEADLINE)
     url, options = calls[-1]
-    store = await open_store(colour, url, **options)
+    store = await open_store(form, url, **options)
     assert await store.list() == []
     for _, options in calls:
         if isinstance(client := options.get("client"), redis.asyncio.Redis):
@@ -516,7 +509,7 @@ def content(raw: redis.Redis, namespace: str) -> dict[bytes, Any]:
     return {key: value for key, value in dump(raw).items() if namespace.encode() in key}
 
 
-@colours
+@forms
 @pytest.mark.parametrize(
     "rules",
     ["+@all -zadd", "+@all -publish", "+@all resetchannels", "+@all -evalsha", "+@all -hdel", "+@all -persist"],
@@ -557,7 +550,7 @@ async def test_no_right_to_create(start_server: StartServer, open_store: Open, w
 
 
 @every_server
-@colours
+@forms
 async def test_reader(start_server: StartServer, open_store: Open, way: str) -> None:
     """A user who may only read can open, list, page and load."""
     server = start_server()
@@ -840,7 +833,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
     return set_ports
 
 
-@colours
+@forms
 async def test_a_dead_address_among_others(
     start_server: StartServer, resolve: Resolve, deaf: int, open_store: Open, way: str
 ) -> None:
@@ -856,7 +849,7 @@ async def test_a_dead_address_among_others(
     await fails(UnavailableError, open_store(way, "redis://server.test", deadline=DEADLINE))
 
 
-@colours
+@forms
 async def test_a_slow_name_server(start_server: StartServer, resolve: Resolve, open_store: Open, way: str) -> None:
     """A name that is not resolved in time is unavailable in time, and can be cancelled."""
     server, gate = start_server(), threading.Event()
@@ -1007,7 +1000,7 @@ async def test_too_many_clients(start_server: StartServer, open_store: Open) -> 
 
 
 async def test_clients_that_cannot_work() -> None:
-    """A client that decodes, and one of another colour or kind, are refused before anything is asked of them."""
+    """A client that decodes, and one of another form or kind, are refused before anything is asked of them."""
     connect: Any = orcs_redis.RedisSessionStore.connect
     blocking: Any = orcs_redis.sync.RedisSessionStore.connect
     with pytest.raises(ValueError, match="decode_responses"):
@@ -1258,7 +1251,7 @@ async def test_no_connection_is_free(start_server: StartServer) -> None:
 
     holding = asyncio.ensure_future(asyncio.to_thread(link.call, [("BLPOP", "hold", "0")], time.monotonic() + 5))
     await asyncio.sleep(0.05)
-    with pytest.raises(Lost, match="1 connections were in use") as caught:
+    with pytest.raises(ConnectionLost, match="1 connections were in use") as caught:
         await asyncio.to_thread(push, 0, 0.1)
     assert not caught.value.sent
     tasks = []
@@ -1342,7 +1335,7 @@ async def test_idle_connections_are_closed(
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(lambda n: store.append(asset.id, turn(str(n))), range(200)))
     assert len(connections(raw)) > 1
-    monkeypatch.setattr("orcs_redis.blocking.IDLE", 0.1)
+    monkeypatch.setattr("orcs_redis.transport.sockets.IDLE", 0.1)
     await asyncio.sleep(0.2)
     for _ in range(2):  # the first takes the last that was used
         store.load(asset.id)
@@ -1437,7 +1430,7 @@ async def test_closed_links_open_nothing(start_server: StartServer, open_store: 
     await until(lambda: len(listed()) == 1)
     threads = threading.active_count()
     await fails(UnavailableError, store.wait_for(asset.id, revision=9, timeout=9))
-    link = store._link
+    link = store._driver.link
 
     async def call() -> None:
         await link.call([("PING",)], time.monotonic() + 5)
@@ -1691,7 +1684,7 @@ async def test_connection_closed_by_the_server(start_server: StartServer, open_s
     assert store.sync_status().mode is SyncMode.ONLINE
 
 
-@colours
+@forms
 async def test_idle_connections_are_closed_by_the_server(start_server: StartServer, open_store: Open, way: str) -> None:
     """With `timeout 1` on the server, an idle store works on."""
     server = start_server("--timeout", "1")
@@ -1726,7 +1719,7 @@ async def test_scripts_are_flushed(start_server: StartServer, open_store: Open, 
 
 
 @every_server
-@colours
+@forms
 async def test_database(start_server: StartServer, open_store: Open, way: str) -> None:
     """The URL chooses the database; the protocol is RESP3."""
     server = start_server()
@@ -1740,7 +1733,7 @@ async def test_database(start_server: StartServer, open_store: Open, way: str) -
     assert raw.dbsize() == 0
 
 
-@colours
+@forms
 async def test_large_values(start_server: StartServer, open_store: Open, way: str) -> None:
     """Values larger than any buffer go through, beside small ones."""
     server = start_server()
@@ -1768,7 +1761,7 @@ def behind_tls(start_server: StartServer) -> Iterator[tuple[Server, int]]:
         yield server, proxy.port
 
 
-@colours
+@forms
 async def test_tls(behind_tls: tuple[Server, int], resolve: Resolve, open_store: Open, way: str) -> None:
     """rediss:// works with the right authority, and with no other."""
     server, port = behind_tls
@@ -1881,14 +1874,14 @@ def test_good_urls(url: str, expected: object) -> None:
         "file:",
     ],
 )
-@pytest.mark.parametrize("colour", ["parse", "async", "sync"])
-async def test_bad_urls(url: str, colour: str) -> None:
+@pytest.mark.parametrize("form", ["parse", "async", "sync"])
+async def test_bad_urls(url: str, form: str) -> None:
     """A URL that can't be is a ValueError that repeats nothing of it; security settings can't be overridden."""
 
     async def use() -> None:
-        if colour == "parse" or not url:
+        if form == "parse" or not url:
             parse_url(url)
-        elif colour == "async":
+        elif form == "async":
             await orcs_redis.RedisSessionStore.connect(url)
         else:
             orcs_redis.sync.RedisSessionStore.connect(url)

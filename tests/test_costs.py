@@ -86,7 +86,7 @@ async def meter(request: pytest.FixtureRequest, start_server: Callable[..., Serv
         await store.save(asset)
     await store.save_many([SessionAsset(id=f"other-{n}") for n in range(200)])
     await store.append("other-0", turn())  # what was under way together is forgotten
-    yield Meter(server, store, opened._link)
+    yield Meter(server, store, opened._driver.link)
     await store.aclose()
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from orcs_redis import ConversationTurn, SessionAsset
-from orcs_redis.embedded import find_server
+from orcs_redis.cli.verdict import Entry, Seen, Verdict, judge
 from orcs_redis.sync import RedisSessionStore, open_store
-from orcs_redis.verdict import Entry, Seen, Verdict, judge
+from orcs_redis.transport.embedded import find_server
 
 
 def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
@@ -156,7 +156,7 @@ def test_demo_on_a_server_of_its_own(folder: Path) -> None:
 
 
 def keys_of(store: RedisSessionStore[SessionAsset]) -> int:
-    (size,) = store._link.call([("DBSIZE",)], time.monotonic() + 5)
+    (size,) = store._driver.link.call([("DBSIZE",)], time.monotonic() + 5)
     return int(size)
 
 

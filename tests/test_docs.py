@@ -24,7 +24,14 @@ import pytest
 import redis
 
 import orcs_redis.sync
-from orcs_redis import ConversationTurn, LeaseHeldError, NotFoundError, PermissionDeniedError, SessionAsset, embedded
+from orcs_redis import (
+    ConversationTurn,
+    LeaseHeldError,
+    NotFoundError,
+    PermissionDeniedError,
+    SessionAsset,
+)
+from orcs_redis.transport import embedded
 
 from .conftest import Server, every_server
 
@@ -235,46 +242,66 @@ def test_the_table_of_commands() -> None:
 
 # The house
 
+LEVELS = {  # a folder, or a module beside them, imports only from those of lower levels and from its own folder
+    "errors": 0, "interrupts": 0, "scripts": 0,
+    "model": 1,
+    "protocol": 2,
+    "transport": 3,
+    "stores": 4,
+    "names": 5,
+    "__init__": 6, "sync": 6,
+    "cli": 7,
+}  # fmt: skip
 
-def house() -> list[str]:
-    """The modules, from the one that imports nothing to the one that nobody imports."""
-    return re.findall(r"^\| `(\w+)(?:\.py|/)` \|", read("docs/architecture.md"), re.MULTILINE)
+
+def modules() -> dict[str, Path]:
+    """The modules by their paths below the package, such as `model/asset` and `scripts/__init__`."""
+    return {str(path.relative_to(PACKAGE).with_suffix("")): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports(path: Path) -> set[str]:
-    """The package's modules that a module imports, whenever it does; not those that are there for types only."""
+    """The package's modules that a module imports, whenever it does, and also for types only."""
+    known = modules()
     found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            found.update([node.module.partition(".")[0]] if node.module else [name.name for name in node.names])
+            source = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for target in [source, *(source / name.name for name in node.names)]:
+                name = str(target.relative_to(PACKAGE))
+                found.update({name, f"{name}/__init__"} & known.keys())
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and "orcs_redis" in ast.unparse(node):
-            raise AssertionError(f"{path.name}: imports in the package are relative")
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text()))
+            raise AssertionError(f"{path}: imports in the package are relative")
     return found
 
 
 def test_every_module_has_its_place() -> None:
-    """The table of modules has each of them once."""
-    there = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    documented = house()
+    """The tables of modules have each of them once, and each folder has its level."""
+    tables = read("docs/architecture.md").partition("## A save's way")[0]
+    documented = re.findall(r"^\| `([\w/]+?)(?:\.py|/)` \|", tables, re.MULTILINE)
     assert len(set(documented)) == len(documented)
-    assert set(documented) == there - {"__init__"}
+    made = {name for name in modules() if name.startswith("stores/blocking/")}
+    packages = {name for name in modules() if name.endswith("__init__") and name != "scripts/__init__"}
+    there = modules().keys() - made - packages - {"cli/__main__"} | {"stores/blocking"}
+    assert set(documented) == {name.removesuffix("/__init__") for name in there}
+    assert {name.partition("/")[0] for name in modules()} == LEVELS.keys()
 
 
-@pytest.mark.parametrize("name", house())
-def test_a_module_imports_from_above(name: str) -> None:
-    """A module imports only from those above it in the table."""
-    order = house()
-    above = set(order[: order.index(name)])
-    paths = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else list((PACKAGE / name).glob("*.py"))
-    for path in paths:
-        assert imports(path) - above == set()
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_folder_imports_from_lower_ones(name: str) -> None:
+    """No arrow leads upwards, nor from one folder to another of its level."""
+    room = name.partition("/")[0]
+    for imported in imports(modules()[name]):
+        other = imported.partition("/")[0]
+        assert other == room or LEVELS[other] < LEVELS[room], imported
+
+
+def test_no_module_imports_itself() -> None:
+    """There is no circle of modules, whatever is imported late or for types only."""
+    left = {name: imports(path) for name, path in modules().items()}
+    while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
 
 
 # The protocol
@@ -316,8 +343,8 @@ def test_rights_are_those_that_are_used() -> None:
     used: set[str] = set()
     for path in PACKAGE.glob("scripts/*.lua"):
         used.update(re.findall(r"(?:call\(|look = .*?\{|or \{)'([A-Z]+)'", path.read_text()))
-    for path in PACKAGE.glob("*.py"):
-        if path.name not in ("cli.py", "demo.py", "embedded.py", "resp.py"):
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "cli" and path.name not in ("embedded.py", "attempts.py", "commands.py"):
             used.update(re.findall(r'(?<!\w)\("([A-Z]{3,})"(?:,|\))(?! *"[A-Z])', path.read_text()))
     granted = {word[1:].upper() for word in acl() if word.startswith("+")}
     assert used - {"HELLO", "SELECT", "INFO"} == granted

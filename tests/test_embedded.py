@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 import redis
 
-from orcs_redis import embedded
-from orcs_redis.embedded import Attachment, attach, default_folder, find_server
 from orcs_redis.errors import PermissionDeniedError, UnavailableError
 from orcs_redis.sync import open_store
+from orcs_redis.transport import embedded
+from orcs_redis.transport.embedded import Attachment, attach, default_folder, find_server
 
 PATIENCE = 20.0  # seconds; what a slow, shared machine may take for what takes a tenth of one here
 
@@ -70,7 +70,7 @@ def supervisor_pid(folder: Path) -> int:
 
 def python(code: str, folder: Path) -> subprocess.Popen[str]:
     """Start a process that runs the code, with `folder` and `attach` at hand, and talks over its stdio."""
-    head = "import sys, os; from pathlib import Path; from orcs_redis.embedded import attach\n"
+    head = "import sys, os; from pathlib import Path; from orcs_redis.transport.embedded import attach\n"
     head += f"folder = Path({str(folder)!r})\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + code],
@@ -384,7 +384,7 @@ a.ensure({PATIENCE})
 alone = embedded._try_lock(folder / "users.lock", fcntl.LOCK_EX) is not None
 os._exit(0 if held and not alone else 1)
 """
-    with python("import fcntl; from orcs_redis import embedded" + code, folder) as daemon:
+    with python("import fcntl; from orcs_redis.transport import embedded" + code, folder) as daemon:
         assert daemon.wait(PATIENCE) == 0
 
 

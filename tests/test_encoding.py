@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orcs_redis.asset import (
+from orcs_redis.errors import CorruptSessionError, SerializationError
+from orcs_redis.model.asset import (
     AutoTriggerConfig,
     CommandGrant,
     ConversationTurn,
@@ -28,8 +29,7 @@ from orcs_redis.asset import (
     SkillConfig,
     ToolCallRecord,
 )
-from orcs_redis.encoding import attempt, pack, parse_json
-from orcs_redis.errors import CorruptSessionError, SerializationError
+from orcs_redis.model.encoding import attempt, pack, parse_json
 
 SECRET = "hunter2"
 

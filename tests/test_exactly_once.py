@@ -45,11 +45,14 @@ from orcs_redis import (
     UnavailableError,
     scripts,
 )
-from orcs_redis.operations import Namespace, Ticket, Write
-from orcs_redis.resp import Forgotten, Joinable, Lost, Retry, Torn, joined
+from orcs_redis.protocol.attempts import ConnectionLost, OperationEvicted, Retry, TornRead
+from orcs_redis.protocol.commands import ScriptCall, merge
+from orcs_redis.protocol.writer import Namespace, OperationToken
+from orcs_redis.protocol.writes import Write
 
 from .conftest import Place, Server, Threaded
 from .faults.proxy import BLACKHOLE, SWALLOW, Proxy, mid_command, mid_reply
+from .support import turn, until
 from .test_lease import leased, lost
 
 Store: TypeAlias = RedisSessionStore[SessionAsset]
@@ -61,7 +64,7 @@ WRITERS, TOMBSTONES = map(
     int, re.findall(r"^local (?:WRITERS|TOMBSTONES) = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE)
 )
 
-colours = pytest.mark.parametrize("way", ["async", "sync"])
+forms = pytest.mark.parametrize("way", ["async", "sync"])
 
 
 def session(*contents: str, **fields: Any) -> SessionAsset:
@@ -71,20 +74,8 @@ def session(*contents: str, **fields: Any) -> SessionAsset:
     return asset
 
 
-def turn(content: str) -> ConversationTurn:
-    return ConversationTurn.user(content)
-
-
 async def contents(store: Any, id: str) -> list[str]:
     return [turn.content for turn in await store.turns(id)]
-
-
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.005)
 
 
 def runs(raw: Any) -> int:
@@ -127,7 +118,7 @@ def proxies() -> Iterator[Callable[[Server], Proxy]]:
 
 @pytest.fixture
 async def open_store() -> AsyncIterator[Open]:
-    """Open stores in either colour, and close them with the test."""
+    """Open stores in either form, and close them with the test."""
     opened: list[Any] = []
 
     async def open_one(way: str, where: Server | Proxy, **options: Any) -> Any:
@@ -148,7 +139,7 @@ async def open_store() -> AsyncIterator[Open]:
 # Retries
 
 
-@colours
+@forms
 async def test_lost_replies(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """Every kind of write whose reply is lost is sent again, recognised, and answered as the first time."""
     proxy, raw = proxies(server), server.raw()
@@ -176,7 +167,7 @@ async def test_lost_replies(server: Server, proxies: Any, open_store: Open, way:
     assert not await near.exists("delete")
 
 
-@colours
+@forms
 async def test_lost_reply_of_an_update(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """An update whose save lost its reply neither conflicts with itself nor is made twice."""
     proxy, raw = proxies(server), server.raw()
@@ -195,7 +186,7 @@ async def test_lost_reply_of_an_update(server: Server, proxies: Any, open_store:
     assert (await far.load("s")).metadata["n"] == 1
 
 
-@colours
+@forms
 async def test_cut_in_mid_frame(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """Connections that break within a command or a reply cost a retry, and nothing is doubled or left out."""
     proxy = proxies(server)
@@ -218,7 +209,7 @@ async def test_cut_in_mid_frame(server: Server, proxies: Any, open_store: Open, 
         assert len(await store.turns("large")) == 40
 
 
-@colours
+@forms
 async def test_half_open(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """A connection that has gone mute is noticed, and replaced in time; if each one is, the error says what is sure."""
     proxy = proxies(server)
@@ -238,7 +229,7 @@ async def test_half_open(server: Server, proxies: Any, open_store: Open, way: st
     assert await contents(store, "s") == ["first", "second"]
 
 
-@colours
+@forms
 async def test_hung_and_continued(server: Server, open_store: Open, way: str) -> None:
     """What a hung server was sent, and then again by another connection, it does once when it goes on."""
     store = await open_store(way, server, deadline=4.0)
@@ -252,7 +243,7 @@ async def test_hung_and_continued(server: Server, open_store: Open, way: str) ->
     assert await contents(store, "s") == ["first", "second"]
 
 
-@colours
+@forms
 async def test_restart_before_the_reply(start_server: StartServer, proxies: Any, open_store: Open, way: str) -> None:
     """With an AOF a write that was applied just before a crash is recognised after it, without script cache."""
     server = start_server(*DURABLE)
@@ -271,7 +262,7 @@ async def test_restart_before_the_reply(start_server: StartServer, proxies: Any,
     assert await contents(store, "s") == ["first", "second", "third"]
 
 
-@colours
+@forms
 async def test_scripts_flushed_before_the_retry(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """A retry that meets NOSCRIPT is recognised all the same, also one whose turns were staged."""
     proxy, raw = proxies(server), server.raw()
@@ -291,7 +282,7 @@ async def test_scripts_flushed_before_the_retry(server: Server, proxies: Any, op
     assert counter(raw) == 3
 
 
-@colours
+@forms
 async def test_loading(start_server: StartServer, open_store: Open, way: str) -> None:
     """Calls that meet a server which is still reading its data wait for it, within their deadline."""
     slow = ("--loading-process-events-interval-bytes", "1024", "--key-load-delay", "3000")
@@ -311,7 +302,7 @@ async def test_loading(start_server: StartServer, open_store: Open, way: str) ->
     assert await contents(store, "s") == ["first", "second"]
 
 
-@colours
+@forms
 async def test_client_kill(server: Server, open_store: Open, way: str) -> None:
     """While connections are killed under them, appends land once each and at their revision, or are said to be unknown.
 
@@ -357,7 +348,7 @@ async def test_client_kill(server: Server, open_store: Open, way: str) -> None:
     assert unknown <= workers * rounds / 4
 
 
-@colours
+@forms
 @pytest.mark.parametrize("scope", ["WRITE", "ALL"])
 async def test_client_pause(server: Server, open_store: Open, way: str, scope: str) -> None:
     """A write that a paused server holds back beyond the deadline has an unknown outcome, and happens at most once."""
@@ -427,19 +418,19 @@ async def test_cancelled_at_any_await(server: Server, open_store: Open, connecte
 
 def append_by_hand(store: Any, id: str, content: str) -> Write:
     """An append as an operation, to be sent as often as one likes."""
-    write: Write = store._core.operations.append(id, [turn(content)], None, None)
+    write: Write = store._core.sessions.append(id, [turn(content)], None, None)
     return write
 
 
 def save_by_hand(store: Any, asset: SessionAsset) -> Write:
     """The only step of a plain save."""
-    write: Write = next(store._core.operations.save(asset, None, None))
+    write: Write = next(store._core.sessions.save(asset, None, None))
     return write
 
 
 async def send(store: Any, write: Write) -> list[Any]:
     """One sending; the script's reply."""
-    replies = await store._link.call(write.commands(), asyncio.get_running_loop().time() + 5)
+    replies = await store._driver.link.call(write.commands(), asyncio.get_running_loop().time() + 5)
     (answer,) = replies[-1]
     return list(answer)
 
@@ -475,11 +466,11 @@ async def test_recognised_however_late(server: Server, open_store: Open, writer:
 def unfinished(store: Any) -> int:
     """How many writes the server still has to remember for a store."""
     store = getattr(store, "_store", store)
-    namespace = store._core.operations._namespace
+    namespace = store._core.sessions._namespace
     return sum(len(window.unfinished) for window in itertools.chain(namespace._windows, *namespace._retired))
 
 
-@colours
+@forms
 async def test_every_write_is_finished(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """However a write ends, the server need not remember it for longer: done, refused, retried or unknown."""
     proxy, raw = proxies(server), server.raw()
@@ -519,7 +510,7 @@ async def test_late_sending_of_a_finished_write(server: Server, open_store: Open
     for number in range(3):
         await store.append("s", turn(str(number)))
     for commands in late:
-        replies = await store._link.call(commands, asyncio.get_running_loop().time() + 5)
+        replies = await store._driver.link.call(commands, asyncio.get_running_loop().time() + 5)
         assert replies[0] == [[b"FORGOTTEN", 5]] or replies[0][0][0] == b"FORGOTTEN"
     assert await contents(store, "s") == ["applied", "0", "1", "2"]
 
@@ -569,15 +560,15 @@ async def test_forgotten_after_a_lost_reply(server: Server, open_store: Open) ->
     """If a reply was lost and the server has forgotten, the outcome is unknown at once; else it is tried afresh."""
     store = await open_store("async", server)
     write, retry = append_by_hand(store, "s", "x"), Retry(expires=100.0)
-    assert retry.after(Forgotten(""), 0.0, write) == 0
-    retry.after(Lost("", sent=False), 0.0, write)
-    assert retry.after(Forgotten(""), 0.0, write) == 0
-    retry.after(Lost("", sent=True), 0.0, write)
+    assert retry.after(OperationEvicted(""), 0.0, write) == 0
+    retry.after(ConnectionLost("", sent=False), 0.0, write)
+    assert retry.after(OperationEvicted(""), 0.0, write) == 0
+    retry.after(ConnectionLost("", sent=True), 0.0, write)
     with pytest.raises(OutcomeUnknownError):
-        retry.after(Forgotten(""), 0.0, write)
+        retry.after(OperationEvicted(""), 0.0, write)
 
 
-@colours
+@forms
 async def test_others_write_while_the_reply_is_lost(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """A retry that comes after 40 writes by others is recognised; the turn is there once."""
     proxy, raw = proxies(server), server.raw()
@@ -613,7 +604,7 @@ async def test_many_replies_lost_at_once(server: Server, proxies: Any, open_stor
     }
 
 
-@colours
+@forms
 async def test_a_writer_that_saw_nothing_lately(server: Server, open_store: Open, way: str) -> None:
     """Who has not heard of the last hundred writes writes all the same, in one call."""
     raw = server.raw()
@@ -631,7 +622,7 @@ async def test_repeated_delete(server: Server, open_store: Open) -> None:
     """A deletion is recognised, also when the session is there again, and then leaves it alone."""
     store, other = await open_store("async", server), await open_store("async", server)
     await store.save(session("first", id="s"))
-    delete = store._core.operations.delete("s", None, None)
+    delete = store._core.sessions.delete("s", None, None)
     for _ in range(2):
         assert (await send(store, delete))[:2] == [b"OK", 2]
     await other.save(session("new", id="s"))
@@ -645,7 +636,7 @@ async def test_repeated_delete_after_its_tombstone(server: Server, open_store: O
     store, other = await open_store("async", server), await open_store("async", server)
     await other.save_many([session(id="s"), session(id="last")])
     await store.load("s")
-    delete = store._core.operations.delete("s", None, None)
+    delete = store._core.sessions.delete("s", None, None)
     assert (await send(store, delete))[:2] == [b"OK", 3]
     raw.zadd(key("deleted"), {f"t{n}": 3.5 for n in range(TOMBSTONES - 1)})
     assert (await send(store, delete))[:2] == [b"OK", 3]
@@ -692,7 +683,7 @@ async def test_late_first_sending(server: Server, open_store: Open, write: str) 
     await other.append("s", turn("after"))
     with redis.Redis(port=server.port, single_connection_client=True) as late:
         replies: list[Any] = [
-            late.execute_command(*(joined([command]) if isinstance(command, Joinable) else command))
+            late.execute_command(*(merge([command]) if isinstance(command, ScriptCall) else command))
             for command in first
         ]
     assert replies[-1][0][:2] == [b"OK", 2]
@@ -726,7 +717,7 @@ def restart_without_persistence(server: Server) -> None:
     server.start()
 
 
-@colours
+@forms
 @pytest.mark.parametrize("how", [wipe, restart_without_persistence])
 async def test_wiped(server: Server, open_store: Open, way: str, how: Callable[[Server], None]) -> None:
     """After the data vanished every write says so, whoever made the namespace anew; a new store goes on."""
@@ -757,7 +748,7 @@ async def test_wiped(server: Server, open_store: Open, way: str, how: Callable[[
     assert await new.load("s") == asset
 
 
-@colours
+@forms
 async def test_wiped_between_a_write_and_its_retry(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """A write whose reply was lost, and then the data, is not begun anew: that the data vanished is told."""
     proxy, raw = proxies(server), server.raw()
@@ -786,7 +777,7 @@ def backup(server: Server) -> Callable[[], None]:
     return restore
 
 
-@colours
+@forms
 async def test_older_aof(start_server: StartServer, open_store: Open, way: str) -> None:
     """A store that has seen later revisions than a restored backup writes nothing; a new store goes on from there."""
     server = start_server(*DURABLE)
@@ -869,7 +860,7 @@ def test_writes_of_threads_begin_and_end_side_by_side() -> None:
     """A write can begin while other threads finish theirs, wherever they are interrupted."""
     namespace = Namespace("n", 1, b"0" * 16)
     (partition,) = namespace.keyspace.partitions
-    begun: collections.deque[Ticket] = collections.deque()
+    begun: collections.deque[OperationToken] = collections.deque()
     done = threading.Event()
 
     def finish() -> None:
@@ -896,17 +887,17 @@ def test_writes_of_threads_begin_and_end_side_by_side() -> None:
 async def test_created_while_it_is_looked_for(place: Place, store: Any) -> None:
     """A session that is created between the commands of a load is not taken for one whose hash was evicted."""
     raw: Any = place.raw
-    load = store._core.operations.load("s")
+    load = store._core.sessions.load("s")
 
     def ask() -> list[Any]:
         return [raw.execute_command(*command) for command in load.commands()]
 
-    with pytest.raises(Torn):
+    with pytest.raises(TornRead):
         load.decode(ask())  # absent
     *found, last = load.commands()
     replies = [raw.execute_command(*command) for command in found]
     await store.save(SessionAsset(id="s"))
-    with pytest.raises(Torn):
+    with pytest.raises(TornRead):
         load.decode([*replies, raw.execute_command(*last)])
     assert load.decode(ask()).asset.id == "s"
 
@@ -998,7 +989,7 @@ async def start_worker() -> AsyncIterator[Callable[..., Awaitable[Worker]]]:
         await worker.process.wait()
 
 
-@colours
+@forms
 async def test_stopped_past_its_ttl(server: Server, open_store: Open, start_worker: Any, way: str) -> None:
     """A worker that was stopped for longer than its ttl can't write when it goes on, and hears of its loss."""
     store = await open_store("async", server)
@@ -1018,7 +1009,7 @@ async def test_stopped_past_its_ttl(server: Server, open_store: Open, start_work
     assert (await store.leases()) == []
 
 
-@colours
+@forms
 async def test_killed_holder(server: Server, open_store: Open, start_worker: Any, way: str) -> None:
     """The lease of a worker that was killed passes on when its ttl is over, not before it and not much later."""
     store = await open_store(way, server)
@@ -1035,7 +1026,7 @@ async def test_killed_holder(server: Server, open_store: Open, start_worker: Any
         assert lease.token > token
 
 
-@colours
+@forms
 async def test_renewal_over_a_bad_connection(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """A holder whose connection is cut again and again, and loses replies, keeps its lease and its token."""
     proxy = proxies(server)
@@ -1052,7 +1043,7 @@ async def test_renewal_over_a_bad_connection(server: Server, proxies: Any, open_
         await far.save(session(id="s"), lease=lease)
 
 
-@colours
+@forms
 async def test_lost_reply_of_an_acquisition(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """Who took a lease and did not hear of it takes the same one again: it is not held by itself."""
     proxy, raw = proxies(server), server.raw()
@@ -1065,7 +1056,7 @@ async def test_lost_reply_of_an_acquisition(server: Server, proxies: Any, open_s
     assert not raw.exists(key("lease:s"))
 
 
-@colours
+@forms
 async def test_cut_off_holder(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """A holder that is cut off hears that the lease is lost, and its successor gets it when the ttl is over."""
     proxy = proxies(server)
@@ -1112,7 +1103,7 @@ async def test_giving_up_to_await_lost(server: Server, open_store: Open) -> None
 # Contention, cancellation
 
 
-@colours
+@forms
 async def test_contention(server: Server, open_store: Open, way: str) -> None:
     """Sixteen workers with stores of their own increment one counter: none is lost, and none starves."""
     workers, times = 16, 50
@@ -1209,7 +1200,7 @@ async def test_ten_thousand_operations_a_third_cancelled(server: Server) -> None
     assert asyncio.all_tasks() == tasks_outside
 
 
-@colours
+@forms
 async def test_closing_while_retrying(server: Server, proxies: Any, open_store: Open, way: str) -> None:
     """What is being sent again when the store is closed comes to its end."""
     proxy, raw = proxies(server), server.raw()
@@ -1255,10 +1246,10 @@ async def test_late_sending_of_a_left_window(server: Server, open_store: Open) -
         await asyncio.gather(*(store.append("s", turn("x")) for _ in range(600)))
     stuck.end()  # OutcomeUnknownError
     await store.append("s", turn("once"))
-    (replies,) = await store._link.call(late, asyncio.get_running_loop().time() + 5)
+    (replies,) = await store._driver.link.call(late, asyncio.get_running_loop().time() + 5)
     assert replies[0][0] == b"FORGOTTEN"
     assert (await contents(store, "s")).count("once") == 1
-    assert all(not retired for retired in store._core.operations._namespace._retired)
+    assert all(not retired for retired in store._core.sessions._namespace._retired)
     assert len(windows(raw)) == 2
 
 
@@ -1271,7 +1262,7 @@ async def test_late_sending_behind_an_older_one(server: Server, open_store: Open
     late = stuck.commands()
     stuck.end()  # cancelled, say
     await store.append("s", turn("once"))
-    (replies,) = await store._link.call(late, asyncio.get_running_loop().time() + 5)
+    (replies,) = await store._driver.link.call(late, asyncio.get_running_loop().time() + 5)
     assert replies[0][0] == b"FORGOTTEN"  # a clone of the process may wait for it: it was not applied
     assert (await send(store, older))[0] == b"OK"
     assert await contents(store, "s") == ["once", "older"]
@@ -1281,8 +1272,8 @@ async def test_two_clones(server: Server, open_store: Open) -> None:
     """Two processes that are clones of one, with its writer's ids and counters, have each their writes applied."""
     one, other = await open_store("async", server), await open_store("async", server)
     await one.save(session(id="s"))
-    mine, theirs = one._core.operations._namespace, other._core.operations._namespace
-    theirs.origin, theirs.seen = mine.origin, list(mine.seen)
+    mine, theirs = one._core.sessions._namespace, other._core.sessions._namespace
+    theirs.origin, theirs.high_water_marks = mine.origin, list(mine.high_water_marks)
     window = mine._windows[0]
     clone = theirs._windows[0]
     clone.writer, clone.counters = window.writer, itertools.count(2)
@@ -1293,7 +1284,7 @@ async def test_two_clones(server: Server, open_store: Open) -> None:
     assert await contents(one, "s") == ["1", "2", "3", "4"]
 
 
-@colours
+@forms
 async def test_a_connection_begins_an_epoch(server: Server, open_store: Open, way: str) -> None:
     """After each connecting a store's writes have ids that no clone of its process has."""
     raw: Any = server.raw()
@@ -1346,10 +1337,10 @@ async def test_reset_does_not_settle(server: Server, open_store: Open) -> None:
     write, retry = append_by_hand(store, "s", "x"), Retry(expires=math.inf)
     commands = write.commands()
     raw.hset(key("state"), "revision", 0)
-    replies = await store._link.call(commands, asyncio.get_running_loop().time() + 5)
+    replies = await store._driver.link.call(commands, asyncio.get_running_loop().time() + 5)
     with pytest.raises(StoreResetError) as caught:
         write.decode(replies)
-    retry.after(Lost("", sent=True), 0.0, write)
+    retry.after(ConnectionLost("", sent=True), 0.0, write)
     with pytest.raises(OutcomeUnknownError):
         retry.after(caught.value, 0.0, write)
     with pytest.raises(StoreResetError):
@@ -1362,7 +1353,7 @@ async def test_a_foreign_key_of_one_member(server: Server, open_store: Open, har
     raw: Any = server.raw()
     store = await open_store("async", server)
     await store.save_many([session(id=id) for id in "abc"])
-    operations = store._core.operations
+    operations = store._core.sessions
     held = SimpleNamespace(id="b", token=1)
     if harm == "lease":
         raw.set(key("lease:b"), "foreign")
@@ -1374,7 +1365,7 @@ async def test_a_foreign_key_of_one_member(server: Server, open_store: Open, har
         raw.set(calls[0].keys[-1], "foreign")
     good = [append_by_hand(store, id, "x") for id in "ac"]
     members: Any = [good[0].commands()[0], calls[0], good[1].commands()[0]]
-    _, _, *rest = joined(members)
+    _, _, *rest = merge(members)
     answers = raw.execute_command("EVAL", scripts.WRITE.source, *rest)
     assert [answer[0] if isinstance(answer, list) else answer for answer in (answers[0], answers[2])] == [b"OK", b"OK"]
     assert answers[1] == [b"LAYOUT", b"lease"] or "WRONGTYPE" in str(answers[1])
@@ -1391,7 +1382,7 @@ async def test_a_script_that_is_stopped(server: Server, open_store: Open) -> Non
     write = append_by_hand(store, "s", "x")
     write.commands()
     source = "redis.call('HSET', KEYS[1], 'a', 1) return redis.call('RPUSH', KEYS[1], 1)"
-    replies = await store._link.call([("EVAL", source, 1, key("half"))], asyncio.get_running_loop().time() + 5)
+    replies = await store._driver.link.call([("EVAL", source, 1, key("half"))], asyncio.get_running_loop().time() + 5)
     with pytest.raises(OutcomeUnknownError):
         write.decode(replies)
     assert raw.hgetall(key("half")) == {b"a": b"1"}
@@ -1404,14 +1395,14 @@ async def test_no_empty_turn(server: Server, open_store: Open, way: str) -> None
     store = await open_store(way, server)
     await store.save(session("a", id="s"))
     plain: Any = getattr(store, "_store", store)
-    write = plain._core.operations.append("s", [turn("x")], None, None)
+    write = plain._core.sessions.append("s", [turn("x")], None, None)
     (call,) = write.commands()
     call.arguments[-1] = b""
-    _, _, *rest = joined([call])
+    _, _, *rest = merge([call])
     assert raw.execute_command("EVAL", scripts.WRITE.source, *rest) == [[b"EMPTY", b"turn"]]
-    write = next(plain._core.operations.save(session("b", id="s"), None, None))
+    write = next(plain._core.sessions.save(session("b", id="s"), None, None))
     (call,) = write.commands()
     call.arguments[call.arguments.index("preferences") + 1] = b""
-    _, _, *rest = joined([call])
+    _, _, *rest = merge([call])
     assert raw.execute_command("EVAL", scripts.WRITE.source, *rest) == [[b"EMPTY", b"preferences"]]
     assert await contents(store, "s") == ["a"]

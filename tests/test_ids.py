@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orcs_redis.errors import InvalidIdError
-from orcs_redis.ids import check_id
+from orcs_redis.model.ids import check_id
 
 GOOD = ["a", "a.b", "a" * 200, "é" * 100, "😀" * 50, "{x}", "a:b*[?] ", "~", "..."[1:].replace(".", "-"), "日本 語"]
 BAD = ["", ".", "..", ".a", "a/b", "a\\b", "a\n", "\0", "a\x7f", "a\x85", "a" * 201, "é" * 101, "\ud800", 5, None, b"a"]

@@ -62,7 +62,7 @@ async def test_encoding_interrupted(place: Place, store: Any, raised: type[Excep
     await store.save(asset)
     before = dump(place)
     asset.add_turn(ConversationTurn.user("y"))
-    with mock.patch("orcs_redis.codec._encode_turn", side_effect=raised):
+    with mock.patch("orcs_redis.protocol.codec._encode_turn", side_effect=raised):
         for call in (
             store.append("a", ConversationTurn.user("y")),
             store.append("a", ConversationTurn.user("y"), ConversationTurn.user("z")),
@@ -82,11 +82,11 @@ async def test_nothing_empty_is_written(place: Place, store: Any) -> None:
     await store.save(asset)
     before = dump(place)
     turn = ConversationTurn.user("y")
-    with mock.patch("orcs_redis.codec._encode_turn", return_value=b""):
+    with mock.patch("orcs_redis.protocol.codec._encode_turn", return_value=b""):
         for call in (store.append("a", turn), store.save(SessionAsset(id="b", history=history(turn)))):
             with pytest.raises(SerializationError):
                 await call
-    with mock.patch("orcs_redis.codec.pack", return_value=b""), pytest.raises(SerializationError):
+    with mock.patch("orcs_redis.protocol.codec.pack", return_value=b""), pytest.raises(SerializationError):
         await store.save(SessionAsset(id="b"))
     assert dump(place) == before
 
@@ -110,6 +110,6 @@ async def test_decoding_interrupted(store: Any, raised: type[Exception]) -> None
         ("_decode_meta", store.list),
         ("_decode_meta", lambda: store.list(limit=5)),
     ):
-        with mock.patch(f"orcs_redis.codec.{name}", side_effect=raised), pytest.raises(raised):
+        with mock.patch(f"orcs_redis.protocol.codec.{name}", side_effect=raised), pytest.raises(raised):
             await call()
     assert await store.load("a") == asset

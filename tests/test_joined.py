@@ -13,15 +13,16 @@ import msgspec
 import pytest
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StoreFullError, scripts
-from orcs_redis.codec import Codec
-from orcs_redis.operations import Namespace, Write
-from orcs_redis.plans import Operations
-from orcs_redis.resp import Head, Joinable, divided, joinable_run, joined
+from orcs_redis.protocol.codec import Codec
+from orcs_redis.protocol.commands import CallPrefix, ScriptCall, merge, next_batch, split_reply
+from orcs_redis.protocol.sessions import Sessions
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 from .conftest import Place, Server, every_server
 from .test_layout import dump
 
-HEAD = Head("EVALSHA", b"digest", ("state",), ("incarnation",))
+HEAD = CallPrefix("EVALSHA", b"digest", ("state",), ("incarnation",))
 
 
 class Writer:
@@ -31,7 +32,7 @@ class Writer:
         self._raw: Any = place.raw
         incarnation: Any = self._raw.hget(f"{place.namespace}:layout", "incarnation")
         self.namespace = Namespace(place.namespace, 1, incarnation)
-        self._operations = Operations(self.namespace, Codec(SessionAsset, 2**27, 2**24, 1000))
+        self._operations = Sessions(self.namespace, Codec(SessionAsset, 2**27, 2**24, 1000))
 
     def append(self, id: str, *contents: str, if_revision: int | None = None) -> Write:
         return self._operations.append(id, [ConversationTurn.user(text) for text in contents], if_revision, None)
@@ -52,13 +53,13 @@ class Writer:
         calls = []
         for write in writes:
             (call,) = write.commands()
-            assert isinstance(call, Joinable)
+            assert isinstance(call, ScriptCall)
             calls.append(call)
-        _, _, *rest = joined(calls)
+        _, _, *rest = merge(calls)
         outcomes = self._raw.execute_command("EVAL", scripts.WRITE.source, *rest)
         for outcome in outcomes:
             if outcome[0] in (b"OK", b"FORGOTTEN"):
-                self.namespace.saw(self.namespace.keyspace.partitions[0], outcome[1])
+                self.namespace.observe(self.namespace.keyspace.partitions[0], outcome[1])
         return [outcome[:2] for outcome in outcomes]
 
 
@@ -219,22 +220,22 @@ async def test_cancelled_among_others(start_server: Callable[..., Server]) -> No
 
 def test_how_many_go_together() -> None:
     """Calls that follow one another go out as one: of one head, 16 at most, and not too many bytes."""
-    small, other = Joinable(HEAD, ["k"], [b"x"]), Joinable(HEAD._replace(script=b"text"), ["k"], [b"x"])
-    large = Joinable(HEAD, ["k"], [b"x" * 40_000])
-    assert joinable_run([small] * 40) == [small] * 16
-    assert joinable_run([small, small, other, small]) == [small, small]
-    assert joinable_run([small, ("PING",), small]) == [small]
-    assert joinable_run([("PING",), small]) == []
-    assert joinable_run([large, large]) == [large]
-    assert joined([small, Joinable(HEAD, ["k", "l"], [b"y", 2])]) == (
+    small, other = ScriptCall(HEAD, ["k"], [b"x"]), ScriptCall(HEAD._replace(script=b"text"), ["k"], [b"x"])
+    large = ScriptCall(HEAD, ["k"], [b"x" * 40_000])
+    assert next_batch([small] * 40) == [small] * 16
+    assert next_batch([small, small, other, small]) == [small, small]
+    assert next_batch([small, ("PING",), small]) == [small]
+    assert next_batch([("PING",), small]) == []
+    assert next_batch([large, large]) == [large]
+    assert merge([small, ScriptCall(HEAD, ["k", "l"], [b"y", 2])]) == (
         "EVALSHA", b"digest", b"4", "state", "k", "k", "l", "incarnation", b"x", b"y", 2,
     )  # fmt: skip
 
 
 def test_what_each_is_told() -> None:
     """Each caller gets an array of its own item; an error of the whole is everyone's."""
-    assert divided([1, 2], 2) == [[1], [2]]
-    assert divided("error", 2) == ["error", "error"]
+    assert split_reply([1, 2], 2) == [[1], [2]]
+    assert split_reply("error", 2) == ["error", "error"]
 
 
 # So that tombstones, or windows, overflow after a few writes.
@@ -257,7 +258,7 @@ class Twin:
             mapping={"incarnation": "same", "revision": 0, "compacted": 0, "forgotten": 0, "dedup_bytes": 0},
         )
 
-    def call(self, kind: str, id: str, ticket: bytes, expected: str, token: str, rest: list[Any]) -> Joinable:
+    def call(self, kind: str, id: str, ticket: bytes, expected: str, token: str, rest: list[Any]) -> ScriptCall:
         keys = [self._partition.session(id), self._partition.turns(id)]
         if token:
             keys.append(self._partition.lease(id))
@@ -267,10 +268,10 @@ class Twin:
         what = kind[0] + ("r" if expected else "") + ("l" if token else "")
         arguments = [argument for argument in (expected, token) if argument] + rest
         head = len(arguments).to_bytes(4) + len(keys).to_bytes() + ticket + what.encode()
-        return Joinable(self._namespace.heads[0][0], keys, [head, *arguments])
+        return ScriptCall(self._namespace.heads[0][0], keys, [head, *arguments])
 
-    def send(self, calls: list[Joinable], script: bytes = FEW_TOMBSTONES) -> list[Any]:
-        _, _, *rest = joined(calls)
+    def send(self, calls: list[ScriptCall], script: bytes = FEW_TOMBSTONES) -> list[Any]:
+        _, _, *rest = merge(calls)
         outcomes = self._raw.execute_command("EVAL", script, *rest)
         # What is forgotten is told with a revision that is surely there: not one that is yet to be written.
         return [outcome[:1] if outcome[0] == b"FORGOTTEN" else outcome[:2] for outcome in outcomes]
@@ -367,7 +368,7 @@ def test_windows_that_are_dropped(shared_server: Server, together: int) -> None:
     twin = Twin(raw, f"joined-{secrets.token_hex(4)}")
     state = twin._partition.state
 
-    def write(writer: int, seen: int) -> Joinable:
+    def write(writer: int, seen: int) -> ScriptCall:
         ticket = bytes([writer]) * 12 + (1).to_bytes(4) + bytes(4) + seen.to_bytes(8) + (1).to_bytes(4)
         return twin.call("save", "a", ticket, "", "", [1000, b"\x01\xc0\xc0", "replace", 1, "version", b"\x01", 0])
 
@@ -391,11 +392,11 @@ async def test_what_cannot_be_packed(start_server: Callable[..., Server]) -> Non
     """Whoever brings what can't be sent is told so, and those whose calls were to go along notice nothing."""
     store = await RedisSessionStore.connect(start_server().url)
     await store.save_many([SessionAsset(id=id) for id in "ab"])
-    head = store._core.operations._namespace.heads[0][0]
-    bad = Joinable(head, ["key"], cast(Any, [object()]))
+    head = store._core.sessions._namespace.heads[0][0]
+    bad = ScriptCall(head, ["key"], cast(Any, [object()]))
     turn = ConversationTurn.user("x")
     outcomes: Any = await asyncio.gather(
-        store.ping(), store.append("a", turn), store._link.call([bad], asyncio.get_running_loop().time() + 5),
+        store.ping(), store.append("a", turn), store._driver.link.call([bad], asyncio.get_running_loop().time() + 5),
         store.append("b", turn), store.load_versioned("a"), return_exceptions=True,
     )  # fmt: skip
     assert (outcomes[1], outcomes[3], outcomes[4].revision) == (3, 4, 3)

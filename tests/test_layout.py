@@ -16,7 +16,7 @@ from orcs_redis import (
     SessionAsset,
     StoreResetError,
 )
-from orcs_redis.operations import Namespace
+from orcs_redis.protocol.writer import Namespace
 
 from .conftest import Connect, Place
 
@@ -361,18 +361,18 @@ def test_windows() -> None:
     hanging, beside = namespace.begin(one), namespace.begin(two)
     for _ in range(1023):
         ticket = namespace.begin(one)
-        assert ticket.floor == hanging.counter == 1
+        assert ticket.low_water_mark == hanging.counter == 1
         namespace.end(ticket)
         namespace.end(ticket)
     assert ticket.window is hanging.window is not beside.window
-    assert (beside.counter, beside.floor) == (1, 1)
+    assert (beside.counter, beside.low_water_mark) == (1, 1)
     ticket = namespace.begin(one)
-    assert ticket.counter == ticket.floor == 1
+    assert ticket.counter == ticket.low_water_mark == 1
     assert ticket.window is not hanging.window
     namespace.end(ticket)
     ticket, later = namespace.begin(one), namespace.begin(one)
     namespace.end(ticket)
-    assert (later.counter, later.floor, namespace.begin(one).floor) == (3, 2, 3)
+    assert (later.counter, later.low_water_mark, namespace.begin(one).low_water_mark) == (3, 2, 3)
 
 
 def test_windows_are_closed() -> None:
@@ -432,5 +432,5 @@ def test_a_lost_ticket_ends() -> None:
     lost = {ticket.counter: ticket.nonce}
     del ticket
     later = namespace.begin(partition)
-    assert later.floor == later.counter == 2
+    assert later.low_water_mark == later.counter == 2
     assert later.window.given_up == lost

@@ -28,7 +28,7 @@ from .faults.proxy import SWALLOW, Proxy
 
 @contextlib.asynccontextmanager
 async def leased(store: Any, id: str, **options: Any) -> AsyncIterator[Any]:
-    """A lease in either colour."""
+    """A lease in either form."""
     if hasattr(store, "_store"):  # a blocking one behind `Threaded`
         manager = store._store.lease(id, **options)
         lease = await asyncio.to_thread(manager.__enter__)
@@ -252,15 +252,15 @@ async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
     leases, loop = store._core.leases, asyncio.get_running_loop()
     claim = leases.acquire("s", 30)
     commands = claim.commands()
-    token = await store._perform(claim)
-    await store._perform(leases.release("s", token))
+    token = await store._driver.perform(claim)
+    await store._driver.perform(leases.release("s", token))
     refused = leases.acquire("s", 30)
     late = refused.commands()
     async with leased(store, "s"):
         with pytest.raises(LeaseHeldError):
-            await store._perform(refused)
+            await store._driver.perform(refused)
     for again in (commands, late):
-        (reply,) = await store._link.call(again, loop.time() + 5)
+        (reply,) = await store._driver.link.call(again, loop.time() + 5)
         assert reply[0] == b"FORGOTTEN"
     assert await store.leases() == []
     async with leased(store, "s"):

@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import pytest
 
-import orcs_redis.sync
-from orcs_redis import ConversationTurn, RedisSessionStore, SerializationError, SessionAsset, embedded
+from orcs_redis import (
+    ConversationTurn,
+    SerializationError,
+    SessionAsset,
+)
+from orcs_redis.transport import embedded
 
-from .conftest import Server, Threaded
+from .conftest import Server
 
 MIB = 1024 * 1024
 PAYLOAD = "a payload that is in no error"
 
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 
-colours = pytest.mark.parametrize("way", ["async", "sync"])
+forms = pytest.mark.parametrize("way", ["async", "sync"])
 
 
 def turn(size: int) -> ConversationTurn:
     """A turn of about so many bytes; exactly so with the few dozen that its other fields take."""
     return ConversationTurn.user(PAYLOAD + "x" * (size - len(PAYLOAD)))
-
-
-@pytest.fixture
-async def open_store() -> AsyncIterator[Open]:
-    """Open stores in either colour, and close them with the test."""
-    opened: list[Any] = []
-
-    async def open_one(way: str, url: str, **options: Any) -> Any:
-        if way == "async":
-            store: Any = await RedisSessionStore.connect(url, **options)
-        else:
-            connect: Any = orcs_redis.sync.RedisSessionStore.connect
-            store = Threaded(await asyncio.to_thread(connect, url, **options))
-        opened.append(store)
-        return store
-
-    yield open_one
-    for store in opened:
-        await store.aclose()
 
 
 @pytest.fixture(params=["redis", "embedded"])
@@ -71,14 +56,14 @@ async def refused(raw: Any, call: Awaitable[object], field: str) -> None:
     assert received(raw) == before
 
 
-@colours
-async def test_nothing_too_large_is_sent(start_server: Callable[..., Server], open_store: Open, way: str) -> None:
+@forms
+async def test_nothing_too_large_is_sent(start_server: Callable[..., Server], open_in: Open, way: str) -> None:
     """Turns, assets and numbers of fields over their limits are refused without asking the server; at them they go."""
     server = start_server()
     raw = server.raw()
     raw.ping()
     options = {"max_turn_bytes": 2000, "max_asset_bytes": 20_000, "max_fields": 15}
-    store = await open_store(way, server.url, **options)
+    store = await open_in(way, server.url, **options)
     asset = SessionAsset(id="s")
     asset.add_turn(turn(1800))
     await store.save(asset)
@@ -108,10 +93,10 @@ async def test_nothing_too_large_is_sent(start_server: Callable[..., Server], op
     assert await store.load("s") == asset
 
 
-@colours
-async def test_updates_keep_to_the_limits(start_server: Callable[..., Server], open_store: Open, way: str) -> None:
+@forms
+async def test_updates_keep_to_the_limits(start_server: Callable[..., Server], open_in: Open, way: str) -> None:
     """An update that makes a session too large writes nothing."""
-    store = await open_store(way, start_server().url, max_asset_bytes=5000)
+    store = await open_in(way, start_server().url, max_asset_bytes=5000)
     asset = SessionAsset(id="s")
     await store.save(asset)
     with pytest.raises(SerializationError):
@@ -119,20 +104,20 @@ async def test_updates_keep_to_the_limits(start_server: Callable[..., Server], o
     assert await store.load("s") == asset
 
 
-@colours
+@forms
 @pytest.mark.parametrize("option", ["max_turn_bytes", "max_asset_bytes", "max_fields"])
 @pytest.mark.parametrize("value", [0, -1, 401 * MIB])
-async def test_limits_that_cannot_be(way: str, option: str, value: int, open_store: Open) -> None:
+async def test_limits_that_cannot_be(way: str, option: str, value: int, open_in: Open) -> None:
     """A limit is more than nothing, and less than what a server takes."""
     with pytest.raises(ValueError, match=r"more than 0|at most|400 MiB"):
-        await open_store(way, "redis://127.0.0.1:1", **{option: value})
+        await open_in(way, "redis://127.0.0.1:1", **{option: value})
 
 
-@colours
-async def test_a_hundred_thousand_turns(url: str, open_store: Open, way: str) -> None:
+@forms
+async def test_a_hundred_thousand_turns(url: str, open_in: Open, way: str) -> None:
     """A session of 100,000 turns is saved, appended to, read in part and whole, changed and deleted."""
     count = 100_000
-    store = await open_store(way, url, deadline=30.0, namespace=f"turns-{way}")
+    store = await open_in(way, url, deadline=30.0, namespace=f"turns-{way}")
     asset = SessionAsset(id="s")
     asset.history.turns.extend(ConversationTurn.user(f"turn {n}") for n in range(count))
     times = {}
@@ -177,9 +162,9 @@ def large(kind: str) -> SessionAsset:
 
 
 @pytest.mark.parametrize("kind", ["turns of 64 KiB", "turns of 15 MiB", "metadata"])
-async def test_stall(url: str, open_store: Open, kind: str) -> None:
+async def test_stall(url: str, open_in: Open, kind: str) -> None:
     """While a task saves and loads 64 MiB, the others on the same store wait for a bounded time."""
-    store = await open_store("async", url, deadline=30.0, namespace=f"stall-{kind}")
+    store = await open_in("async", url, deadline=30.0, namespace=f"stall-{kind}")
     await store.save(SessionAsset(id="small"))
     asset = large(kind)
     done = False
@@ -212,9 +197,9 @@ async def test_stall(url: str, open_store: Open, kind: str) -> None:
     await store.delete("large")
 
 
-async def test_stall_of_threads(start_server: Callable[..., Server], open_store: Open) -> None:
+async def test_stall_of_threads(start_server: Callable[..., Server], open_in: Open) -> None:
     """A blocking store's other threads have connections of their own, and wait for the server alone."""
-    store = await open_store("sync", start_server().url, deadline=30.0)
+    store = await open_in("sync", start_server().url, deadline=30.0)
     await store.save(SessionAsset(id="small"))
     asset = large("turns of 64 KiB")
     saving = asyncio.ensure_future(store.save(asset))

@@ -203,7 +203,7 @@ async def test_partitions_are_asked_at_the_same_time(place: Place, connect: Conn
     order = sorted(times, key=lambda name: (times[name], name), reverse=True)
     odd = [id for id in order if times[id] % 2]
     calls = 0
-    link = (store if place.row.colour == "async" else store._store)._link
+    link = (store if place.row.form == "async" else store._store)._driver.link
     call = link.call
 
     def counting(*arguments: Any) -> Any:

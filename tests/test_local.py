@@ -1,4 +1,4 @@
-"""The file store, in both colours."""
+"""The file store, in both forms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from unittest import mock
 
 import pytest
 
-from orcs_redis.asset import ConversationTurn, SessionAsset
 from orcs_redis.errors import (
     CorruptSessionError,
     InvalidIdError,
@@ -33,8 +32,10 @@ from orcs_redis.errors import (
     UnavailableError,
     VersionIncompatibleError,
 )
-from orcs_redis.local import BlockingLocalFileStore, LocalFileStore
-from orcs_redis.meta import SyncStatus
+from orcs_redis.model.asset import ConversationTurn, SessionAsset
+from orcs_redis.model.meta import SyncStatus
+from orcs_redis.stores.files import LocalFileStore
+from orcs_redis.sync import LocalFileStore as BlockingLocalFileStore
 
 
 class Client:
@@ -54,13 +55,13 @@ class Client:
 
 
 @pytest.fixture(params=[LocalFileStore, BlockingLocalFileStore], ids=["async", "blocking"])
-def colour(request: pytest.FixtureRequest) -> Any:
+def form(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
 @pytest.fixture
-def store(colour: Any, tmp_path: Path) -> Client:
-    return Client(colour(tmp_path))
+def store(form: Any, tmp_path: Path) -> Client:
+    return Client(form(tmp_path))
 
 
 def names_in(folder: Path) -> list[str]:
@@ -246,38 +247,38 @@ async def test_folder_gone(store: Client, tmp_path: Path) -> None:
         await store.load("a")
 
 
-async def test_permissions(colour: Any, closed: Path) -> None:
+async def test_permissions(form: Any, closed: Path) -> None:
     """A folder that is not ours is PermissionDeniedError."""
     with pytest.raises(PermissionDeniedError):
-        await Client(colour(closed)).save(asset_named("a"))
+        await Client(form(closed)).save(asset_named("a"))
 
 
-async def test_home(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_home(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tilde before a slash is the home folder; missing folders are made."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    await Client(colour("~/a/b")).save(asset_named("x"))
+    await Client(form("~/a/b")).save(asset_named("x"))
     assert (tmp_path / "a/b/x.json").exists()
-    assert colour().path == tmp_path / ".orcs/sessions"
+    assert form().path == tmp_path / ".orcs/sessions"
     with pytest.raises(StorageError):
-        colour(tmp_path / "a/b/x.json/c")
+        form(tmp_path / "a/b/x.json/c")
 
 
 @pytest.mark.parametrize("path", ["~", "~nobody-of-this-name/q", "./~/q", "a/~/q"])
-def test_other_tildes_are_names(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_other_tildes_are_names(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """As in orcs, a tilde anywhere else is a name like others."""
     monkeypatch.setenv("HOME", "/nowhere")
     monkeypatch.chdir(tmp_path)
-    colour(path)
+    form(path)
     assert (tmp_path / path).is_dir()
 
 
-def test_no_home(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_home(form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without HOME the user's entry says where home is, and without that there is a clear error."""
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path)))
     monkeypatch.setenv("HOME", "")
-    assert colour("~/a").path == tmp_path / "a"
+    assert form("~/a").path == tmp_path / "a"
     monkeypatch.delenv("HOME")
-    assert colour("~/a").path == tmp_path / "a"
+    assert form("~/a").path == tmp_path / "a"
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)
@@ -285,8 +286,8 @@ def test_no_home(colour: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for arguments in ((), ("~/a",)):
         with pytest.raises(ValueError, match="HOME"):
-            colour(*arguments)
-    assert colour(tmp_path / "b").path == tmp_path / "b"
+            form(*arguments)
+    assert form(tmp_path / "b").path == tmp_path / "b"
 
 
 async def test_a_folder_that_cannot_be_synced(store: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +317,7 @@ def _killed_while_saving(path: Path) -> None:
         BlockingLocalFileStore(path).save(asset_named("a"))
 
 
-async def test_what_killed_writers_left(colour: Any, tmp_path: Path) -> None:
+async def test_what_killed_writers_left(form: Any, tmp_path: Path) -> None:
     """A temporary file that is an hour old is removed by the next one who saves; a younger one may be a writer's."""
     process = multiprocessing.get_context("spawn").Process(target=_killed_while_saving, args=(tmp_path,))
     process.start()
@@ -326,11 +327,11 @@ async def test_what_killed_writers_left(colour: Any, tmp_path: Path) -> None:
     for name in others:
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
-    await Client(colour(tmp_path)).save(asset_named("b"))
+    await Client(form(tmp_path)).save(asset_named("b"))
     assert left in names_in(tmp_path)
     old = (tmp_path / left).stat().st_mtime - 3601
     os.utime(tmp_path / left, (old, old))
-    await Client(colour(tmp_path)).save(asset_named("b"))
+    await Client(form(tmp_path)).save(asset_named("b"))
     assert sorted(names_in(tmp_path)) == sorted(["b.json", *others])
 
 
@@ -374,13 +375,13 @@ async def test_status_and_closing(tmp_path: Path) -> None:
         assert blocking.sync_status() == SyncStatus.offline()
 
 
-async def test_asset_type(colour: Any, tmp_path: Path) -> None:
+async def test_asset_type(form: Any, tmp_path: Path) -> None:
     """A subclass of SessionAsset is loaded as such."""
 
     class Noted(SessionAsset):
         notes: list[str] = []  # noqa: RUF012  # msgspec copies it
 
-    store = Client(colour(tmp_path, asset_type=Noted))
+    store = Client(form(tmp_path, asset_type=Noted))
     await store.save(Noted(id="a", notes=["n"]))
     back = await store.load("a")
     assert isinstance(back, Noted)

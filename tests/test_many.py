@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
 
-import orcs_redis
-import orcs_redis.sync
 from orcs_redis import (
     ConversationTurn,
     OutcomeUnknownError,
@@ -20,34 +18,16 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.core import IN_FLIGHT
+from orcs_redis.transport.lifecycle import IN_FLIGHT
 
 from .conftest import Server, Threaded
 from .faults.proxy import BLACKHOLE, HOLD, Proxy, delay
+from .support import turn
 
 StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 
-colours = pytest.mark.parametrize("colour", ["async", "sync"])
-
-
-@pytest.fixture
-async def open_in() -> AsyncIterator[Open]:
-    """Open stores in a colour; they are closed with the test."""
-    stores: list[Any] = []
-
-    async def open_one(colour: str, *arguments: Any, **options: Any) -> Any:
-        if colour == "async":
-            store: Any = await orcs_redis.RedisSessionStore.connect(*arguments, **options)
-        else:
-            connect: Any = orcs_redis.sync.RedisSessionStore.connect
-            store = Threaded(await asyncio.to_thread(connect, *arguments, **options))
-        stores.append(store)
-        return store
-
-    yield open_one
-    for store in stores:
-        await store.aclose()
+forms = pytest.mark.parametrize("form", ["async", "sync"])
 
 
 @pytest.fixture
@@ -67,10 +47,6 @@ def session(id: str, size: int = 10) -> SessionAsset:
     return asset
 
 
-def turn(content: str = "x") -> ConversationTurn:
-    return ConversationTurn.user(content)
-
-
 def errors(results: list[Any]) -> list[BaseException]:
     return [result for result in results if isinstance(result, BaseException)]
 
@@ -78,13 +54,13 @@ def errors(results: list[Any]) -> list[BaseException]:
 def unfinished(store: Any) -> int:
     """How many writes the store says that it may send again."""
     core = (store._store if isinstance(store, Threaded) else store)._core
-    return sum(len(window.unfinished) for window in core.operations._namespace._windows)
+    return sum(len(window.unfinished) for window in core.sessions._namespace._windows)
 
 
-@colours
-async def test_deadlines_begin_at_sending(proxy: Proxy, open_in: Open, colour: str) -> None:
+@forms
+async def test_deadlines_begin_at_sending(proxy: Proxy, open_in: Open, form: str) -> None:
     """What takes several deadlines in all succeeds, over a line that is slow but alive."""
-    store = await open_in(colour, url(proxy), deadline=0.8)
+    store = await open_in(form, url(proxy), deadline=0.8)
     assets = [session(f"s{n}", 2000) for n in range(1500)]
     ids = [asset.id for asset in assets]
     proxy.strike(delay(0.02))  # for each 64 KiB, at most
@@ -92,15 +68,15 @@ async def test_deadlines_begin_at_sending(proxy: Proxy, open_in: Open, colour: s
         begin = time.monotonic()
         assert errors(await many()) == []
         assert time.monotonic() - begin > 0.8
-    if colour == "async":
+    if form == "async":
         for call, items in ((store.load, ids), (store.save, assets)):
             assert errors(await asyncio.gather(*map(call, items), return_exceptions=True)) == []
 
 
-@colours
-async def test_a_dead_server_is_waited_for_once(proxy: Proxy, open_in: Open, colour: str) -> None:
+@forms
+async def test_a_dead_server_is_waited_for_once(proxy: Proxy, open_in: Open, form: str) -> None:
     """Thousands of calls fail in about a deadline; those that were not sent are known not to have been applied."""
-    store = await open_in(colour, url(proxy), deadline=0.5)
+    store = await open_in(form, url(proxy), deadline=0.5)
     proxy.strike(BLACKHOLE, new=True)
     kinds: list[set[type]] = []
     begin = time.monotonic()
@@ -108,7 +84,7 @@ async def test_a_dead_server_is_waited_for_once(proxy: Proxy, open_in: Open, col
     kinds.append({type(result) for result in results})
     results = await store.save_many([session(f"s{n}") for n in range(1000)])
     kinds.append({type(result) for result in results})
-    if colour == "async":
+    if form == "async":
         appends = (store.append(f"s{n}", turn()) for n in range(2000))
         results = await asyncio.gather(*appends, return_exceptions=True)
         kinds.append({type(result) for result in results})
@@ -156,7 +132,7 @@ async def test_cancelled_while_waiting(proxy: Proxy, open_in: Open) -> None:
         contents = [one.content for one in await store.turns("s", -(1000 - len(cancelled)))]
         assert contents == [str(n) for n in range(1000) if str(n) not in cancelled]
     assert store.sync_status().pending_uploads == 0
-    assert not store._waiting
+    assert not store._driver._waiting
     assert unfinished(store) == 0
 
 
@@ -172,13 +148,11 @@ async def test_leases_are_renewed_while_others_wait(proxy: Proxy, open_in: Open)
         assert not lease.lost.done()
 
 
-@colours
-async def test_closing_while_many_are_saved(
-    proxy: Proxy, open_in: Open, start_server: StartServer, colour: str
-) -> None:
+@forms
+async def test_closing_while_many_are_saved(proxy: Proxy, open_in: Open, start_server: StartServer, form: str) -> None:
     """What was stored is reported as stored, and what was not begun when the store was closed as refused."""
-    store = await open_in(colour, url(proxy))
-    peer = await open_in(colour, url(proxy))
+    store = await open_in(form, url(proxy))
+    peer = await open_in(form, url(proxy))
     proxy.strike(HOLD)
     saving = asyncio.ensure_future(store.save_many([session(f"s{n}") for n in range(1000)]))
     await asyncio.sleep(0.3)
@@ -195,27 +169,27 @@ async def test_closing_while_many_are_saved(
     assert {type(error) for error in errors(results)} == {UnavailableError}
 
 
-@colours
-async def test_no_connection_for_good(start_server: StartServer, open_in: Open, colour: str) -> None:
+@forms
+async def test_no_connection_for_good(start_server: StartServer, open_in: Open, form: str) -> None:
     """An error stands in the place of each item, also if later ones can't connect any more; nothing is left over."""
     server = start_server()
-    store = await open_in(colour, server.url)
+    store = await open_in(form, server.url)
     raw: Any = server.raw()
-    inner = store._store if colour == "sync" else store
+    inner = store._store if form == "sync" else store
     await store.save_many([session("s")])  # the server knows the script from now on
-    call, sent = inner._link.call, 0
+    call, sent = inner._driver.link.call, 0
 
     def lock_out(*arguments: Any) -> Any:
         nonlocal sent
         sent += 1
-        if sent == (2 if colour == "sync" else 400):
+        if sent == (2 if form == "sync" else 400):
             raw.config_set("requirepass", "secret")
             server.password = "secret"
             server.raw().client_kill_filter(_type="normal", skipme=True)
             time.sleep(0.05)
         return call(*arguments)
 
-    inner._link.call = lock_out
+    inner._driver.link.call = lock_out
     results = await store.save_many([session(f"s{n}") for n in range(1000)])
     assert len(results) == 1000
     assert all(isinstance(result, (int, StorageError)) for result in results)
@@ -226,18 +200,18 @@ async def test_no_connection_for_good(start_server: StartServer, open_in: Open, 
     assert store.sync_status().pending_uploads == 0
 
 
-@colours
-async def test_a_call_has_one_deadline(proxy: Proxy, open_in: Open, colour: str) -> None:
+@forms
+async def test_a_call_has_one_deadline(proxy: Proxy, open_in: Open, form: str) -> None:
     """Opening and saving take several round trips, and end in time also where each of them is slow."""
-    store = await open_in(colour, url(proxy), deadline=1.0)
-    peer = await open_in(colour, url(proxy))
+    store = await open_in(form, url(proxy), deadline=1.0)
+    peer = await open_in(form, url(proxy))
     asset = session("s")
     await store.save(asset)
     await peer.append("s", turn())
     asset.metadata["x"] = 1  # not over what it was loaded from: it is sent again whole
     proxy.strike(delay(0.3), new=True)
     for call in (
-        open_in(colour, url(proxy), deadline=1.0, namespace="new"),
+        open_in(form, url(proxy), deadline=1.0, namespace="new"),
         store.save(asset),
     ):
         begin = time.monotonic()

@@ -185,14 +185,14 @@ async def test_a_signal_handler_uses_the_store(start_server: StartServer, use: s
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert handled > 20, handled
     assert store.sync_status().pending_uploads == 0
-    assert not store._core.active
+    assert not store._driver.lifecycle.active
     contents = [one.content for one in store.turns("s")]
     assert contents.count("handler") == handled
     signal.signal(signal.SIGALRM, lambda *_: store.close())
     begin = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, 0.01)
     try:
-        while not store._core.closed:
+        while not store._driver.lifecycle.closed:
             {USES[use]}
     except (UnavailableError, StopIteration):
         pass
@@ -242,7 +242,7 @@ async def test_exceptions_out_of_signal_handlers_leave_nothing_behind(start_serv
                 except Limit:
                     struck += 1
     assert struck > 100, struck
-    assert not store._core.active, store._core.active
+    assert not store._driver.lifecycle.active, store._driver.lifecycle.active
     assert store.sync_status().pending_uploads == 0
     thread = threading.Thread(target=store.close)
     begin = time.monotonic()
@@ -285,8 +285,8 @@ async def test_a_finalizer_uses_the_store(start_server: StartServer) -> None:
 
     # A store that is closed by the thread that its changes come in.
     closed = threading.Event()
-    other._listen("channel", lambda message: None)
-    other._listeners[0].call(lambda: (other.close(), closed.set()))
+    other._driver.listen("channel", lambda message: None)
+    other._driver._listeners[0].call(lambda: (other.close(), closed.set()))
     assert closed.wait(10)
     store.close()
     print("done")

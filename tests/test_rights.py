@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from orcs_redis import (
-    ConversationTurn,
     LeaseHeldError,
     PermissionDeniedError,
     RedisSessionStore,
     SessionAsset,
     StorageError,
     UnsupportedServerError,
-    operations,
     scripts,
 )
+from orcs_redis.protocol import namespace
 
 from .conftest import Server, every_server
+from .support import turn
 
 # What the scripts call, read from their texts.
 CALLED = {
@@ -36,13 +36,9 @@ StartServer = Callable[..., Server]
 
 def test_every_command_is_probed() -> None:
     """What a script calls is among what is asked for when a store opens."""
-    probed = {name.lower() for name in operations._WRITE_COMMANDS + operations._OTHER_COMMANDS}
+    probed = {name.lower() for name in namespace._WRITE_COMMANDS + namespace._OTHER_COMMANDS}
     assert probed >= CALLED
     assert {"hset", "rpush", "zadd", "unlink", "rename", "persist", "pexpire", "publish", "ltrim", "lset"} < CALLED
-
-
-def turn(text: str) -> ConversationTurn:
-    return ConversationTurn.user(text)
 
 
 def asset(id: str, *texts: str) -> SessionAsset:
@@ -161,7 +157,7 @@ async def test_rights_taken(admin: tuple[Server, RedisSessionStore[SessionAsset]
                 raw.execute_command("ACL", "SETUSER", "worker", "+@all")
                 await settled(full)
                 raw.execute_command("ACL", "SETUSER", "worker", f"-{command}")
-                store._core._denied_until = 0.0  # ask, do not remember
+                store._driver.lifecycle._denied_until = 0.0  # ask, do not remember
                 if command in ("hgetall", "hget", "lrange"):
                     continue  # it can't even load
                 await check(raw, full, store, case)

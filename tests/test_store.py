@@ -1,4 +1,4 @@
-"""What a caller sees of a Redis store: on every server, in both colours."""
+"""What a caller sees of a Redis store: on every server, in both forms."""
 
 from __future__ import annotations
 

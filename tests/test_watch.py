@@ -14,14 +14,14 @@ import msgspec
 import pytest
 
 from orcs_redis import Change, ConversationTurn, InvalidIdError, NotFoundError, SessionAsset, StoreResetError
-from orcs_redis.operations import Namespace
-from orcs_redis.watch import Changes
+from orcs_redis.protocol.changes import Changes
+from orcs_redis.protocol.writer import Namespace
 
 from .conftest import ROWS, Connect, Place, Server, connected
 
 
 async def watched(store: Any, **options: Any) -> AsyncGenerator[Change, None]:
-    """A watch of either colour."""
+    """A watch of either form."""
     if not hasattr(store, "_store"):
         async for change in store.watch(**options):
             yield change
@@ -153,8 +153,8 @@ async def test_messages_lost(place: Place, connect: Connect) -> None:
 
 async def test_slow_consumer(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow consumer's changes merge into each session's latest, and beyond a bound they are read again."""
-    monkeypatch.setattr("orcs_redis.watch._PENDING", 5)
-    monkeypatch.setattr("orcs_redis.watch._BATCH", 3)
+    monkeypatch.setattr("orcs_redis.protocol.changes._PENDING", 5)
+    monkeypatch.setattr("orcs_redis.protocol.changes._BATCH", 3)
     store, writer = await connect(), await connect()
     seen: list[Change] = []
     started, finish = asyncio.Event(), asyncio.Event()

@@ -140,5 +140,5 @@ async def all_satisfy_the_protocol(
     assert_type(await store.load("id"), Ticket)
     assert_type(blocking.load("id"), Ticket)
 
-    await any_store(blocking_redis, SessionAsset.new())  # type: ignore[arg-type]  # the wrong colour
-    any_blocking_store(asyncio_redis, SessionAsset.new())  # type: ignore[arg-type]  # the wrong colour
+    await any_store(blocking_redis, SessionAsset.new())  # type: ignore[arg-type]  # the wrong form
+    any_blocking_store(asyncio_redis, SessionAsset.new())  # type: ignore[arg-type]  # the wrong form

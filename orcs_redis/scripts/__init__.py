@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.resources import files
+import pkgutil
+from typing import cast
 
 __all__ = ["CHANGES", "CREATE", "LEASE", "PAGE", "PROBE", "WRITE", "Script"]
 
@@ -12,7 +13,8 @@ class Script:
     """A script's text and the SHA-1 by which a server knows it."""
 
     def __init__(self, name: str) -> None:
-        self.source = (files(__name__) / f"{name}.lua").read_bytes()
+        # importlib.resources would take a tenth of the time to import the package.
+        self.source = cast(bytes, pkgutil.get_data(__name__, f"{name}.lua"))
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
 

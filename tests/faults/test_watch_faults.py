@@ -1,4 +1,4 @@
-"""Watches whose connection is harmed, in both colours, on a real server: each last state is told all the same."""
+"""Watches whose connection is harmed, in both forms, on a real server: each last state is told all the same."""
 
 from __future__ import annotations
 
@@ -15,21 +15,14 @@ import pytest
 
 import orcs_redis.sync
 from orcs_redis import Change, ConversationTurn, RedisSessionStore, SessionAsset
-from orcs_redis.watch import Watcher
+from orcs_redis.protocol.changes import Watcher
 
 from ..conftest import Server, channel
+from ..support import until
 from .proxy import BLACKHOLE, HOLD, REFUSE, SWALLOW, Mode, Proxy
 
 HEARTBEAT = 1.0
 Store = RedisSessionStore[SessionAsset]
-
-
-async def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something is so."""
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit
-        await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -285,18 +278,18 @@ async def test_confirmation_while_reading(server: Server) -> None:
         await store.save(SessionAsset(id="s"))
         wake = asyncio.Event()
         watcher = Watcher(store._core.changes, None, wake)
-        await store._run(watcher.start(await store.cursor()))
+        await store._driver.run(watcher.start(await store.cursor()))
         ((_, listen),) = watcher.listeners()
         looking = watcher.wait()
         question: Any = next(looking)
-        answer = await store._perform(question)
+        answer = await store._driver.perform(question)
         revision = await store.append("s", ConversationTurn.user("x"))  # not heard: the subscription comes later
         listen(None)
         with contextlib.suppress(StopIteration):
             looking.send(answer)
         async with asyncio.timeout(2):
             while (change := watcher.pop()) is None:
-                await store._follow(watcher.wait())
+                await store._driver.follow(watcher.wait())
         assert change.revision == revision
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orcs_redis import Change
-from orcs_redis.asset import to_datetime
+from orcs_redis.model.asset import to_datetime
 
 from .history import Op
 from .leases import check_leases

@@ -37,11 +37,12 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.blocking import SocketLink
-from orcs_redis.codec import recall
-from orcs_redis.lease import Lease
-from orcs_redis.operations import Write, Written
-from orcs_redis.resp import Command, Lost, Reply
+from orcs_redis.protocol.attempts import ConnectionLost
+from orcs_redis.protocol.codec import baseline_of
+from orcs_redis.protocol.commands import Command, Reply
+from orcs_redis.protocol.writes import Write, Written
+from orcs_redis.stores.leasing import Lease
+from orcs_redis.transport.sockets import SocketLink
 
 DEADLINE = 3.0
 LONG, MORTAL, STILL = 3, 4, 6
@@ -161,7 +162,7 @@ def make_swallowing() -> None:
     def swallowing(self: SocketLink, commands: Sequence[Command], expires: float) -> list[Reply]:
         with contextlib.suppress(*STRUCK):
             return call(self, commands, expires)
-        raise Lost("planted", sent=True)  # here, where nothing leads to the handler any more
+        raise ConnectionLost("planted", sent=True)  # here, where nothing leads to the handler any more
 
     SocketLink.call = swallowing  # type: ignore[method-assign, assignment]
 
@@ -396,7 +397,7 @@ class Worker:
             for result, loaded in zip(results, await self._store.load_many(ids), strict=True):
                 if isinstance(loaded, StorageError):
                     result["error"] = loaded
-                elif (stored := recall(loaded)) is not None:
+                elif (stored := baseline_of(loaded)) is not None:
                     result |= observed(loaded, stored.revision)
 
     async def turns(self) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orcs_redis import SessionAsset
-from orcs_redis.codec import Codec
 from orcs_redis.errors import StorageError
-from orcs_redis.lease import Leases
-from orcs_redis.operations import Namespace, Operation, Write
-from orcs_redis.plans import Operations, Pause, Plan
-from orcs_redis.resp import Command, Lost, Retry, Trouble
-from orcs_redis.watch import Changes
+from orcs_redis.protocol.attempts import AttemptError, ConnectionLost, Retry
+from orcs_redis.protocol.changes import Changes
+from orcs_redis.protocol.codec import Codec
+from orcs_redis.protocol.commands import Command
+from orcs_redis.protocol.leases import Leases
+from orcs_redis.protocol.request import Pause, Plan, Request
+from orcs_redis.protocol.sessions import Sessions
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 if TYPE_CHECKING:
     from .model import Record
@@ -33,7 +36,7 @@ class Writer:
     def __init__(self, number: int, namespace: Namespace, heartbeat: float) -> None:
         self.number = number
         self.namespace = namespace
-        self.operations = Operations(namespace, Codec(SessionAsset, 1 << 20, 1 << 20, 1000))
+        self.sessions = Sessions(namespace, Codec(SessionAsset, 1 << 20, 1 << 20, 1000))
         self.leases = Leases(namespace)
         self.changes = Changes(namespace, heartbeat)
         self.calls: list[Call] = []
@@ -62,7 +65,7 @@ class Call:
         self,
         world: World,
         writer: Writer,
-        operation: Operation[Any],
+        operation: Request[Any],
         ended: Callable[[Outcome], None],
         content: list[str],
     ) -> None:
@@ -79,7 +82,7 @@ class Call:
         )
         writer.calls.append(self)
         world.clock.at(
-            self.expires, lambda: None if self.done else self.failed(Lost("time is over", sent=self.waiting))
+            self.expires, lambda: None if self.done else self.failed(ConnectionLost("time is over", sent=self.waiting))
         )
 
     def ready(self) -> bool:
@@ -94,7 +97,7 @@ class Call:
         self.sent_at = self.world.clock.now
         return commands
 
-    def failed(self, problem: Trouble | StorageError) -> None:
+    def failed(self, problem: AttemptError | StorageError) -> None:
         """Go on as `Retry` says."""
         self.waiting = False
         self._retry = self._retry or Retry(self.expires)
@@ -110,7 +113,7 @@ class Call:
         """Go on with the replies to the last attempt."""
         try:
             result = self.operation.decode(replies)
-        except (Trouble, StorageError) as problem:
+        except (AttemptError, StorageError) as problem:
             self.failed(problem)
         else:
             self._finish(result)
@@ -190,7 +193,7 @@ class Flow:
             self._plan.close()
             self._end(CANCELLED)
 
-    def _move(self, move: Callable[[], Operation[Any] | Pause]) -> None:
+    def _move(self, move: Callable[[], Request[Any] | Pause]) -> None:
         try:
             step = move()
         except StopIteration as stop:

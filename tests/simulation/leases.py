@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orcs_redis.errors import LeaseHeldError
-from orcs_redis.plans import Plan
-from orcs_redis.resp import Reply, as_error
+from orcs_redis.protocol.commands import Reply, as_error
+from orcs_redis.protocol.request import Plan
 
 from .driver import CANCELLED, Call, Flow, Wake, Writer
 from .rules import Violation

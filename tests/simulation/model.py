@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orcs_redis.codec import decode_meta, decode_turns
 from orcs_redis.errors import OutcomeUnknownError, StorageError
-from orcs_redis.keys import Partition
-from orcs_redis.operations import DELETE, SAVE, Identified, Write, Written
-from orcs_redis.resp import Reply, as_error
+from orcs_redis.protocol.codec import decode_meta, decode_turns
+from orcs_redis.protocol.commands import Reply, as_error
+from orcs_redis.protocol.keys import Partition
+from orcs_redis.protocol.writes import DELETE, SAVE, Identified, Write, Written
 
 from .driver import CANCELLED
 from .leases import LeaseModel
@@ -84,9 +84,9 @@ class Ticketed(NamedTuple):
 
 
 def ticketed(write: Write) -> Ticketed:
-    ticket = write._ticket
+    ticket = write._operation
     assert ticket is not None
-    return Ticketed(ticket.operation_id, ticket.seen)
+    return Ticketed(ticket.operation_id, ticket.high_water_mark)
 
 
 class Model:
@@ -140,8 +140,8 @@ class Model:
 
     def identified(self, writer: Writer, operation: Identified[Any]) -> None:
         """Note a sending of a write or of a claim."""
-        assert operation._ticket is not None
-        self.sendings[operation._ticket.operation_id] = Identity(writer, operation, self.epoch)
+        assert operation._operation is not None
+        self.sendings[operation._operation.operation_id] = Identity(writer, operation, self.epoch)
 
     def _given_up(self, record: Record) -> set[bytes]:
         """Return the ids that a new write's store has finished with: they must not be applied after it."""
@@ -150,7 +150,7 @@ class Model:
             for id, (writer, operation, _) in self.sendings.items()
             if writer is record.writer
             and operation._partition is record.partition
-            and (operation._ticket is None or operation._ticket.operation_id != id)
+            and (operation._operation is None or operation._operation.operation_id != id)
         }
 
     def check_late(self, what: object, op: bytes, number: int) -> None:
@@ -231,7 +231,7 @@ class Model:
             raise Violation("crash", f"the server answered {text}")
 
     def _live(self, record: Record, ticket: Ticketed) -> bool:
-        return record.ended is None and record.write._ticket is not None and ticketed(record.write).op == ticket.op
+        return record.ended is None and record.write._operation is not None and ticketed(record.write).op == ticket.op
 
     def _conflict(self, record: Record, session: Session | None, current: int) -> bool:
         if record.expected is None:

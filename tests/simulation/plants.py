@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from orcs_redis import lease, operations, watch
 from orcs_redis.errors import StoreResetError
-from orcs_redis.operations import Namespace, Probe, Write
-from orcs_redis.resp import Lost, Retry
-from orcs_redis.watch import Watcher
+from orcs_redis.protocol import changes, leases, writer
+from orcs_redis.protocol.attempts import ConnectionLost, Retry
+from orcs_redis.protocol.changes import Watcher
+from orcs_redis.protocol.namespace import Probe
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Write
 
 from .clock import Clock
 from .lua import Edit
@@ -45,11 +47,11 @@ def write(name: str, breaks: str, profile: str, schedules: int, old: str, new: s
     return Plant(name, breaks, profile, schedules, Edit("WRITE", old, new))
 
 
-def leases(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
+def lease_script(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
     return Plant(name, breaks, profile, schedules, Edit("LEASE", old, new))
 
 
-def changes(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
+def changes_script(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
     return Plant(name, breaks, profile, schedules, Edit("CHANGES", old, new))
 
 
@@ -86,7 +88,7 @@ def before(target: Any, name: str, first: Callable[..., Any]) -> Patch:
 
 
 def _unsent(retry: Retry, problem: Any, *_: Any) -> None:
-    if isinstance(problem, Lost):
+    if isinstance(problem, ConnectionLost):
         problem.sent = False
 
 
@@ -94,38 +96,38 @@ def _resets_settle(original: Any) -> Any:
     return lambda self, error: isinstance(error, StoreResetError) or original(self, error)
 
 
-def _seen_now(self: Write, ticket: operations.Ticket, *_: Any) -> None:
-    ticket.seen = self._namespace.seen[self._partition.number]
+def _seen_now(self: Write, ticket: writer.OperationToken, *_: Any) -> None:
+    ticket.high_water_mark = self._namespace.high_water_marks[self._partition.number]
 
 
-def _close_all(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    ticket.barred = [(window, operations._CLOSED, 0) for window in self._retired[partition.number]]
+def _close_all(ticket: writer.OperationToken, self: Namespace, partition: Any) -> None:
+    ticket.barred = [(window, writer._CLOSED, 0) for window in self._retired[partition.number]]
 
 
-def _close_once(ticket: operations.Ticket, self: Namespace, partition: Any) -> None:
-    closed = [window for window, counter, _ in ticket.barred if counter == operations._CLOSED]
+def _close_once(ticket: writer.OperationToken, self: Namespace, partition: Any) -> None:
+    closed = [window for window, counter, _ in ticket.barred if counter == writer._CLOSED]
     self._retired[partition.number] = [window for window in self._retired[partition.number] if window not in closed]
 
 
-def _name_once(ticket: operations.Ticket, *_: Any) -> None:
+def _name_once(ticket: writer.OperationToken, *_: Any) -> None:
     for window, counter, _nonce in ticket.barred:
         window.given_up.pop(counter, None)
 
 
-def _trust_floor(ticket: operations.Ticket, *_: Any) -> None:
-    ticket.window.acknowledge(ticket.floor)
+def _trust_floor(ticket: writer.OperationToken, *_: Any) -> None:
+    ticket.window.acknowledge(ticket.low_water_mark)
 
 
 def _answered(original: Any) -> Any:
     return lambda self, ticket, *, answered=True: original(self, ticket)
 
 
-def _floor_at_once(ticket: operations.Ticket, *_: Any) -> None:
-    ticket.floor = ticket.counter
+def _floor_at_once(ticket: writer.OperationToken, *_: Any) -> None:
+    ticket.low_water_mark = ticket.counter
 
 
 def _sent_now(_: Any, self: Any, *__: Any) -> None:
-    self.sent = vars(lease)["time"].monotonic()
+    self.sent = vars(leases)["time"].monotonic()
 
 
 def _first_sent(call: Any) -> Any:
@@ -139,8 +141,8 @@ def _first_sent(call: Any) -> Any:
 
 
 def _nothing_lies_between(self: Watcher, track: Any, message: bytes) -> None:
-    revision = watch._decode_message(message)[0]
-    if not track.gap and revision > track.head + 1:
+    revision = changes._decode_message(message)[0]
+    if not track.needs_resync and revision > track.head + 1:
         track.head = revision - 1
 
 
@@ -268,55 +270,55 @@ _ALL = (
         "call('HSET', KEYS[1], 'compacted', oldest[2])", "",
     ),
     # Leases
-    leases(
+    lease_script(
         "token-of-time", "tokens only grow", "leases", 60,
         "local next = redis.pcall('INCR', KEYS[3])", "local next = 1 + now % 7",
     ),
-    leases(
+    lease_script(
         "two-holders", "a lease has one holder", "leases", 60,
         "  if held[1] then\n    local left", "  if held[1] and now % 2 == 0 then\n    local left",
     ),
-    leases(
+    lease_script(
         "claim-unnoted", "a claim that was granted is noted, so that it is refused after its release", "leases", 400,
         "redis.call('PEXPIRE', KEYS[2], ttl)\n  note()", "redis.call('PEXPIRE', KEYS[2], ttl)",
     ),
-    leases(
+    lease_script(
         "late-claim", "a claim that its store has finished with is refused", "leases", 400,
         "if answered() then return {'FORGOTTEN', revision} end", "",
     ),
-    leases(
+    lease_script(
         "claim-over-reset", "a claim is refused if the data went back", "restores", 1000,
         "if revision < tonumber(ARGV[7]) then return {'RESET', revision} end", "",
     ),
-    leases(
+    lease_script(
         "no-ttl", "a lease has a time to live from its first moment", "leases", 20,
         "redis.call('PEXPIRE', KEYS[2], ttl)\n  note()", "note()",
     ),
-    leases(
+    lease_script(
         "renewal-of-nothing", "a renewal prolongs the lease", "leases", 100,
         "  redis.call('PEXPIRE', KEYS[2], ttl)\nend", "end",
     ),
     # Changes
-    changes(
+    changes_script(
         "compacted-ignored", "deletions that may be unknown are COMPACTED", "calm", 100,
         "if since > 0 and since < tonumber(state[3]) then", "if false then",
     ),
-    changes(
+    changes_script(
         "batch-to-the-end", "a batch that is full tells how far it reaches", "calm", 100,
         "if #found == 2 * limit then", "if false then",
     ),
-    changes(
+    changes_script(
         "back-ignored", "a position that the data has not reached is RESET", "restores", 600,
         "if since > revision then return {'RESET', revision} end", "if since > revision then return reply end",
     ),
     # Writers
     Plant(
         "settles-always", "only some refusals settle an earlier sending", "faults", 2000,
-        patch=lambda: mock.patch.object(Write, "settles", return_value=True),
+        patch=lambda: mock.patch.object(Write, "is_conclusive", return_value=True),
     ),
     Plant(
         "reset-settles", "a counter that went back settles no earlier sending", "restores", 2000,
-        patch=replaced(Write, "settles", _resets_settle),
+        patch=replaced(Write, "is_conclusive", _resets_settle),
     ),
     Plant(
         "sendings-unnoted", "what was sent may have been applied", "faults", 100,
@@ -369,11 +371,11 @@ _ALL = (
     # Holders
     Plant(
         "held-since-the-reply", "a holder's time counts from the sending", "leases", 200,
-        patch=after(lease._Claim, "decode", _sent_now),
+        patch=after(leases._Claim, "decode", _sent_now),
     ),
     Plant(
         "held-since-the-first-sending", "a holder's time counts from the last sending", "leases", 1000,
-        patch=replaced(lease._Request, "_call", _first_sent),
+        patch=replaced(leases._Request, "_call", _first_sent),
     ),
     # Watchers
     Plant(
@@ -390,11 +392,11 @@ _ALL = (
     ),
     Plant(
         "no-heartbeat", "at each heartbeat the partitions are looked at", "watches", 1000,
-        patch=after(watch.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 1e9)),
+        patch=after(changes.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 1e9)),
     ),
     Plant(
         "restless", "a watch rests when nothing happens", "watches", 300,
-        patch=after(watch.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 0.001)),
+        patch=after(changes.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 0.001)),
     ),
 )  # fmt: skip
 PLANTS = {plant.name: plant for plant in _ALL}

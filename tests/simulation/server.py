@@ -13,8 +13,8 @@ from typing import Any
 
 import hiredis
 
-from orcs_redis.embedded import _die_with_parent, find_server
-from orcs_redis.resp import Command, as_error
+from orcs_redis.protocol.commands import Command, as_error
+from orcs_redis.transport.embedded import _die_with_parent, find_server
 
 # Small hashes keep the order in which they were filled, so that the server's own randomness has nothing to choose from.
 _OPTIONS = ("--port", "0", "--save", "", "--hash-max-listpack-entries", "1000", "--hash-max-listpack-value", "100000")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orcs_redis.errors import StorageError, StoreResetError
-from orcs_redis.operations import DELETE
-from orcs_redis.resp import Reply, as_error
-from orcs_redis.watch import Change, Watcher, _decode_message
+from orcs_redis.protocol.changes import Change, Watcher, _decode_message
+from orcs_redis.protocol.commands import Reply, as_error
+from orcs_redis.protocol.writes import DELETE
 
 from .driver import CANCELLED, Flow, Wake, Writer
 from .rules import Violation

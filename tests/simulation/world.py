@@ -12,12 +12,18 @@ from typing import Any
 
 import hiredis
 
-from orcs_redis import ConversationTurn, SessionAsset, asset, lease, operations, plans, resp, scripts, watch
-from orcs_redis.keys import Keyspace
-from orcs_redis.meta import Versioned
-from orcs_redis.operations import Create, Identified, Namespace, Write
-from orcs_redis.plans import Plan, alone
-from orcs_redis.resp import Argument, Command, Joinable, Lost, divided, joinable_run, joined
+from orcs_redis import ConversationTurn, SessionAsset, scripts
+from orcs_redis.model import asset
+from orcs_redis.model.meta import Versioned
+from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
+from orcs_redis.protocol import writer as writers
+from orcs_redis.protocol.attempts import ConnectionLost
+from orcs_redis.protocol.commands import Argument, Command, ScriptCall, merge, next_batch, split_reply
+from orcs_redis.protocol.keys import Keyspace
+from orcs_redis.protocol.namespace import Create
+from orcs_redis.protocol.request import Plan, single
+from orcs_redis.protocol.writer import Namespace
+from orcs_redis.protocol.writes import Identified, Write
 
 from .clock import Clock
 from .driver import CANCELLED, Call, Flow, Wake, Writer
@@ -146,11 +152,11 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (asset, lease, operations, watch)]
-        swaps += [(module, "random", self.random) for module in (plans, resp)]
+        swaps += [(module, "time", self.clock) for module in (asset, leases, reads, writers, changes)]
+        swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
-            (os, "urandom", self.random.randbytes), (operations, "_WINDOW", self.window), (watch, "_BATCH", self.batch),
-            (watch, "_PENDING", self.pending),
+            (os, "urandom", self.random.randbytes), (writers, "_WINDOW", self.window),
+            (changes, "_BATCH", self.batch), (changes, "_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
         try:
@@ -325,7 +331,7 @@ class World:
             call.commands()  # as the drivers do, before they learn that there is no connection
             if call.record is not None:
                 self.model.sent(call.record)
-            call.failed(Lost("no connection", sent=False))
+            call.failed(ConnectionLost("no connection", sent=False))
         return bool(ready)
 
     def _do_refuse(self, writer: Writer) -> bool | None:
@@ -342,7 +348,7 @@ class World:
         return None
 
     def _do_cancel(self, writer: Writer) -> bool | None:
-        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._ticket]
+        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._operation]
         if not calls:
             return False
         self.random.choice(calls).cancel()
@@ -443,7 +449,7 @@ class World:
         writer = self._add(Writer(len(self.writers), namespace, _HEARTBEAT))
         if self.tracing:
             self.say(f"writer {writer.number} opens: {namespace.origin.hex()}")
-        Call(self, writer, writer.operations.probe(), lambda _: None, [])
+        Call(self, writer, writer.sessions.probe(), lambda _: None, [])
         self._perform(writer)
         return writer
 
@@ -511,7 +517,7 @@ class World:
         elif name == "update":
             self._update(writer, id, under)
         elif name in ("delete", "delete_if"):
-            plan = alone(writer.operations.delete, id, known if name == "delete_if" else None, under)
+            plan = single(writer.sessions.delete, id, known if name == "delete_if" else None, under)
             Flow(self, writer, plan, lambda _: None)
         elif name == "lease":
             ttl = rng.choice((0.3, 2.0, 10.0))
@@ -522,15 +528,15 @@ class World:
             since = writer.changes.encode([rng.randint(0, len(log)) for log in self.model.logs])
             Flow(self, writer, writer.changes.changes(since, rng.choice((1, 2, 100))), lambda _: None)
         else:
-            Flow(self, writer, alone(writer.operations.load, id), lambda found: self._loaded(writer, found))
+            Flow(self, writer, single(writer.sessions.load, id), lambda found: self._loaded(writer, found))
 
     def _append(self, writer: Writer, id: str, expected: int | None, under: Any) -> None:
         turns = [self._turn() for _ in range(self.random.choice((1, 1, 2)))]
-        plan = alone(writer.operations.append, id, turns, expected, under)
+        plan = single(writer.sessions.append, id, turns, expected, under)
         Flow(self, writer, plan, lambda _: None, [turn.id for turn in turns])
 
     def _save(self, writer: Writer, found: SessionAsset, expected: int | None, under: Any) -> None:
-        plan: Plan[int] = writer.operations.save(found, expected, under)
+        plan: Plan[int] = writer.sessions.save(found, expected, under)
         Flow(self, writer, plan, lambda _: None, [turn.id for turn in found.history.turns])
 
     def _update(self, writer: Writer, id: str, under: Any) -> None:
@@ -540,7 +546,7 @@ class World:
             found.history.turns.append(self._turn())
             content[:] = [turn.id for turn in found.history.turns]
 
-        Flow(self, writer, writer.operations.update(id, change, under), lambda _: None, content)
+        Flow(self, writer, writer.sessions.update(id, change, under), lambda _: None, content)
 
     def _loaded(self, writer: Writer, found: Any) -> None:
         if isinstance(found, Versioned):
@@ -556,7 +562,7 @@ class World:
         for call in calls:
             own = call.commands()
             ticket = None if call.record is None else self.model.sent(call.record)
-            if isinstance(call.operation, lease._Claim):
+            if isinstance(call.operation, leases._Claim):
                 self.model.identified(call.writer, call.operation)
             members.append(Member(call, call.attempt, len(commands), len(own), ticket))
             commands += own
@@ -566,9 +572,9 @@ class World:
         at = 0
         while at < len(commands):
             command = commands[at]
-            if isinstance(command, Joinable):
-                run = joinable_run(commands[at:] if joins else [command])
-                frames.append(joined(run))
+            if isinstance(command, ScriptCall):
+                run = next_batch(commands[at:] if joins else [command])
+                frames.append(merge(run))
                 widths.append(len(run))
             else:
                 frames.append(command)
@@ -587,7 +593,7 @@ class World:
             if member.awaited:
                 if self.random.random() < 0.3:
                     member.call.writer.namespace.renew()
-                member.call.failed(Lost("the connection broke", sent=True))
+                member.call.failed(ConnectionLost("the connection broke", sent=True))
         if self.tracing:
             self.say(f"lost: {sending}")
 
@@ -623,7 +629,7 @@ class World:
                 sending.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
             else:
                 reply = replies[len(setup) + n]
-                sending.replies += divided(reply, width) if width > 1 else [reply]
+                sending.replies += split_reply(reply, width) if width > 1 else [reply]
         if self.tracing:
             self.say(f"executed: {sending}: {sending.replies!r:.300}")
         for partition, state in zip(self.partitions, states, strict=False):
@@ -646,7 +652,7 @@ class World:
     def _requests(self, sending: Sending) -> dict[Member, Requested]:
         found: dict[Member, Requested] = {}
         for member in sending.members:
-            if isinstance(member.call.operation, lease._Request):
+            if isinstance(member.call.operation, leases._Request):
                 frame = self._frame(sending, member)
                 found[member] = Requested.read(member.call, frame)
         return found
@@ -663,14 +669,14 @@ class World:
         for member in sending.members:
             operation = member.call.operation
             replies = sending.replies[member.first : member.first + member.count]
-            if None in replies[-1:] and isinstance(operation, (Write, lease._Request)):
+            if None in replies[-1:] and isinstance(operation, (Write, leases._Request)):
                 continue  # it was cut off
             if member.ticket is not None and member.call.record is not None:
                 item = replies[-1]
                 self.model.answered(member.call.record, member.ticket, item[0] if type(item) is list else item)
             elif member in requests:
                 self.model.leases.judge(requests[member], replies[0])
-            elif isinstance(operation, plans.Together):
+            elif isinstance(operation, request.Together):
                 self._judge_reads(sending, member, replies)
 
     def _judge_reads(self, sending: Sending, member: Member, replies: Sequence[Any]) -> None:

@@ -1,0 +1,5 @@
+"""`python -m orcs_redis.cli`."""
+
+from . import main
+
+main()

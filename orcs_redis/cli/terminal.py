@@ -1,0 +1,188 @@
+"""What the command line prints, and how: sessions, changes, documents, complaints.
+
+What sessions contain is shown, never obeyed: control characters are escaped, markup is text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from io import TextIOWrapper
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..model.asset import ConversationTurn, SessionAsset, to_datetime
+from ..model.meta import SessionMeta
+from ..protocol.changes import Change
+
+__all__ = [
+    "change_line",
+    "complain",
+    "describe_session",
+    "list_table",
+    "output",
+    "print_document",
+    "print_json",
+    "print_line",
+    "print_text",
+    "progress_bar",
+    "safe",
+]
+
+_EXCERPT = 200  # characters shown of a tool call's arguments or result
+
+# What can move the cursor, recolour or reorder a line: C0, DEL, C1, directions, line separators. And lone
+# surrogates, which can't be printed.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@cache  # one for each stream: what is printed while a bar moves must go above it
+def output(*, stderr: bool = False) -> Console:
+    """Return the console of standard output or standard error."""
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 100_000  # for a program or a file nothing is cut off
+    return console
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error if that is a terminal; what it yields advances it by one."""
+    console = output(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+def safe(text: str) -> str:
+    """Return text with its control characters escaped."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _block(text: str) -> str:
+    return "\n".join("    " + safe(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
+def complain(problem: object) -> None:
+    """Say in one line on standard error what is wrong, or else worth knowing."""
+    text = getattr(problem, "format_message", lambda: str(problem) or type(problem).__name__)()
+    output(stderr=True).print(Text(f"orcs-redis: {safe(text)}"), soft_wrap=True)
+
+
+def print_text(what: str | Text | Table) -> None:
+    """Print text or a table to standard output."""
+    output().print(what, soft_wrap=not isinstance(what, Table))
+
+
+def print_json(document: object) -> None:
+    """Print a JSON document."""
+    print_document(json.dumps(document, indent=2) + "\n")
+
+
+def print_line(document: object) -> None:
+    """Print a JSON document in one line, at once."""
+    print_document(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def print_document(text: str) -> None:
+    """Print JSON: to a program or a file exactly, to a terminal without what it could obey."""
+    console = output()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    if console.is_terminal:
+        escaped = _UNSAFE.sub(lambda m: m[0] if m[0] == "\n" else f"\\u{ord(m[0]):04x}", text)
+        console.out(escaped, highlight=False, end="")
+    else:
+        console.out(text, highlight=False, end="")
+
+
+def _when(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def _age(time: datetime) -> str:
+    seconds = (datetime.now(UTC) - time).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def change_line(change: Change) -> Text:
+    """Return a change in one line: when, what, which session, its revision, the writer."""
+    return Text.assemble(
+        (f"{_when(change.updated_at)}.{change.updated_at.microsecond // 1000:03} ", "dim"),
+        (f"{change.kind:<8}", "red" if change.kind == "deleted" else "green"),
+        (safe(change.id), "bold"),
+        (f" @{change.revision}", "cyan"),
+        (f" by {change.origin[:8]}", "dim"),
+    )
+
+
+def list_table(metas: Sequence[SessionMeta]) -> Table:
+    """Return a list of sessions as a table."""
+    wide = output().width >= 120  # else the time of the update leaves no room for the names
+    table = Table(box=None, header_style="bold")
+    # A UUID stays in one piece.
+    table.add_column("id", no_wrap=all(len(meta.id) <= 36 for meta in metas), overflow="fold")
+    table.add_column("name", overflow="fold")
+    table.add_column("turns", no_wrap=True, justify="right")
+    table.add_column("updated", no_wrap=True, justify="right")
+    table.add_column("project", overflow="fold")
+    for meta in metas:
+        updated = f"{_when(meta.updated_at)} UTC, " * wide + _age(meta.updated_at)
+        cells = (meta.id, meta.name or "", str(meta.turn_count), updated, meta.project_path or "")
+        table.add_row(*(Text(safe(cell)) for cell in cells))
+    return table
+
+
+def describe_session(asset: SessionAsset, turns: int) -> Text:
+    """Return a session as text, with its last turns."""
+    project, history = asset.project_context, asset.history
+    lines = {
+        "name": project.name or "",
+        "project": project.root_path or "",
+        "technologies": ", ".join(project.technologies),
+        "created": f"{_when(asset.created_at)} UTC",
+        "updated": f"{_when(asset.updated_at)} UTC, {_age(asset.updated_at)}",
+        "turns": f"{len(history)}, and {sum(part.turn_count for part in history.compacted)} summarised",
+        "skills": ", ".join(asset.skill_configs),
+        "snapshots": ", ".join(asset.component_snapshots),
+        "grants": ", ".join(grant.pattern for grant in asset.granted_commands),
+        "facts": "; ".join(f"{fact.key}: {fact.value}" for fact in project.learned_facts),
+        "metadata": _excerpt(asset.metadata),
+    }
+    text = Text.assemble((safe(asset.id), "bold"))
+    for name, value in lines.items():
+        if value:
+            text.append(f"\n{name:<14}", "dim").append(safe(value))
+    first = max(len(history) - turns, 0)
+    if first:
+        text.append(f"\n\n... {first} earlier turns", "dim")
+    for number, turn in enumerate(history.turns[first:], first):
+        _append_turn(text, number, turn)
+    return text
+
+
+def _append_turn(text: Text, number: int, turn: ConversationTurn) -> None:
+    tags = f" [{', '.join(turn.tags)}]" if turn.tags else ""
+    text.append(f"\n\n#{number} {safe(turn.role)}", "bold").append(f" {_when(to_datetime(turn.timestamp_ms))}", "dim")
+    text.append(safe(tags) + "\n" + _block(turn.content))
+    for call in turn.tool_calls:
+        how = "ok" if call.success else "failed"
+        text.append(f"\n    {safe(call.tool_name)} ", "cyan").append(_excerpt(call.args))
+        text.append(f"\n        {how} in {call.duration_ms} ms: ", "dim").append(_excerpt(call.result))
+
+
+def _excerpt(value: object) -> str:
+    text = safe(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 3] + "..."

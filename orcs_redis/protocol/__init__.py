@@ -1,0 +1,1 @@
+"""What is said to Redis: requests, replies and plans. No I/O."""

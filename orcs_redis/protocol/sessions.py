@@ -1,0 +1,301 @@
+"""What a store can do with sessions, as requests and plans. Bad input is refused here, before anything is sent."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import inspect
+import itertools
+import random
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from ..errors import ConflictError, CorruptSessionError, SerializationError
+from ..interrupts import raise_interruption
+from ..model.asset import ConversationTurn, SessionAsset
+from ..model.ids import check_id
+from ..model.meta import Page, SessionMeta, Versioned
+from .codec import Codec, Encoded, Patch, Stored, baseline_of, set_baseline
+from .commands import Argument
+from .keys import Partition
+from .namespace import Probe
+from .reads import AllMeta, Exists, Load, MetaRun, Ping, Position, Turns
+from .request import Pause, Plan, Together
+from .writer import Namespace
+from .writes import APPEND, DELETE, SAVE, Write, Written
+
+__all__ = ["LeaseToken", "Sessions"]
+
+A = TypeVar("A", bound=SessionAsset)
+_ALL: tuple[Argument, Argument] = ("-inf", "+inf")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_STAGED_TURNS = 16  # from so many turns on, a history is staged by plain commands, not passed through Lua
+_LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
+
+
+class LeaseToken(Protocol):
+    """A lease of either form."""
+
+    id: str
+    token: int
+
+
+class Sessions(Generic[A]):
+    """What a store can do, as requests and plans. Bad input is refused here, before anything is sent."""
+
+    def __init__(self, namespace: Namespace, codec: Codec[A]) -> None:
+        self._namespace = namespace
+        self._codec = codec
+
+    def probe(self) -> Probe:
+        """Whether writing is allowed."""
+        return Probe(self._namespace)
+
+    def renew(self) -> None:
+        """Begin a new epoch with the next write."""
+        self._namespace.renew()
+
+    def ping(self) -> Ping:
+        """A round trip."""
+        return Ping()
+
+    def load(self, id: str) -> Load[A]:
+        """A session and its revision."""
+        return Load(self._namespace, self._codec, check_id(id))
+
+    def turns(self, id: str, start: int, stop: int) -> Turns:
+        """Part of a history."""
+        return Turns(self._namespace, check_id(id), _index(start), _index(stop))
+
+    def exists(self, id: str) -> Exists:
+        """Whether there is a session."""
+        return Exists(self._namespace, check_id(id))
+
+    def append(
+        self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: LeaseToken | None
+    ) -> Write:
+        """Add turns to a history."""
+        check_id(id)
+        if not turns:
+            raise ValueError("append needs a turn")
+        if len(turns) == 1:
+            data = [self._codec.turn(turns[0], "turn")]
+        else:
+            data = [self._codec.turn(turn, f"turns[{n}]") for n, turn in enumerate(turns)]
+        if sum(map(len, data)) > self._codec.max_asset_bytes:
+            raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
+        return Write(self._namespace, APPEND, id, _revision(if_revision), data, token=_token(id, lease))
+
+    def delete(self, id: str, if_revision: int | None, lease: LeaseToken | None) -> Write:
+        """Remove a session."""
+        expected, token = _revision(if_revision), _token(check_id(id), lease)
+        return Write(self._namespace, DELETE, id, expected, token=token)
+
+    def save(self, asset: A, if_revision: int | None, lease: LeaseToken | None) -> Plan[int]:
+        """Store an asset: what has changed if it is what it was loaded from, else the whole."""
+        if isinstance(asset, SessionAsset):  # anything else is refused by the codec
+            check_id(asset.id)
+        expected = _revision(if_revision)
+        token = _token(asset.id, lease) if lease is not None else None
+        known = self._known(asset)
+        new = self._codec.encode(asset, known)
+        patch = None
+        if known is not None and expected in (None, known.revision):
+            patch = self._codec.compare(known, new)
+        if known is not None and patch is not None:
+            try:
+                written = yield self._save(asset, new, patch, known.revision, token, known)
+                return self._saved(asset, new, written)
+            except (ConflictError, CorruptSessionError):
+                if expected is not None:
+                    raise
+        written = yield self._save(asset, new, None, expected, token, known)
+        return self._saved(asset, new, written)
+
+    def _known(self, asset: A) -> Stored | None:
+        stored = baseline_of(asset) if isinstance(asset, SessionAsset) else None
+        if stored is None or stored.id != asset.id or stored.incarnation != self._namespace.incarnation:
+            return None
+        return stored
+
+    def _save(
+        self,
+        asset: A,
+        new: Encoded,
+        patch: Patch | None,
+        expected: int | None,
+        token: int | None,
+        known: Stored | None,
+    ) -> Write:
+        sections = new.sections if patch is None else patch.sections
+        removed: Collection[str] = () if known is None else known.sections.keys() - new.sections.keys()
+        rest: builtins.list[Argument] = [asset.updated_at_ms, new.index_metadata]
+        changes: builtins.list[Argument] = [len(sections)]
+        for section in sections.items():
+            changes += section
+        changes += [len(removed), *removed]
+        staged: Sequence[bytes] = ()
+        if patch is None and len(new.turns) < _STAGED_TURNS:
+            rest += ["replace", *changes, *new.turns]
+        elif patch is None:
+            staged = new.turns
+            rest += ["staged", *changes, len(new.turns)]
+        elif patch.reshapes:
+            rest += ["edit", *changes, *patch.keep, len(patch.edits)]
+            for edit in patch.edits:
+                rest += edit
+            rest += patch.pushed
+        else:
+            rest += ["push", *changes, *patch.pushed]
+        expected_op = None if known is None or patch is None else known.operation
+        # Who has loaded it knows when it was updated: the index never goes back. A new asset brings its own time.
+        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, expected_op, known is not None)
+
+    def _saved(self, asset: A, new: Encoded, written: Written) -> int:
+        before = self._known(asset)
+        if before is None or before.revision < written.revision:
+            incarnation = self._namespace.incarnation
+            set_baseline(
+                asset, Stored(incarnation, asset.id, written.revision, written.operation, new.sections, new.turns)
+            )
+        return written.revision
+
+    def list(
+        self,
+        limit: int | None,
+        project_path: str | None,
+        updated_after: datetime | None,
+        updated_before: datetime | None,
+    ) -> Plan[builtins.list[SessionMeta]]:
+        """Metadata, newest first."""
+        span = _span(updated_after, updated_before)
+        if limit is None and span == _ALL:
+            runs = yield Together(map(AllMeta, self._namespace.keyspace.partitions))
+            found = builtins.list(itertools.chain.from_iterable(runs))
+            found = [meta for meta in found if project_path is None or meta.project_path == project_path]
+            found.sort(key=_position, reverse=True)
+            return found
+        if limit is not None:
+            limit = _limit(limit, least=0)
+        return (yield from self._run(limit, project_path, span, None))
+
+    def page(
+        self,
+        limit: int,
+        cursor: str | None,
+        project_path: str | None,
+        updated_after: datetime | None,
+        updated_before: datetime | None,
+    ) -> Plan[Page[SessionMeta]]:
+        """One page of metadata, newest first, and where the next begins."""
+        after = None if cursor is None else _decode_cursor(cursor)
+        span = _span(updated_after, updated_before)
+        found = yield from self._run(_limit(limit, least=1) + 1, project_path, span, after)
+        if len(found) <= limit:
+            return Page(found, None)
+        items = found[:limit]
+        return Page(items, _encode_cursor(_position(items[-1])))
+
+    def _run(
+        self,
+        limit: int | None,
+        project_path: str | None,
+        span: tuple[Argument, Argument],
+        after: tuple[int, str] | None,
+    ) -> Plan[builtins.list[SessionMeta]]:
+        """Collect runs of all partitions, until none can have more of the first `limit`."""
+        found: builtins.list[SessionMeta] = []
+        positions: dict[Partition, Position] = {}
+        if limit != 0:
+            positions = dict.fromkeys(self._namespace.keyspace.partitions, after or ("", ""))
+        while positions:
+            share = 1 + _LIST_CHUNK // len(positions)
+            if limit is not None and project_path is None:
+                share = min(limit, share, 2 + 2 * limit // len(positions))  # about as many as each has of the first
+            runs = yield Together(MetaRun(partition, share, span, at) for partition, at in positions.items())
+            positions = {partition: end for partition, (end, _) in zip(positions, runs, strict=True) if end is not None}
+            for _, metas in runs:
+                found += [meta for meta in metas if project_path is None or meta.project_path == project_path]
+            if limit is not None and len(found) >= limit:
+                found.sort(key=_position, reverse=True)
+                del found[limit:]
+                milliseconds, id = _position(found[-1])
+                last: Any = milliseconds, id.encode()
+                positions = {partition: end for partition, end in positions.items() if end > last}
+        found.sort(key=_position, reverse=True)
+        return found
+
+    def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
+        """Load, change and save, again and again until no other write came between."""
+        delay = 0.001
+        while True:
+            asset, revision = yield self.load(id)
+            if inspect.isawaitable(answer := change(asset)):
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                raise TypeError("update takes a plain function: what it does must not wait")
+            if asset.id != id:
+                raise ValueError("change must leave the id as it is")
+            try:
+                return Versioned(asset, (yield from self.save(asset, revision, lease)))
+            except ConflictError:
+                yield Pause(random.uniform(0, delay))
+                delay = min(2 * delay, 0.1)
+
+
+def _position(meta: SessionMeta) -> tuple[int, str]:
+    """Return a session's place in the order of lists, in which equal times are ordered by id."""
+    return (meta.updated_at - _EPOCH) // _MILLISECOND, meta.id
+
+
+def _span(after: datetime | None, before: datetime | None) -> tuple[Argument, Argument]:
+    """Return the bounds in ms: the first included, the second not."""
+    return "-inf" if after is None else _ms(after), "+inf" if before is None else _ms(before)
+
+
+def _ms(moment: datetime) -> int:
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise ValueError("a datetime with a time zone is needed")
+    return -((_EPOCH - moment) // _MILLISECOND)  # rounded up
+
+
+def _limit(limit: int, least: int) -> int:
+    if type(limit) is not int or limit < least:
+        raise ValueError(f"limit is {least} or more")
+    return min(limit, 2**53)
+
+
+def _index(index: int) -> int:
+    if type(index) is not int:
+        raise ValueError("the index of a turn is an integer")  # as for every other bad argument
+    return max(-(2**62), min(index, 2**62))
+
+
+def _revision(if_revision: int | None) -> int | None:
+    if if_revision is not None and (type(if_revision) is not int or not 0 <= if_revision < 2**63):
+        raise ValueError("if_revision is a revision, or 0 for an absent session")
+    return if_revision
+
+
+def _token(id: str, lease: LeaseToken | None) -> int | None:
+    if lease is None:
+        return None
+    if lease.id != id:
+        raise ValueError("the lease is of another session")
+    return lease.token
+
+
+def _encode_cursor(position: tuple[int, str]) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).decode()
+
+
+def _decode_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, str])
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise_interruption(error)
+        raise ValueError("that is not a cursor of a page") from None

@@ -1,0 +1,180 @@
+"""Who writes: operation ids, and the dedup windows in which a server recognises them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+from .. import scripts
+from ..interrupts import raise_interruption
+from .codec import VERSION
+from .commands import CallPrefix
+from .keys import Keyspace, Partition
+
+__all__ = ["Namespace", "OperationToken"]
+
+_WINDOW = 1024  # operations that a dedup window may come to hold: what one that hangs keeps the server from forgetting
+_CLOSED = 2**32 - 1  # in place of a counter: nothing more is to come of an epoch
+_BARRED = 100  # of what is not to be applied any more, so many are named by one write at most
+
+
+def _heads(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPrefix]:
+    """Return what all calls of the writing script for a partition have in common: by digest, by text."""
+    keys = (
+        partition.state, partition.updated, partition.meta, partition.changes, partition.deleted,
+        partition.deleted_meta,
+    )  # fmt: skip
+    script, arguments = scripts.WRITE, (incarnation, VERSION)
+    return CallPrefix("EVALSHA", script.sha, keys, arguments), CallPrefix("EVAL", script.source, keys, arguments)
+
+
+class OperationToken:
+    """What a write is known by, from its first sending until it is finished."""
+
+    __slots__ = ("__weakref__", "barred", "counter", "high_water_mark", "low_water_mark", "nonce", "window")
+
+    def __init__(self, window: DedupWindow, counter: int, high_water_mark: int) -> None:
+        self.window = window
+        self.counter = counter
+        self.nonce = time.time_ns() & 0xFFFFFFFF  # two clones of a process count alike, but not at the same moment
+        self.high_water_mark = high_water_mark  # a revision of the partition, known before: whatever it makes is later
+        self.low_water_mark = counter  # the lowest counter of the window's writes that were not finished when it began
+        self.barred: Sequence[_Barred] = ()  # what the server must not apply any more, should it arrive late
+
+    def head(self) -> tuple[bytes, int, int, int, int]:
+        """Return what the scripts need to recognise it: writer, counter, nonce, seen, floor."""
+        return self.window.writer, self.counter, self.nonce, self.high_water_mark, self.low_water_mark
+
+    @property
+    def operation_id(self) -> bytes:
+        """What no other write has, of this writer or any other."""
+        return self.window.writer + self.counter.to_bytes(4) + self.nonce.to_bytes(4)
+
+
+class DedupWindow:
+    """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
+
+    __slots__ = ("counters", "generation", "given_up", "unfinished", "writer")
+
+    def __init__(self, origin: bytes, generation: int) -> None:
+        self.writer = origin + os.urandom(4)
+        self.generation = generation
+        self.counters = itertools.count(1)
+        # By counter, lowest first, with their nonces. A token may be gone: a signal handler's exception has lost it.
+        self.unfinished: dict[int, tuple[weakref.ref[OperationToken], int]] = {}
+        self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
+
+    def low_water_mark(self, counter: int) -> int:
+        """Return the lowest counter that is not finished; `counter` if there is none."""
+        while True:
+            try:
+                lowest = next(iter(self.unfinished), counter)
+            except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
+                raise_interruption(error)
+                continue
+            operation, nonce = self.unfinished.get(lowest, (None, 0))
+            if operation is None or operation() is not None:
+                return lowest
+            self.given_up[lowest] = nonce
+            self.unfinished.pop(lowest, None)
+
+    def barred(self, low_water_mark: int) -> Iterator[_Barred]:
+        """Yield what the low-water mark does not bar."""
+        for counter, nonce in tuple(self.given_up.items()):
+            if counter >= low_water_mark:
+                yield self, counter, nonce
+
+    def acknowledge(self, low_water_mark: int) -> None:
+        """Note that the server bars what is below the low-water mark."""
+        for counter in tuple(self.given_up):
+            if counter < low_water_mark:
+                self.given_up.pop(counter, None)
+
+
+_Barred: TypeAlias = tuple[DedupWindow, int, int]  # counter, nonce
+
+
+class Namespace:
+    """What a store knows of its namespace once it is open: its keys, who writes, and the revisions seen."""
+
+    def __init__(self, name: str, partitions: int, incarnation: bytes) -> None:
+        self.keyspace = Keyspace(name, partitions)
+        self.incarnation = incarnation
+        self.origin = os.urandom(8)
+        self.high_water_marks = [0] * partitions  # the highest revision that this store has received
+        self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
+        self._generation = 0
+        self._windows = [DedupWindow(self.origin, 0) for _ in range(partitions)]
+        self._retired: list[list[DedupWindow]] = [[] for _ in range(partitions)]
+        self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
+
+    def begin(self, partition: Partition) -> OperationToken:
+        """Return a new write's token."""
+        number = partition.number
+        with self._lock:
+            window = self._windows[number]
+            if window.generation != self._generation:
+                window = self._retire(number, window)
+            operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
+            operation.low_water_mark = window.low_water_mark(operation.counter)
+            if operation.counter - operation.low_water_mark >= _WINDOW or operation.counter > 0xFFFFFFF0:
+                window = self._retire(number, window)
+                operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
+            window.unfinished[operation.counter] = weakref.ref(operation), operation.nonce
+            if self._retired[number] or window.given_up:
+                barred = itertools.chain(window.barred(operation.low_water_mark), *map(_barred, self._retired[number]))
+                operation.barred = list(itertools.islice(barred, _BARRED))
+            return operation
+
+    def end(self, operation: OperationToken, *, answered: bool = True) -> None:
+        """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
+        operation.window.unfinished.pop(operation.counter, None)
+        if not answered:
+            operation.window.given_up[operation.counter] = operation.nonce
+
+    def acknowledge(self, partition: Partition, operation: OperationToken) -> None:
+        """Note that a write was applied: the server knows what it must not apply any more."""
+        with self._lock:
+            operation.window.acknowledge(operation.low_water_mark)
+            for window, counter, _ in operation.barred:
+                if counter != _CLOSED:
+                    window.given_up.pop(counter, None)
+                elif window in self._retired[partition.number]:
+                    self._retired[partition.number].remove(window)
+
+    def renew(self) -> None:
+        """Begin a new epoch with the next write: a process that was cloned must not go on as its twin does."""
+        self._generation += 1
+
+    def evicted(self, partition: Partition, revision: int) -> None:
+        """Note that the server has forgotten what there was before this revision: all goes on in a new epoch."""
+        self.observe(partition, revision)
+        self.renew()
+
+    def observe(self, partition: Partition, revision: int) -> None:
+        """Remember that the partition has reached a revision."""
+        if revision > self.high_water_marks[partition.number]:
+            self.high_water_marks[partition.number] = revision
+
+    def channel(self, key: str) -> str:
+        """Return the channel that goes with a key: pub/sub knows no databases, and this name no other has."""
+        return f"{key}:{self.incarnation.decode()}"
+
+    def _retire(self, number: int, window: DedupWindow) -> DedupWindow:
+        new = DedupWindow(self.origin, self._generation)
+        if next(window.counters) > 1:
+            self._retired[number].append(window)
+        self._windows[number] = new
+        return new
+
+
+def _barred(window: DedupWindow) -> Iterable[_Barred]:
+    """Return what is barred of a window that was left."""
+    if window.unfinished and window.low_water_mark(_CLOSED) < _CLOSED:
+        return window.barred(0)
+    return [(window, _CLOSED, 0)]

@@ -1,0 +1,1 @@
+"""The blocking stores, made by tools/unasync.py."""

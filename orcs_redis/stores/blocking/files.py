@@ -1,0 +1,81 @@
+# Made from ../files.py by tools/unasync.py: change that one.
+"""The store of orcs' own files."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar, cast, overload
+
+from ...model.asset import SessionAsset
+from ...model.meta import SessionMeta, SyncStatus
+from ...transport.threads import Workers
+from ..folder import AnyPath, Folder, Unreadable
+
+__all__ = ["LocalFileStore"]
+
+A = TypeVar("A", bound=SessionAsset)
+_DEFAULT_FOLDER = "~/.orcs/sessions"
+
+
+class LocalFileStore(Generic[A]):
+    """Sessions as orcs' files in a folder, for threads and processes at once.
+
+    A file is written beside the old one, synced and renamed over it: a reader sees one or the other whole.
+    """
+
+    @overload
+    def __init__(self: LocalFileStore[SessionAsset], path: AnyPath = ..., *, asset_type: None = None) -> None: ...
+    @overload
+    def __init__(self, path: AnyPath = ..., *, asset_type: type[A]) -> None: ...
+    def __init__(self, path: AnyPath = _DEFAULT_FOLDER, *, asset_type: type[Any] | None = None) -> None:
+        self._folder = Folder(path, cast(type[A], asset_type or SessionAsset))
+        self._workers = Workers(16, "orcs-redis-files")
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._folder.path
+
+    def save(self, asset: A) -> int:
+        """Store the whole asset, overwriting one of the same id; return the file's modification time in ns.
+
+        Raises:
+            OutcomeUnknownError: it is written, but may not survive a power failure.
+
+        """
+        encoded = self._folder.encode(asset)  # here, lest another thread changes the asset meanwhile
+        return self._workers.call(self._folder.write, *encoded)
+
+    def load(self, id: str) -> A:
+        """Read a session; NotFoundError if it is absent."""
+        return self._workers.call(self._folder.load, id)
+
+    def list(self) -> builtins.list[SessionMeta]:
+        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
+        return self._workers.call(self._folder.list)
+
+    def delete(self, id: str) -> None:
+        """Delete a session; NotFoundError if it is absent."""
+        self._workers.call(self._folder.delete, id)
+
+    def exists(self, id: str) -> bool:
+        """Return whether there is such a session."""
+        return self._workers.call(self._folder.exists, id)
+
+    def sync_status(self) -> SyncStatus:
+        """Return that there is no server."""
+        return SyncStatus.offline()
+
+    def unreadable(self) -> builtins.list[Unreadable]:
+        """Return the files that the last `list` could not read."""
+        return builtins.list(self._folder.unreadable)
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

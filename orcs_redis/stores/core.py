@@ -1,0 +1,78 @@
+"""A store's plans: what it can do, once it is open. Nothing here waits."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from ..errors import UnavailableError
+from ..model.asset import SessionAsset
+from ..protocol.changes import Changes
+from ..protocol.codec import Codec
+from ..protocol.leases import Leases
+from ..protocol.namespace import open_namespace
+from ..protocol.request import Plan
+from ..protocol.sessions import Sessions
+from ..transport.address import Target
+from ..transport.lifecycle import Lifecycle
+from ..transport.opening import Connecting
+from .options import Options
+
+__all__ = ["Core"]
+
+A = TypeVar("A", bound=SessionAsset)
+
+
+class Core(Generic[A]):
+    """What a store knows beside its driver."""
+
+    def __init__(self, options: Options[A]) -> None:
+        self.options = options
+        self.lifecycle = Lifecycle(options.deadline)
+        self._sessions: Sessions[A] | None = None
+        self._leases: Leases | None = None
+        self._changes: Changes | None = None
+
+    @property
+    def sessions(self) -> Sessions[A]:
+        """What the store can do, once it is open."""
+        if self._sessions is None:
+            raise UnavailableError("the store is not connected")
+        return self._sessions
+
+    @property
+    def leases(self) -> Leases:
+        """What there is to ask about leases, once it is open."""
+        if self._leases is None:
+            raise UnavailableError("the store is not connected")
+        return self._leases
+
+    @property
+    def changes(self) -> Changes:
+        """What there is to ask about changes, once it is open."""
+        if self._changes is None:
+            raise UnavailableError("the store is not connected")
+        return self._changes
+
+    def connecting(self, target: Target | None, client: Any) -> Connecting:
+        """Return what is to be reached, and how."""
+        options = self.options
+        return Connecting(target, client, options.deadline, options.heartbeat, options.max_connections, self._connected)
+
+    def _connected(self) -> None:
+        """Note that a connection was opened: a process that was cloned since must not go on as its twin does."""
+        if self._sessions is not None:
+            self._sessions.renew()
+
+    def open(self) -> Plan[None]:
+        """Read or create the namespace, and find out whether writing is allowed."""
+        options = self.options
+        namespace = yield from open_namespace(options.namespace, options.partitions)
+        codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
+        sessions = Sessions(namespace, codec)
+        denied = yield sessions.probe()
+        if denied is not None:
+            self.lifecycle.deny(denied)
+        self._sessions = sessions
+        self._leases = Leases(namespace)
+        self._changes = Changes(namespace, options.heartbeat)
+        self.lifecycle.is_open = True

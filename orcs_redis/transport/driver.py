@@ -1,0 +1,289 @@
+"""How a store waits, in asyncio: performs requests and plans over a link. threads.py has the same verbs, blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ..errors import StorageError, UnavailableError
+from ..interrupts import raise_interruption, suppress
+from ..protocol.attempts import AttemptError, Retry, WrongServer
+from ..protocol.request import Listener, Pause, Plan, Request
+from .base import AsyncLink
+from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
+from .opening import Connecting, open_link
+from .pubsub import Subscription
+
+if TYPE_CHECKING:
+    from .embedded import Attachment
+
+__all__ = ["Driver", "Latch", "Workers"]
+
+T = TypeVar("T")
+
+
+class Driver:
+    """Performs a store's requests and plans in the event loop that it was made in.
+
+    Each call may raise RuntimeError: in another loop, or in a fork of the process.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, link: AsyncLink, attachment: Attachment | None = None, heartbeat: float = 5.0
+    ) -> None:
+        self.lifecycle = lifecycle
+        self.link = link
+        self._attachment = attachment
+        self._loop = asyncio.get_running_loop()
+        self._idle: asyncio.Future[None] | None = None
+        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # calls that may not send yet
+        self._subscription = Subscription(link.open_pubsub, heartbeat)
+
+    @classmethod
+    async def open(cls, lifecycle: Lifecycle, connecting: Connecting, plan: Plan[None]) -> Driver:
+        """Connect, and run the plan that opens the store."""
+        until = asyncio.get_running_loop().time() + lifecycle.deadline
+        driver = cls(lifecycle, *await open_link(connecting), connecting.heartbeat)
+        try:
+            await driver.run(plan, until)
+        except BaseException:
+            await driver.close()
+            raise
+        return driver
+
+    async def close(self) -> None:
+        """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
+        lifecycle = self.lifecycle
+        lifecycle.closed = True
+        if lifecycle.is_forked:  # sockets and selector are the parent's
+            return
+        async with contextlib.AsyncExitStack() as stack:  # also if this is cancelled while it waits
+            if self._attachment is not None:
+                stack.callback(self._attachment.release)
+            stack.push_async_callback(self.link.close)
+            stack.push_async_callback(self._subscription.close)
+            if lifecycle.active:
+                self._idle = self._idle or self._loop.create_future()
+                await asyncio.wait([self._idle], timeout=lifecycle.deadline + 1)
+
+    async def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
+        """Send an request until there is an answer or the deadline has come.
+
+        Args:
+            request: what to do.
+            until: the deadline of the call that it is part of.
+            call: that call, which `begin_plan` let in.
+
+        """
+        lifecycle, loop = self.lifecycle, self._loop
+        if asyncio.get_running_loop() is not loop:
+            self._refuse_loop()
+        retry: Retry | None = None
+        error: BaseException | None = None
+        began, expires = math.inf, 0.0
+        try:
+            lifecycle.begin(request, call)
+            if call is None and len(lifecycle.active) - len(self._waiting) > IN_FLIGHT:
+                await self._take_turn(request)
+            began = loop.time()
+            expires = until or began + (request.deadline or lifecycle.deadline)
+            while True:
+                sent = loop.time()
+                try:
+                    return request.decode(await self.link.call(request.commands(), expires))
+                except (AttemptError, StorageError) as problem:
+                    raise_interruption(problem)
+                    if isinstance(problem, WrongServer):
+                        self.link.drop(sent)
+                    retry = retry or Retry(expires)
+                    delay = retry.after(problem, loop.time(), request)
+                if delay:
+                    await asyncio.sleep(delay)
+        except BaseException as exc:
+            error = exc
+            if self._waiting and isinstance(exc, NO_OUTCOME):
+                self._give_up(began, expires)
+            raise
+        finally:
+            if call is None:
+                lifecycle.active.pop(request, None)
+            lifecycle.end(request, error, loop.time())
+            error = None  # else it, this frame and those of its callers are a cycle
+            if call is None:
+                self._end_turn()
+
+    async def run(self, plan: Plan[T], until: float | None = None) -> T:
+        """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
+        lifecycle, loop = self.lifecycle, self._loop
+        if asyncio.get_running_loop() is not loop:
+            self._refuse_loop()
+        try:
+            lifecycle.begin_plan(plan)
+            if len(lifecycle.active) - len(self._waiting) > IN_FLIGHT:
+                await self._take_turn(plan)
+            return await self.follow(plan, until or loop.time() + lifecycle.deadline, plan)
+        finally:
+            lifecycle.active.pop(plan, None)
+            self._end_turn()
+
+    async def follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
+        """Perform a plan's requests, one after the other, until the store is closed.
+
+        With `until` they have one deadline, which begins anew when the plan has paused.
+        """
+        with contextlib.closing(plan):
+            try:
+                step = next(plan)
+                while True:
+                    if isinstance(step, Pause):
+                        await _pause(step)
+                        if until is not None:
+                            until = self._loop.time() + self.lifecycle.deadline
+                        step = plan.send(None)
+                        continue
+                    try:
+                        result = await self.perform(step, until, call)
+                    except StorageError as error:
+                        raise_interruption(error)
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(result)
+            except StopIteration as stop:
+                raise_interruption(stop)
+                return cast(T, stop.value)
+
+    async def each(self, plans: Sequence[Plan[T]]) -> list[T | StorageError]:
+        """Run plans, a number of them at a time; return what each came to. A dead server is waited for once."""
+        waiting = deque(enumerate(plans))
+        results: list[Any] = [None] * len(waiting)
+        dead = False
+
+        async def work() -> None:
+            nonlocal dead
+            while waiting:
+                n, plan = waiting.popleft()
+                began = self._loop.time()
+                try:
+                    if dead:
+                        raise UnavailableError(NOT_SENT)
+                    results[n] = await self.run(plan)
+                except StorageError as error:
+                    raise_interruption(error)
+                    results[n] = error
+                    dead |= isinstance(error, NO_OUTCOME) and self.lifecycle.answered < began
+
+        await _all(work() for _ in range(min(len(waiting), IN_FLIGHT // 2)))  # other callers have their half
+        return results
+
+    def in_background(self, plan: Plan[None], ended: Callable[[], None]) -> Callable[[], object]:
+        """Follow a plan beside the caller, and call `ended` when it has ended; return how to stop it."""
+
+        async def keep() -> None:
+            try:
+                await self.follow(plan)
+            finally:
+                ended()
+
+        return self._loop.create_task(keep()).cancel
+
+    def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called with a channel's messages; return how to end that."""
+        self._subscription.listen(channel, listener)
+        return partial(self._subscription.leave, channel, listener)
+
+    def _refuse_loop(self) -> None:
+        self.lifecycle.check_process()
+        raise RuntimeError("this store belongs to another event loop: open one in this loop")
+
+    async def _take_turn(self, call: Request[Any] | Plan[Any]) -> None:
+        """Wait until a call may send; its deadline begins only then.
+
+        Raises:
+            UnavailableError: nothing came of those that were sent before it.
+
+        """
+        if isinstance(call, Request) and call.deadline is not None:
+            return  # the renewal of a lease has no time to wait
+        turn = self._waiting[call] = self._loop.create_future()
+        try:
+            await turn
+        finally:
+            self._waiting.pop(call, None)
+
+    def _end_turn(self) -> None:
+        """Let others send in the place of a call that has ended."""
+        active, waiting = self.lifecycle.active, self._waiting
+        while waiting and len(active) - len(waiting) < IN_FLIGHT:
+            _, turn = waiting.popitem(last=False)
+            if not turn.done():  # else its caller was cancelled
+                turn.set_result(None)
+        if self._idle is not None and not active and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _give_up(self, began: float, expires: float) -> None:
+        """Wait for a dead server once, not again for each that waits: one has done nothing for a whole deadline."""
+        if self.lifecycle.answered < began <= expires - 0.9 * self.lifecycle.deadline:
+            for turn in self._waiting.values():
+                if not turn.done():
+                    turn.set_exception(UnavailableError(NOT_SENT))
+
+
+class Latch:
+    """Is set once, and remains so."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def set(self) -> None:
+        """Wake those that wait."""
+        if not self._future.done():
+            self._future.set_result(None)
+
+    @property
+    def waitable(self) -> asyncio.Future[None]:
+        """Done when it is set; each time another future, which may be cancelled."""
+        return asyncio.shield(self._future)
+
+
+class Workers:
+    """Threads for what blocks; dedicated, since those of the loop may all be busy."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: ThreadPoolExecutor
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in one of the threads."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._threads = loop, ThreadPoolExecutor(self._most, self._name)
+        return await loop.run_in_executor(self._threads, function, *arguments)
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines side by side; an error ends all of them, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _pause(pause: Pause) -> None:
+    if pause.wake is None:
+        await asyncio.sleep(pause.seconds)
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None if pause.seconds == math.inf else pause.seconds):
+            await pause.wake.wait()

@@ -1,0 +1,127 @@
+"""What a store has under way, whether it is open, and how it stands with its server. Nothing here waits."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ..errors import OutcomeUnknownError, PermissionDeniedError, StorageError, UnavailableError
+from ..model.meta import SyncMode, SyncStatus
+from ..protocol.request import Request
+
+__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Lifecycle"]
+
+_DENIAL_TIME = 1.0  # seconds
+
+IN_FLIGHT = 256
+"""How many calls a store has under way at a time, where its callers would have more."""
+
+NO_OUTCOME = (UnavailableError, OutcomeUnknownError)
+"""What a call ends in if no server has done what it was asked for."""
+
+NOT_SENT = "not sent: the server has done nothing for a deadline"
+"""What is said of calls that wait for others when nothing comes of those."""
+
+
+class Lifecycle:
+    """A store's calls from opening to closing.
+
+    There is no lock: a signal handler or a finalizer may use the store wherever its thread was interrupted. What is
+    under way is a dict, whose single steps can't be interrupted, and not a counter, which an exception out of a signal
+    handler could leave wrong.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.is_open = False
+        self.closed = False
+        self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
+        self.answered = -math.inf  # when an request last had an outcome, in seconds of time.monotonic()
+        self._pid = os.getpid()
+        self._last_success: float | None = None  # seconds since 1970
+        self._failing = False
+        self._denied: str | None = None  # why writing was refused when the server was last asked,
+        self._denied_until = 0.0  # which is not done again until then
+
+    def begin_plan(self, call: object) -> None:
+        """Let a call of several requests in, which goes on though the store is closing, until it is out of `active`.
+
+        Raises what `check_open` raises.
+        """
+        self.check_open()
+        self.active[call] = 0, threading.get_ident()
+
+    def begin(self, request: Request[Any], call: object = None) -> None:
+        """Note that an request begins, by itself or in a call that `begin_plan` let in.
+
+        Raises:
+            RuntimeError: this process is a fork of the one that opened the store.
+            UnavailableError: the store is closed.
+            PermissionDeniedError: a write, and writing is not allowed.
+
+        """
+        if call is None:
+            self.check_open()
+        self.check_right(request)
+        self.active[call or request] = request.writes, threading.get_ident()
+
+    def end(self, request: Request[Any], error: BaseException | None, now: float) -> None:
+        """Note how it ended, at `now` in seconds of time.monotonic(); by itself, it is out of `active` already."""
+        request.end()
+        if self._denied is not None and request.writes:
+            if error is None:
+                self._denied = None
+            elif isinstance(error, PermissionDeniedError) and now >= self._denied_until:
+                self.deny(error)
+        if error is None:
+            self._failing = False
+            self.answered, self._last_success = now, time.time()
+        elif isinstance(error, NO_OUTCOME):
+            self._failing = True
+        elif isinstance(error, StorageError):
+            self.answered = now
+
+    def is_busy(self) -> bool:
+        """Whether another thread has something under way."""
+        me = threading.get_ident()
+        return any(thread != me for _, thread in tuple(self.active.values()))
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the store."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the store."""
+        if self.is_forked:
+            raise RuntimeError("this store was opened before a fork: open one in the child")
+
+    def check_open(self) -> None:
+        """Raise RuntimeError in a fork of the process that opened the store, UnavailableError if it is closed."""
+        self.check_process()
+        if self.closed:
+            raise UnavailableError("the store is closed")
+
+    def check_right(self, request: Request[Any]) -> None:
+        """Raise PermissionDeniedError for a write, if writing was denied just now."""
+        if request.writes and self._denied is not None and time.monotonic() < self._denied_until:
+            raise PermissionDeniedError(self._denied)
+
+    def deny(self, error: StorageError) -> None:
+        """Refuse writes for a while without asking the server."""
+        self._denied, self._denied_until = str(error), time.monotonic() + _DENIAL_TIME
+
+    def sync_status(self) -> SyncStatus:
+        """How the store stands with its server, without asking it."""
+        if self.closed or not self.is_open:
+            return SyncStatus.offline()
+        last = self._last_success
+        return SyncStatus(
+            mode=SyncMode.ERROR if self._failing else SyncMode.ONLINE,
+            last_sync=None if last is None else datetime.fromtimestamp(last, UTC),
+            pending_uploads=sum(writes for writes, _ in tuple(self.active.values())),
+        )

@@ -1,0 +1,159 @@
+"""Pub/sub: one connection for what is published, with a liveness check of its own.
+
+A message is a hint. What is true is in the keys: whenever messages may have been missed, every listener is asked to
+look for itself. A blocking store runs the same code in a dedicated thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..errors import StorageError, UnavailableError
+from ..interrupts import interruption, raise_interruption
+from ..protocol.attempts import AttemptError
+from ..protocol.request import Listener
+from .base import OnMessage, PubSub
+
+__all__ = ["Background", "Subscription"]
+
+_FIRST_DELAY = 0.01  # seconds
+_LONGEST_DELAY = 60.0  # until a refused subscription is tried again
+_log = logging.getLogger("orcs_redis")
+
+OpenPubSub = Callable[[OnMessage, float], Awaitable[PubSub]]
+
+
+class Subscription:
+    """The channels that somebody in this process listens to; connected while there are any."""
+
+    def __init__(self, open_pubsub: OpenPubSub, heartbeat: float) -> None:
+        self._open_pubsub = open_pubsub
+        self._heartbeat = heartbeat
+        self._listeners: dict[str, list[Listener]] = {}
+        self._pubsub: PubSub | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def listen(self, channel: str, listener: Listener) -> None:
+        """Call `listener` with each message of a channel, and with None when it has to look for itself."""
+        if self._closed:
+            return
+        listeners = self._listeners.setdefault(channel, [])
+        listeners.append(listener)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        elif len(listeners) == 1 and self._pubsub is not None:
+            self._pubsub.subscribe(channel)
+
+    def leave(self, channel: str, listener: Listener) -> None:
+        """Call `listener` no more."""
+        listeners = self._listeners.get(channel, [])
+        if listener in listeners:
+            listeners.remove(listener)
+        if not listeners and self._listeners.pop(channel, None) is not None and self._pubsub is not None:
+            self._pubsub.unsubscribe(channel)
+        if not self._listeners and self._task is not None:
+            self._end(self._task)
+            self._task = None
+
+    async def close(self) -> None:
+        """Close the connection; nobody is called any more."""
+        self._closed = True
+        for channel in self._listeners:
+            self._deliver(channel, None)  # those who wait for a message wait in vain
+        self._listeners.clear()
+        task, self._task = self._task, None
+        if task is not None:
+            self._end(task)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _deliver(self, channel: str, message: bytes | None) -> None:
+        for listener in tuple(self._listeners.get(channel, ())):
+            try:
+                listener(message)
+            except Exception as error:  # a message that is none of ours: whatever it was to say can be looked for
+                raise_interruption(error)
+                listener(None)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = refusal = _FIRST_DELAY
+        logged = ""
+        while True:
+            began = loop.time()
+            try:
+                pubsub = await self._open_pubsub(self._deliver, self._heartbeat)
+                pause, self._pubsub = _FIRST_DELAY, pubsub
+                try:
+                    for channel in self._listeners:
+                        pubsub.subscribe(channel)
+                    await pubsub.watch()
+                finally:
+                    self._pubsub = None
+                    await pubsub.close()
+            except (AttemptError, UnavailableError):
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, 0.5)
+            except Exception as exc:  # no rights, say
+                if (found := interruption(exc)) is not None:  # it is not ours to keep
+                    loop.call_exception_handler({"message": "a signal handler raised", "exception": found})
+                    continue
+                problem = str(exc) if isinstance(exc, StorageError) else type(exc).__name__
+                if problem != logged:
+                    _log.warning("nothing is received of changes, they are looked for every second: %s", problem)
+                    logged = problem
+                refusal = 1.0 if loop.time() > began + _LONGEST_DELAY else min(2 * max(refusal, 0.5), _LONGEST_DELAY)
+                until = loop.time() + refusal
+                while loop.time() < until:
+                    for channel in tuple(self._listeners):
+                        self._deliver(channel, None)
+                    await asyncio.sleep(1)
+
+
+class Background:
+    """An event loop in a thread, for what a blocking store receives while its caller does something else."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="orcs-redis", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function in the loop, without waiting for it; once closed, there is nothing left to call it for."""
+        if os.getpid() == self._pid:  # in a forked child there is no thread, and waking it would wake the parent's
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self, last: Callable[[], Awaitable[None]], until: float) -> None:
+        """Run `last`, and end the thread; wait for that, but not beyond `until`, in seconds of time.monotonic()."""
+
+        async def finish() -> None:
+            try:
+                await last()
+            finally:
+                self._loop.stop()
+
+        asyncio.run_coroutine_threadsafe(finish(), self._loop)
+        # Who closes it may be a finalizer in that thread, or a signal handler whose thread keeps it waiting.
+        if threading.current_thread() is not self._thread:
+            self._thread.join(max(0.0, until - time.monotonic()))
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()

@@ -1,0 +1,302 @@
+"""How a store waits, in threads: performs requests and plans over a link, with the verbs of driver.py."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ..errors import StorageError, UnavailableError
+from ..interrupts import raise_interruption
+from ..protocol.attempts import AttemptError, Retry, WrongServer
+from ..protocol.commands import Batch, Command, Reply
+from ..protocol.request import Listener, Pause, Plan, Request
+from .base import BlockingLink
+from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
+from .opening import Connecting, open_blocking_link
+from .pubsub import Background, Subscription
+
+if TYPE_CHECKING:
+    from .embedded import Attachment
+
+__all__ = ["Driver", "Latch", "Workers"]
+
+T = TypeVar("T")
+
+
+class Driver:
+    """Performs a store's requests and plans, for any number of threads.
+
+    Each call may raise RuntimeError in a fork of the process.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, link: BlockingLink, attachment: Attachment | None = None, heartbeat: float = 5.0
+    ) -> None:
+        self.lifecycle = lifecycle
+        self.link = link
+        self._attachment = attachment
+        self._heartbeat = heartbeat
+        self._listening = threading.RLock()  # a signal handler may want it, too
+        self._listeners: tuple[Background, Subscription] | None = None
+
+    @classmethod
+    def open(cls, lifecycle: Lifecycle, connecting: Connecting, plan: Plan[None]) -> Driver:
+        """Connect, and run the plan that opens the store."""
+        until = time.monotonic() + lifecycle.deadline
+        driver = cls(lifecycle, *open_blocking_link(connecting), connecting.heartbeat)
+        try:
+            driver.run(plan, until)
+        except BaseException:
+            driver.close()
+            raise
+        return driver
+
+    def close(self) -> None:
+        """Let what other threads have under way end, then close the connections."""
+        lifecycle = self.lifecycle
+        lifecycle.closed = True
+        if not lifecycle.is_forked:  # the child of a fork has nobody to wait for
+            until = time.monotonic() + lifecycle.deadline + 1
+            while lifecycle.is_busy() and time.monotonic() < until:
+                time.sleep(0.005)
+            with self._listening:
+                listeners, self._listeners = self._listeners, None
+            if listeners is not None:
+                background, subscription = listeners
+                background.close(subscription.close, until)
+        self.link.close()
+        if self._attachment is not None:
+            self._attachment.release()
+
+    def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
+        """Send an request until there is an answer or the deadline has come.
+
+        Args:
+            request: what to do.
+            until: the deadline of the call that it is part of.
+            call: that call, which `begin_plan` let in.
+
+        """
+        lifecycle = self.lifecycle
+        retry: Retry | None = None
+        error: BaseException | None = None
+        try:
+            lifecycle.begin(request, call)
+            expires = until or time.monotonic() + (request.deadline or lifecycle.deadline)
+            while True:
+                try:
+                    sent = time.monotonic()
+                    return request.decode(self.link.call(request.commands(), expires))
+                except (AttemptError, StorageError) as problem:
+                    raise_interruption(problem)
+                    if isinstance(problem, WrongServer):
+                        self.link.drop(sent)
+                    retry = retry or Retry(expires)
+                    delay = retry.after(problem, time.monotonic(), request)
+                if delay:
+                    time.sleep(delay)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if call is None:
+                lifecycle.active.pop(request, None)
+            lifecycle.end(request, error, time.monotonic())
+            error = None  # else it, this frame and those of its callers are a cycle
+
+    def run(self, plan: Plan[T], until: float | None = None) -> T:
+        """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
+        lifecycle = self.lifecycle
+        try:
+            lifecycle.begin_plan(plan)
+            return self.follow(plan, until or time.monotonic() + lifecycle.deadline, plan)
+        finally:
+            lifecycle.active.pop(plan, None)
+
+    def follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
+        """Perform a plan's requests, one after the other, until the store is closed.
+
+        With `until` they have one deadline, which begins anew when the plan has paused.
+        """
+        with contextlib.closing(plan):
+            try:
+                step = next(plan)
+                while True:
+                    pauses = isinstance(step, Pause)
+                    step = self._step(plan, step, until, call)
+                    if pauses and until is not None:
+                        until = time.monotonic() + self.lifecycle.deadline
+            except StopIteration as stop:
+                raise_interruption(stop)
+                return cast(T, stop.value)
+
+    def _step(self, plan: Plan[Any], step: Any, until: float | None = None, call: object = None) -> Any:
+        """Do what a plan asks for and return what it asks for next."""
+        if isinstance(step, Pause):
+            (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
+            return plan.send(None)
+        try:
+            result = self.perform(step, until, call)
+        except StorageError as error:
+            raise_interruption(error)
+            return plan.throw(error)
+        return plan.send(result)
+
+    def each(self, plans: Sequence[Plan[T]]) -> list[T | StorageError]:
+        """Run plans in step with each other, so many at a time; return what each came to.
+
+        A dead server is waited for once.
+        """
+        lifecycle = self.lifecycle
+        results: list[Any] = [None] * len(plans)
+        dead = False
+        for start in range(0, len(plans), IN_FLIGHT):
+            batch = range(start, min(start + IN_FLIGHT, len(plans)))
+            began, call = time.monotonic(), object()
+            try:
+                try:
+                    if dead:
+                        raise UnavailableError(NOT_SENT)
+                    lifecycle.begin_plan(call)
+                except UnavailableError as error:  # it may have been closed meanwhile
+                    for n in batch:
+                        results[n] = UnavailableError(str(error))
+                else:
+                    self._run_batch(plans, batch, results, call)
+            finally:
+                lifecycle.active.pop(call, None)
+            dead |= lifecycle.answered < began and any(isinstance(results[n], NO_OUTCOME) for n in batch)
+        return results
+
+    def in_background(self, plan: Plan[None], ended: Callable[[], None]) -> Callable[[], object]:
+        """Follow a plan in a thread, and call `ended` when it has ended; return how to stop it."""
+        stopped = threading.Event()
+
+        def keep() -> None:
+            try:
+                with contextlib.closing(plan), contextlib.suppress(StopIteration):
+                    step = next(plan)
+                    while not (isinstance(step, Pause) and stopped.wait(step.seconds)):
+                        step = plan.send(None) if isinstance(step, Pause) else self._step(plan, step)
+            finally:
+                ended()
+
+        threading.Thread(target=keep, name="orcs-redis-lease", daemon=True).start()
+        return stopped.set
+
+    def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called, in another thread, with a channel's messages; return how to end that."""
+        self.lifecycle.check_process()  # first: in the child of a fork, the lock may be held for ever
+        with self._listening:
+            self.lifecycle.check_open()
+            if self._listeners is None:
+                self._listeners = Background(), Subscription(self.link.open_pubsub, self._heartbeat)
+            background, subscription = self._listeners
+        background.call(subscription.listen, channel, listener)
+        return partial(background.call, subscription.leave, channel, listener)
+
+    def _run_batch(self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: list[Any], call: object) -> None:
+        """Run plans of a call; the requests that they have come to go out in one write, repetitions too."""
+        lifecycle = self.lifecycle
+        sent: dict[int, Request[Any]] = {}
+        steps: dict[int, Request[Any]] = {}
+        for n in batch:
+            self._advance(n, partial(next, plans[n]), steps, results)
+        until = time.monotonic() + lifecycle.deadline
+        retries: dict[Request[Any], Retry] = {}
+        try:
+            while steps:
+                sent, steps, delay = steps, {}, 0.0
+                lifecycle.active[call] = sum(request.writes for request in sent.values()), threading.get_ident()
+                began = time.monotonic()
+                for n, replies in self._send_together(sent, until).items():
+                    request = sent[n]
+                    try:
+                        if isinstance(replies, Exception):
+                            raise replies
+                        move = partial(plans[n].send, request.decode(replies))
+                        lifecycle.end(request, None, time.monotonic())
+                    except (AttemptError, StorageError) as problem:
+                        raise_interruption(problem)
+                        if isinstance(problem, WrongServer):
+                            self.link.drop(began)
+                        try:
+                            retry = retries.setdefault(request, Retry(until))
+                            delay = max(delay, retry.after(problem, time.monotonic(), request))
+                            steps[n] = request
+                            continue
+                        except StorageError as error:
+                            raise_interruption(error)
+                            lifecycle.end(request, error, time.monotonic())
+                            move = partial(plans[n].throw, error)
+                    self._advance(n, move, steps, results)
+                if delay:
+                    time.sleep(delay)
+        finally:
+            for request in (*sent.values(), *steps.values()):  # those, too, that an exception has left over
+                request.end()
+
+    @staticmethod
+    def _advance(n: int, move: Callable[[], Any], steps: dict[int, Request[Any]], results: list[Any]) -> None:
+        try:
+            steps[n] = move()
+        except StopIteration as stop:
+            raise_interruption(stop)
+            results[n] = stop.value
+        except StorageError as error:
+            raise_interruption(error)
+            results[n] = error
+
+    def _send_together(
+        self, requests: dict[int, Request[Any]], expires: float
+    ) -> dict[int, Sequence[Reply] | AttemptError | StorageError]:
+        """Send requests in one write; return what came of each."""
+        answers: dict[int, Sequence[Reply] | AttemptError | StorageError] = {}
+        sent: dict[int, Sequence[Command]] = {}
+        for n, request in requests.items():
+            try:
+                self.lifecycle.check_right(request)
+                sent[n] = request.commands()
+            except StorageError as error:
+                raise_interruption(error)
+                answers[n] = error
+        flat = [command for commands in sent.values() for command in commands]
+        if flat:
+            batch = Batch(flat)
+            try:
+                replies = batch.split(self.link.call(batch.frames, expires))
+            except (AttemptError, StorageError) as problem:
+                raise_interruption(problem)
+                return answers | dict.fromkeys(sent, problem)
+            at = 0
+            for n, commands in sent.items():
+                answers[n] = replies[at : at + len(commands)]
+                at += len(commands)
+        return answers
+
+
+class Latch:
+    """Is set once, and remains so."""
+
+    def __init__(self) -> None:
+        self.waitable = threading.Event()
+
+    def set(self) -> None:
+        """Wake those that wait."""
+        self.waitable.set()
+
+
+class Workers:
+    """The caller's own thread."""
+
+    def __init__(self, most: int, name: str) -> None:
+        """Have nothing to prepare."""
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function."""
+        return function(*arguments)
