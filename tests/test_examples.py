@@ -17,8 +17,9 @@ import pytest
 import redis
 
 import orcs_redis
-from orcs_redis import ConversationTurn, SessionAsset, embedded
+from orcs_redis import ConversationTurn, SessionAsset
 from orcs_redis.sync import LocalFileStore, open_store
+from orcs_redis.transport import embedded
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
