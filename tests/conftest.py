@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ from .servers import free_port as free_port
 # A busy machine may take long for any single example; the whole test has its timeout.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+# What a shell starts in the background ignores these signals, and so would all that the tests start.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # For tests of what depends on the server's version or build.
 every_server = pytest.mark.parametrize("start_server", BINARIES.values(), ids=BINARIES.keys(), indirect=True)
