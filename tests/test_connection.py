@@ -659,8 +659,14 @@ def pair(start_server: StartServer) -> tuple[Server, Server]:
 def fail_over(primary: Server, replica: Server, at: Endpoint) -> None:
     """Promote the replica, have the endpoint lead there, and demote the primary, which follows nobody."""
     old: Any = primary.raw()
-    old.wait(1, 5000)
     new: Any = replica.raw()
+    end = time.monotonic() + 10
+    while True:  # WAIT would speak of its own connection's writes only
+        there, here = new.info("replication"), old.info("replication")
+        if there["master_link_status"] == "up" and there["slave_repl_offset"] >= here["master_repl_offset"]:
+            break
+        assert time.monotonic() < end
+        time.sleep(0.01)
     new.execute_command("REPLICAOF", "NO", "ONE")
     at.target = replica.port
     old.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
