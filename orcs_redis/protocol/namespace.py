@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .. import scripts
 from ..errors import LayoutError, PermissionDeniedError, StorageError, UnsupportedServerError
 from ..interrupts import raise_interruption
-from .attempts import AttemptError, ScriptNotLoaded, check_server, translate, unable
+from .attempts import ScriptNotLoaded, check_server, translate, unable
 from .commands import Command, Reply, as_error, as_map
 from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
 from .request import Plan, Request
@@ -130,7 +130,8 @@ class Probe(Request["StorageError | None"]):
             problem = translate(text)
             if isinstance(problem, (ScriptNotLoaded, UnsupportedServerError)):
                 self._check(replies)
-            return PermissionDeniedError(f"the user may not write: {problem}") if _denies(problem) else None
+            denies = isinstance(problem, PermissionDeniedError)
+            return PermissionDeniedError(f"the user may not write: {problem}") if denies else None
         found = list(zip(replies[0][::2], map(bytes.decode, replies[0][1::2]), strict=True))
         if missing := [command for answer, command in found if answer == b"MISSING"]:
             raise unable(b"MISSING", ", ".join(missing))
@@ -138,10 +139,6 @@ class Probe(Request["StorageError | None"]):
         if denied:
             return unable(b"DENIED", ", ".join(denied))
         return None
-
-
-def _denies(problem: StorageError | AttemptError) -> bool:
-    return isinstance(problem, PermissionDeniedError)
 
 
 def open_namespace(name: str, partitions: int | None) -> Plan[Namespace]:
