@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
+import redis
 
 from orcs_redis import (
     ConversationTurn,
@@ -139,13 +140,20 @@ async def test_cancelled_while_waiting(proxy: Proxy, open_in: Open) -> None:
 async def test_leases_are_renewed_while_others_wait(proxy: Proxy, open_in: Open) -> None:
     """The renewal of a lease doesn't wait for thousands of calls that were made before it."""
     store = await open_in("async", url(proxy))
-    await store.save(session("s", 200))  # so that the loop is not busy for long with one reply
-    async with store.lease("s", ttl=1.0) as lease:
-        proxy.strike(delay(0.05))
-        begin = time.monotonic()
-        await asyncio.gather(*(store.load("s") for _ in range(6000)))
-        assert time.monotonic() - begin > 1.1
-        assert not lease.lost.done()
+    await store.save(session("s"))
+    with redis.Redis(port=proxy.target) as server:  # logs the order in which it got the commands
+        server.config_set("slowlog-max-len", 20_000)
+        server.config_set("slowlog-log-slower-than", 0)
+        async with store.lease("s", ttl=3.0):
+            server.slowlog_reset()
+            proxy.strike(HOLD)
+            loads = [asyncio.ensure_future(store.load("s")) for _ in range(5000)]
+            await asyncio.sleep(1.2)  # it is renewed after a third of its ttl
+            proxy.heal()
+            await asyncio.gather(*loads)
+            commands = [b" renew " in entry["command"] for entry in reversed(server.slowlog_get(20_000))]
+    assert len(commands) > 5000 * 3
+    assert commands.index(True) < 2 * IN_FLIGHT * 3  # a load is three commands
 
 
 @forms
