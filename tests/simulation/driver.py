@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,16 @@ class Writer:
     def twin(self, number: int) -> Writer:
         """Return a clone of the process, as of a snapshot of its virtual machine, after its first reconnecting."""
         namespace = copy.copy(self.namespace)
+        copies: dict[int, Any] = {}
+        for window in itertools.chain(namespace._windows, *namespace._retired):
+            count = next(window.counters)  # such a counter can't be copied any more from Python 3.14 on
+            window.counters = itertools.count(count)
+            copies[id(window.counters)] = itertools.count(count)
         for name, value in vars(namespace).items():
             if isinstance(value, type(threading.RLock())):
                 setattr(namespace, name, threading.RLock())
             elif name not in ("keyspace", "heads"):
-                setattr(namespace, name, copy.deepcopy(value))
+                setattr(namespace, name, copy.deepcopy(value, copies))
         namespace.renew()
         twin = Writer(number, namespace, self.changes.heartbeat)
         self.cloned = twin.cloned = True
