@@ -55,8 +55,8 @@ from .support import until
 
 SECRET = "s3cret"
 PAYLOAD = "a payload that nobody else may read"
-DEADLINE = 0.6
-SLACK = 0.6  # seconds that a busy machine may add
+DEADLINE = 1.0
+SLACK = 2.0  # seconds that a busy machine may add
 
 StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Awaitable[Any]]
@@ -380,16 +380,18 @@ async def test_loading_server(
         refusals -= 1
         return b"-LOADING Redis is loading the dataset in memory\r\n"
 
-    store = await open_store(way, between(answer, server.port).port, deadline=DEADLINE)
+    port = between(answer, server.port).port
+    store = await open_store(way, port)
     assert refusals == 0
     asset = session()
     await store.save(asset)
     refusals = 3
     await store.append(asset.id, turn())
     assert len(await store.turns(asset.id)) == 2
+    hasty = await open_store(way, port, deadline=DEADLINE)
     refusals = 10**6
-    await fails(UnavailableError, store.append(asset.id, turn()))
-    await fails(UnavailableError, store.load(asset.id))
+    await fails(UnavailableError, hasty.append(asset.id, turn()))
+    await fails(UnavailableError, hasty.load(asset.id))
     refusals = 0
     assert len(await store.turns(asset.id)) == 2
 
@@ -587,9 +589,8 @@ async def test_replica(start_server: StartServer, open_store: Open, way: str) ->
     store = await open_store(way, replica, deadline=DEADLINE)
     assert await store.load(asset.id) == asset
     assert [meta.id for meta in await store.list()] == [asset.id]
-    await fails(UnavailableError, store.save(asset))
-    await fails(UnavailableError, store.append(asset.id, turn()))
-    await fails(UnavailableError, store.delete(asset.id))
+    for call in (store.save(asset), store.append(asset.id, turn()), store.delete(asset.id)):
+        await fails(UnavailableError, call)
 
 
 @every_server
@@ -637,8 +638,8 @@ async def test_disk_full(start_server: StartServer, open_store: Open, way: str) 
     raw.bgsave()
     status: Callable[[str], Any] = raw.info
     await until(lambda: status("persistence")["rdb_last_bgsave_status"] == "err")
-    for call in (store.append(asset.id, turn()), store.save(session()), store.delete(asset.id)):
-        await fails(UnavailableError, call)
+    calls = store.append(asset.id, turn()), store.save(session()), store.delete(asset.id)
+    await asyncio.gather(*(fails(UnavailableError, call) for call in calls))
     assert dump(raw) == before
     other = await open_store(way, server, deadline=DEADLINE)
     assert await other.load(asset.id) == asset
@@ -701,7 +702,7 @@ async def test_reads_after_a_failover(
     await store.save(asset)
     fail_over(*pair, at)
     await (await open_store(way, pair[1])).append(asset.id, turn("second"))
-    end = time.monotonic() + 3
+    end = time.monotonic() + 1 + SLACK
     while len(await store.turns(asset.id)) < 2:
         assert time.monotonic() < end, "stale"
         await asyncio.sleep(0.05)
@@ -716,14 +717,14 @@ async def test_watch_over_a_failover(
     store = await open_store(way, at.port, heartbeat=1.0)
     asset = session("first")
     revision = await store.save(asset)
-    waiting = asyncio.ensure_future(store.wait_for(asset.id, revision=revision + 2, timeout=5))
+    waiting = asyncio.ensure_future(store.wait_for(asset.id, revision=revision + 2, timeout=30))
     raw: Any = pair[0].raw()
     await until(lambda: raw.pubsub_channels("*changes*"))
     fail_over(*pair, at)
     writer = await open_store(way, pair[1])
     await writer.append(asset.id, turn())
     promoted: Any = pair[1].raw()
-    await until(lambda: promoted.pubsub_channels("*changes*"), 3)
+    await until(lambda: promoted.pubsub_channels("*changes*"), 10)
     began = time.monotonic()
     assert await writer.append(asset.id, turn()) == await waiting
     assert time.monotonic() - began < 1 + SLACK
@@ -1303,8 +1304,8 @@ def test_interrupted_calls_lose_no_connection(start_server: StartServer) -> None
             threads = [threading.Thread(target=others) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            end, interrupted = time.monotonic() + 1.5, 0
-            while time.monotonic() < end:
+            interrupted = 0
+            while interrupted < 300:
                 try:
                     signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.002))
                     for _ in range(50):
@@ -1318,7 +1319,7 @@ def test_interrupted_calls_lose_no_connection(start_server: StartServer) -> None
             with ThreadPoolExecutor(8) as pool:
                 assert list(pool.map(store.exists, ["s"] * 100)) == [False] * 100
             assert 1 <= len(connections(server.raw())) <= 2
-            assert interrupted > 0.99 * raised > 50  # Python itself drops what strikes while it collects
+            assert raised - interrupted < 5  # Python itself drops what strikes while it collects
     finally:
         done.set()
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -61,14 +61,14 @@ def unfinished(store: Any) -> int:
 @forms
 async def test_deadlines_begin_at_sending(proxy: Proxy, open_in: Open, form: str) -> None:
     """What takes several deadlines in all succeeds, over a line that is slow but alive."""
-    store = await open_in(form, url(proxy), deadline=0.8)
+    store = await open_in(form, url(proxy), deadline=1.5)
     assets = [session(f"s{n}", 2000) for n in range(1500)]
     ids = [asset.id for asset in assets]
-    proxy.strike(delay(0.02))  # for each 64 KiB, at most
+    proxy.strike(delay(0.04))  # for each 64 KiB, at most
     for many in (partial(store.save_many, assets), partial(store.load_many, ids)):
         begin = time.monotonic()
         assert errors(await many()) == []
-        assert time.monotonic() - begin > 0.8
+        assert time.monotonic() - begin > 1.5
     if form == "async":
         for call, items in ((store.load, ids), (store.save, assets)):
             assert errors(await asyncio.gather(*map(call, items), return_exceptions=True)) == []
@@ -77,7 +77,7 @@ async def test_deadlines_begin_at_sending(proxy: Proxy, open_in: Open, form: str
 @forms
 async def test_a_dead_server_is_waited_for_once(proxy: Proxy, open_in: Open, form: str) -> None:
     """Thousands of calls fail in about a deadline; those that were not sent are known not to have been applied."""
-    store = await open_in(form, url(proxy), deadline=0.5)
+    store = await open_in(form, url(proxy), deadline=1.0)
     proxy.strike(BLACKHOLE, new=True)
     kinds: list[set[type]] = []
     begin = time.monotonic()
@@ -90,7 +90,7 @@ async def test_a_dead_server_is_waited_for_once(proxy: Proxy, open_in: Open, for
         results = await asyncio.gather(*appends, return_exceptions=True)
         kinds.append({type(result) for result in results})
         assert sum(isinstance(result, OutcomeUnknownError) for result in results) <= IN_FLIGHT
-    assert time.monotonic() - begin < len(kinds) * 2 * 0.5 + 1
+    assert time.monotonic() - begin < len(kinds) * 2 * 1.0 + 2
     assert set().union(*kinds) <= {UnavailableError, OutcomeUnknownError}
     assert kinds[0] == {UnavailableError}
     assert store.sync_status().pending_uploads == 0
@@ -211,18 +211,18 @@ async def test_no_connection_for_good(start_server: StartServer, open_in: Open, 
 @forms
 async def test_a_call_has_one_deadline(proxy: Proxy, open_in: Open, form: str) -> None:
     """Opening and saving take several round trips, and end in time also where each of them is slow."""
-    store = await open_in(form, url(proxy), deadline=1.0)
+    store = await open_in(form, url(proxy), deadline=2.0)
     peer = await open_in(form, url(proxy))
     asset = session("s")
     await store.save(asset)
     await peer.append("s", turn())
     asset.metadata["x"] = 1  # not over what it was loaded from: it is sent again whole
-    proxy.strike(delay(0.3), new=True)
+    proxy.strike(delay(0.6), new=True)
     for call in (
-        open_in(form, url(proxy), deadline=1.0, namespace="new"),
+        open_in(form, url(proxy), deadline=2.0, namespace="new"),
         store.save(asset),
     ):
         begin = time.monotonic()
         with pytest.raises((UnavailableError, OutcomeUnknownError)):
             await call
-        assert time.monotonic() - begin < 1.4
+        assert time.monotonic() - begin < 2.0 + 1.0

