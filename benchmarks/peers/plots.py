@@ -22,7 +22,7 @@ def draw(result: Result) -> Iterator[tuple[str, str]]:
     for shade, ink in INK.items():
         style: dict[Any, Any] = {
             "svg.hashsalt": "orcs_redis", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
-            "axes.spines.right": False, "grid.alpha": 0.15,
+            "axes.spines.right": False, "grid.alpha": 0.15, "axes.axisbelow": True,
             **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], ink),
             "grid.color": ink,
         }  # fmt: skip
@@ -61,6 +61,8 @@ PLOTS = {"append": _append, "tasks": _tasks, "newest": _newest, "memory": _memor
 
 def _lines(result: Result, axes: Axes, workload: str) -> bool:
     sizes = result.sizes(workload)
+    if len(sizes) < 2:
+        return False
     for number, store in enumerate(result.stores()):
         medians = [(size, result.median(f"{workload} {size}", store, "p50_us")) for size in sizes]
         points = [(size, median / 1000) for size, median in medians if median is not None]
@@ -78,7 +80,7 @@ def _lines(result: Result, axes: Axes, workload: str) -> bool:
     axes.set(xscale="log", yscale="log")
     axes.grid(axis="y")
     axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return len(sizes) > 1  # one size makes no line
+    return True
 
 
 def _bars(result: Result, axes: Axes, workload: str, columns: dict[str, str]) -> bool:
