@@ -27,11 +27,11 @@ async def figures(number: int, bench: Bench) -> list[Figure]:
 
 
 def main() -> None:
-    about = [f"{number:3}  {inspect.getdoc(measure)}" for number, measure in sorted(FIGURES.items())]
+    about = [f"{number:2}  {inspect.getdoc(measure)}" for number, measure in sorted(FIGURES.items())]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
-        epilog="figures:\n" + "\n".join(about).replace("\n\n", "\n").replace("\n", "\n  "),
+        epilog="\n".join(text.replace("\n\n", "\n").replace("\n", "\n    ") for text in about),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmark", choices=["store"], help="the store's own figures; the peers': benchmarks.peers")

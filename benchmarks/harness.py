@@ -31,9 +31,6 @@ class Spread(NamedTuple):
     least: float
     most: float
 
-    def __mul__(self, factor: Any) -> Spread:
-        return Spread(*(value * factor for value in self))
-
 
 def spread(values: Sequence[float]) -> Spread:
     """Return the median of some rounds."""

@@ -61,8 +61,10 @@ class Figure(msgspec.Struct):
         """Return the details and the note as a text."""
         parts = []
         for name, value in self.detail.items():
-            sides = value.items() if isinstance(value, dict) else [("", value)]
-            parts.append(f"{name} " + ", ".join(f"{side} {number(each)}".lstrip() for side, each in sides))
+            if isinstance(value, dict):
+                parts.append(f"{name} " + ", ".join(f"{side}: {number(each)}" for side, each in value.items()))
+            else:
+                parts.append(f"{name} {number(value)}")
         return "; ".join(filter(None, [*parts, self.note]))
 
 
