@@ -34,7 +34,7 @@ lint: $(STAMP)
 
 # A warning is an error, and no page may load anything from another host.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@! grep -rlE '<(script|img|link|iframe)[^>]* (src|href)="?(https?:)?//' site --include='*.html'
 
 # Long runs of the fault tier: make chaos SECONDS=600 SEED=7

@@ -4,63 +4,64 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-import time
-from collections.abc import Awaitable, Callable
+import inspect
 
-import msgspec
-from rich.console import Console
-
-from . import bulk, limits, store
-from .bench import Bench
-from .report import Figure, Run, document, show
+from .figures import fleet, limits, rates, sizes
+from .figures.bench import FIGURES, Bench, Skip
+from .report import Document, Figure, Run, environment, heading, progress, sheets, show, versions
 from .servers import open_server
 
-FIGURES = store.FIGURES | limits.FIGURES | bulk.FIGURES
+__all__ = ["fleet", "limits", "rates", "sizes"]  # they fill FIGURES
 
 
-async def figures(measure: Callable[[Bench], Awaitable[list[Figure]]], bench: Bench) -> list[Figure]:
-    return await measure(bench)
+async def figures(number: int, bench: Bench) -> list[Figure]:
+    """Measure one of them."""
+    found: list[Figure] = []
+    try:
+        async for figure in FIGURES[number](bench):
+            figure.number = number
+            found.append(figure)
+    except Skip as reason:
+        bench.say(f"{number}: not here, or not all: {reason}")
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(dest="benchmark", required=True)
-    figures_ = commands.add_parser("store", help="the store's own figures and their targets")
-    figures_.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    figures_.add_argument("--quick", action="store_true", help="fewer repeats, 100,000 sessions at most")
-    figures_.add_argument(
+    about = [f"{number:2}  {inspect.getdoc(measure)}" for number, measure in sorted(FIGURES.items())]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(text.replace("\n\n", "\n").replace("\n", "\n    ") for text in about),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("benchmark", choices=["store"], help="the store's own figures; the peers': benchmarks.peers")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, 100,000 sessions at most")
+    parser.add_argument(
         "--server",
         action="append",
         metavar="redis|embedded|URL",
         help="where; may be given twice. Default: a redis-server of its own, and an embedded server",
     )
-    figures_.add_argument(
-        "--figure", action="append", type=int, choices=list(FIGURES), default=[], help="only this; may be given twice"
+    parser.add_argument(
+        "--figure", action="append", type=int, choices=sorted(FIGURES), help="only this; may be given twice"
     )
-    arguments = parser.parse_args()
+    options = parser.parse_args()
 
-    progress = Console(stderr=True, highlight=False)
-    begin = time.monotonic()
+    say = progress()
     runs: list[Run] = []
-    for what in arguments.server or ["redis", "embedded"]:
+    for what in options.server or ["redis", "embedded"]:
         run: Run | None = None
-        for number in sorted(set(arguments.figure)) or FIGURES:
+        for number in sorted(options.figure or FIGURES):
             # A fresh server each time: a large heap, or a table that is still being rehashed, spoils what comes after.
             with open_server(what) as server:
-                run = run or Run(server.name, server.version, [])
-
-                def say(text: str, name: str = server.name) -> None:
-                    progress.print(f"[dim]{time.monotonic() - begin:6.1f} s  {name}  {text}[/]")
-
-                run.figures += asyncio.run(figures(FIGURES[number], Bench(server, arguments.quick, say)))
-        if run is not None:
-            runs.append(run)
-    result = document(arguments.benchmark, arguments.quick, runs)
-    if arguments.json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    else:
-        show(result, Console(width=None if sys.stdout.isatty() else 200))
+                say(f"{server.name}  {number}: {inspect.getdoc(FIGURES[number])}".partition("\n")[0])
+                if run is None:
+                    run = Run(server.name, server.version, [])
+                    runs.append(run)
+                run.figures += asyncio.run(figures(number, Bench(server, options.quick, say)))
+    document = Document(versions=versions(), quick=options.quick, runs=runs, **environment())
+    show(document, heading(document), sheets(document), json=options.json)
 
 
 if __name__ == "__main__":

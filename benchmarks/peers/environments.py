@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..processes import ROOT
 from .catalogue import Entry
-
-ROOT = Path(__file__).parents[2]
 
 
 class SetUpError(Exception):
@@ -45,7 +44,9 @@ def server_of(entry: Entry, python: Path) -> list[str]:
     return files[:1] + [word for module in files[1:] for word in ("--loadmodule", module)]
 
 
-def versions(python: Path) -> dict[str, str]:
-    """Return what is installed there."""
+def versions(entry: Entry, python: Path) -> dict[str, str]:
+    """Return the versions of what the entry requires, and of the client under it."""
+    wanted = [requirement.partition("==")[0].partition("[")[0] for requirement in entry.requirements]
     listing = subprocess.run([str(python), "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True)
-    return dict(line.split("==", 1) for line in listing.stdout.splitlines() if "==" in line)
+    installed = dict(line.split("==", 1) for line in listing.stdout.splitlines() if "==" in line)
+    return {package: installed[package] for package in (*wanted, "redis", "hiredis") if package in installed}

@@ -1,12 +1,16 @@
-"""What comes out: every round's numbers, and what is told of them."""
+"""What comes out: every round's numbers, and one cell of them."""
 
 from __future__ import annotations
 
-import statistics
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from ..harness import Spread, spread
+
+RESULTS = Path(__file__).parents[1] / "results"
+"""The run that was committed last."""
 NOT_MEASURED = "not measured"
 
 
@@ -29,22 +33,22 @@ class Result(msgspec.Struct, kw_only=True):
         """Return the sizes at which a workload was measured."""
         return sorted(int(key.split()[1]) for key in self.samples if key.startswith(f"{workload} "))
 
-    def cell(self, workload: str, store: str, name: str) -> Cell:
-        """Return one number over all rounds."""
+    def cell(self, workload: str, store: str, name: str) -> Spread | str:
+        """Return one number over all rounds, or the reason why there is none."""
         rounds = self.samples.get(workload, {}).get(store, [])
         values = [numbers[name] for numbers in rounds if isinstance(numbers.get(name), (int, float))]
         if values:
-            return Cell(statistics.median(values), min(values), max(values), "")
+            return spread(values)
+        rounds = rounds or self.samples.get("all", {}).get(store, [])
         reasons = [str(numbers.get(name) or numbers.get("error") or "") for numbers in rounds]
-        if not rounds:
-            reasons = [str(numbers.get("error", "")) for numbers in self.samples.get("all", {}).get(store, [])]
-        return Cell(None, None, None, next(filter(None, reasons), NOT_MEASURED))
+        return next(filter(None, reasons), NOT_MEASURED)
+
+    def median(self, workload: str, store: str, name: str) -> float | None:
+        """Return one number over all rounds, if there is one."""
+        cell = self.cell(workload, store, name)
+        return None if isinstance(cell, str) else cell.median
 
 
-class Cell(NamedTuple):
-    """A median with its spread, or the reason why there is none."""
-
-    median: float | None
-    least: float | None
-    most: float | None
-    reason: str
+def read(folder: Path = RESULTS) -> Result:
+    """Return the result in a folder."""
+    return msgspec.json.decode((folder / "result.json").read_bytes(), type=Result)

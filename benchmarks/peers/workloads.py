@@ -10,38 +10,30 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
+from ..harness import HISTORY, TASKS, Counters, Step, latencies, together
+from ..processes import Process, race
 from .interface import Store, turn
 
 Numbers: TypeAlias = dict[str, Any]
-TASKS = 50
+WORKERS = 4
 HOT = 4  # sessions on which the fleet's workers meet
-SESSION = 50  # turns of an ordinary session
 
 
-class Server:
-    """The CPU and memory of the store's server; None for stores without one."""
+class Place(NamedTuple):
+    """Where a store is measured; `worker` names a function of a further process, and `job` is what it gets."""
 
-    def __init__(self, ask: Callable[[str], dict[str, str]] | None) -> None:
-        self._ask = ask
-
-    def per(self, before: float, count: int) -> float | str:
-        """Return the µs for each of `count`, since it had used so many seconds."""
-        return (self.cpu() - before) / count * 1e6 if self._ask is not None else "it has no server"
-
-    def cpu(self) -> float:
-        """Return the seconds it has used."""
-        if self._ask is None:
-            return 0.0
-        info = self._ask("cpu")
-        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+    server: Counters
+    folder: Path
+    worker: Callable[[str], str] = str
+    job: str = ""
 
     def memory(self) -> int:
-        """Return the bytes in use."""
-        return int(self._ask("memory")["used_memory"]) if self._ask is not None else 0
+        """Return the bytes in use, in the server and in files."""
+        return self.server.memory() + sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
 
 class Budget:
@@ -58,25 +50,23 @@ class Budget:
         return f"more than {self._seconds:.0f} s"
 
 
-async def _timed(call: Callable[[], Awaitable[object]], server: Server, repeats: int, budget: Budget) -> Numbers:
+def _server_us(store: Store, us: float) -> float | str:
+    return "it has no server" if store.serverless else us
+
+
+async def _alone(store: Store, place: Place, call: Step, repeats: int, budget: Budget) -> Numbers:
     """One caller alone."""
-    times: list[float] = []
     await call()
-    server_cpu, cpu = server.cpu(), time.process_time()
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        await call()
-        times.append(time.perf_counter() - begin)
-        if budget.over():
-            break
+    server_cpu, cpu = place.server.cpu(), time.process_time()
+    times = (await latencies({"": call}, repeats, budget.over, warm=0))[""]
     return {
-        "p50_us": statistics.median(times) * 1e6,
+        "p50_us": statistics.median(times),
         "client_us": (time.process_time() - cpu) / len(times) * 1e6,
-        "server_us": server.per(server_cpu, len(times)),
+        "server_us": _server_us(store, (place.server.cpu() - server_cpu) / len(times) * 1e6),
     }
 
 
-async def append(store: Store, server: Server, size: int, repeats: int, seconds: float) -> Numbers:
+async def append(store: Store, place: Place, size: int, repeats: int, seconds: float) -> Numbers:
     """Append one turn to a history of `size`."""
     budget, id, number = Budget(seconds), f"append-{size}", size
     try:
@@ -90,28 +80,27 @@ async def append(store: Store, server: Server, size: int, repeats: int, seconds:
         await store.append(id, turn(number, id))
         number += 1
 
-    numbers = await _timed(once, server, repeats, budget)
+    numbers = await _alone(store, place, once, repeats, budget)
     _expect(len(await store.load(id)), number, "turns after appending")
     return numbers
 
 
-async def load(store: Store, server: Server, size: int, repeats: int, seconds: float) -> Numbers:
+async def load(store: Store, place: Place, size: int, repeats: int, seconds: float) -> Numbers:
     """Load a session whole, and its last 20 turns."""
     budget, id = Budget(seconds), f"load-{size}"
-    await store.create(id, [turn(n, id) for n in range(size)])
-    _expect([store.turn_id(t) for t in await store.load(id)], [turn(n, id)["id"] for n in range(size)], "turns")
-    numbers = await _timed(lambda: store.load(id), server, repeats, budget)
+    turns = [turn(n, id) for n in range(size)]
+    ids = [each["id"] for each in turns]
+    await store.create(id, turns)
+    _expect([store.turn_id(t) for t in await store.load(id)], ids, "turns")
+    numbers = await _alone(store, place, lambda: store.load(id), repeats, budget)
     if "tail" in store.cannot:
         return numbers | {"tail_us": store.cannot["tail"]}
-    _expect(
-        [store.turn_id(t) for t in await store.tail(id, 20)],
-        [turn(n, id)["id"] for n in range(size - 20, size)],
-        "tail",
-    )
-    return numbers | {"tail_us": (await _timed(lambda: store.tail(id, 20), server, repeats, budget))["p50_us"]}
+    _expect([store.turn_id(t) for t in await store.tail(id, 20)], ids[-20:], "tail")
+    tail = await _alone(store, place, lambda: store.tail(id, 20), repeats, budget)
+    return numbers | {"tail_us": tail["p50_us"]}
 
 
-async def newest(store: Store, server: Server, size: int, repeats: int, seconds: float) -> Numbers:
+async def newest(store: Store, place: Place, size: int, repeats: int, seconds: float) -> Numbers:
     """The newest 50 of `size` sessions, each of two turns; those of smaller sizes are there as well."""
     if "newest" in store.cannot:
         return {"p50_us": store.cannot["newest"]}
@@ -126,62 +115,71 @@ async def newest(store: Store, server: Server, size: int, repeats: int, seconds:
         await store.append(id, turn(2, id))
         await asyncio.sleep(0.002)  # most in milliseconds
     found = await store.newest(50)
-    numbers = await _timed(lambda: store.newest(50), server, repeats, Budget(seconds))
+    numbers = await _alone(store, place, lambda: store.newest(50), repeats, Budget(seconds))
     return numbers | {"answer": "right" if found == changed[::-1] else "wrong"}
 
 
-async def tasks(store: Store, server: Server, seconds: float) -> Numbers:
+async def tasks(store: Store, place: Place, seconds: float) -> Numbers:
     """50 tasks (threads, for a blocking store) in one process: loads of 50 turns, then appends."""
     ids = [f"task-{n}" for n in range(TASKS)]
     for id in ids:
-        await store.create(id, [turn(n, id) for n in range(SESSION)])
+        await store.create(id, [turn(n, id) for n in range(HISTORY)])
     numbers: Numbers = {}
-    count = SESSION
+    count = HISTORY
 
     async def adding(id: str) -> None:
         nonlocal count
         count += 1
         await store.append(id, turn(count, id))
 
-    async def loading(id: str) -> None:
-        await store.load(id)
-
     # Loads first: histories are to have the 50 turns.
-    for name, work in (("load", loading), ("append", adding)):
-        await _many(store, work, ids, 0.15)
-        server_cpu, cpu, begin = server.cpu(), time.process_time(), time.perf_counter()
-        done = await _many(store, work, ids, seconds)
-        took, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    for name, call in (("load", store.load), ("append", adding)):
+        await together(call, ids, 0.15, place.server, threads=store.blocking)
+        sample = await together(call, ids, seconds, place.server, threads=store.blocking)
         numbers |= {
-            f"{name}_per_s": done / took,
-            f"{name}_client_us": cpu / done * 1e6,
-            f"{name}_server_us": server.per(server_cpu, done),
+            f"{name}_per_s": sample.rate,
+            f"{name}_client_us": sample.client_us,
+            f"{name}_server_us": _server_us(store, sample.server_us),
         }
     return numbers
 
 
-async def _many(
-    store: Store, work: Callable[[str], Coroutine[Any, Any, None]], ids: Sequence[str], seconds: float
-) -> int:
-    """Let each id have its own task, which works on it again and again; return how often in all."""
-    end = time.perf_counter() + seconds
+async def fleet(store: Store, place: Place, seconds: float) -> Numbers:
+    """4 processes (`fleet_worker`): what they were told, held against what is stored."""
+    for id in [f"hot-{n}" for n in range(HOT)] + [id for worker in range(WORKERS) for id in _own(worker)]:
+        await store.create(id, [turn(n, id) for n in range(HISTORY)])
+    workers = [(place.job, worker, seconds) for worker in range(WORKERS)]
+    outcomes = await asyncio.to_thread(race, place.worker("fleet"), *workers)
+    expected: dict[str, list[str]] = {}
+    failures: dict[str, int] = {}
+    for outcome in outcomes:
+        for id, turn_id in outcome["acknowledged"]:
+            expected.setdefault(id, []).append(turn_id)
+        for name, times in outcome["failures"].items():
+            failures[name] = failures.get(name, 0) + times
+    lost = doubled = 0
+    for id, turn_ids in expected.items():
+        found = [store.turn_id(t) for t in await store.load(id)]
+        lost += len(set(turn_ids) - set(found))
+        doubled += len(found) - len(set(found))
+    starts = {name: statistics.median(o[name] for o in outcomes) for name in ("import_ms", "open_ms", "first_load_ms")}
+    return {
+        "pairs_per_s": sum(len(outcome["acknowledged"]) / outcome["took"] for outcome in outcomes),
+        "acknowledged": sum(map(len, expected.values())),
+        "lost": lost,
+        "doubled": doubled,
+        "failed": sum(failures.values()),
+        "failures": ", ".join(sorted(failures)),
+        **starts,
+    }
 
-    async def one(id: str) -> int:
-        done = 0
-        while time.perf_counter() < end:
-            await work(id)
-            done += 1
-        return done
 
-    if not store.blocking:
-        return sum(await asyncio.gather(*map(one, ids)))
-    with ThreadPoolExecutor(len(ids)) as threads:
-        return sum(threads.map(lambda own: asyncio.run(one(own)), ids))
+def _own(worker: int) -> list[str]:
+    return [f"fleet-{worker}-{n}" for n in range(TASKS // 2)]
 
 
-async def fleet(store: Store, worker: int, workers: int, seconds: float) -> Numbers:
+async def fleet_worker(store: Store, worker: int, seconds: float) -> Numbers:
     """One of the fleet's processes: 25 tasks, each loads a session and appends to it; one in five on a shared one."""
-    own = [f"fleet-{worker}-{n}" for n in range(TASKS // 2)]
     acknowledged: list[tuple[str, str]] = []
     failures: dict[str, int] = {}
     rng, number = random.Random(worker), 0
@@ -200,88 +198,59 @@ async def fleet(store: Store, worker: int, workers: int, seconds: float) -> Numb
             failures[type(exc).__name__] = failures.get(type(exc).__name__, 0) + 1
 
     begin = time.perf_counter()
-    await _many(store, work, own, seconds)
+    await together(work, _own(worker), seconds, Counters(), threads=store.blocking)
     return {"took": time.perf_counter() - begin, "acknowledged": acknowledged, "failures": failures}
 
 
-async def prepare_fleet(store: Store, workers: int) -> None:
-    """Make the fleet's sessions."""
-    for id in [f"hot-{n}" for n in range(HOT)] + [f"fleet-{w}-{n}" for w in range(workers) for n in range(TASKS // 2)]:
-        await store.create(id, [turn(n, id) for n in range(SESSION)])
-
-
-async def judge(store: Store, outcomes: Sequence[Numbers]) -> Numbers:
-    """Hold what the fleet was told against what is stored."""
-    expected: dict[str, list[str]] = {}
-    failures: dict[str, int] = {}
-    for outcome in outcomes:
-        for id, turn_id in outcome["acknowledged"]:
-            expected.setdefault(id, []).append(turn_id)
-        for name, times in outcome["failures"].items():
-            failures[name] = failures.get(name, 0) + times
-    lost = doubled = 0
-    for id, turn_ids in expected.items():
-        found = [store.turn_id(t) for t in await store.load(id)]
-        lost += len(set(turn_ids) - set(found))
-        doubled += len(found) - len(set(found))
-    total = sum(map(len, expected.values()))
-    return {
-        "pairs_per_s": sum(len(outcome["acknowledged"]) / outcome["took"] for outcome in outcomes),
-        "acknowledged": total,
-        "lost": lost,
-        "doubled": doubled,
-        "failed": sum(failures.values()),
-        "failures": ", ".join(sorted(failures)),
-        "import_ms": statistics.median(o["import_s"] for o in outcomes) * 1e3,
-        "open_ms": statistics.median(o["open_s"] for o in outcomes) * 1e3,
-        "first_load_ms": statistics.median(o["first_load_s"] for o in outcomes) * 1e3,
-    }
-
-
-async def notify(
-    store: Store, repeats: int, listen: Callable[[], tuple[Callable[[], None], Callable[[float], float | None]]]
-) -> Numbers:
-    """From the call of a write to its arrival at a peer in another process.
-
-    `listen` starts that process, and returns what ends it and what waits for its next arrival (None: in vain).
-    """
+async def notify(store: Store, place: Place, repeats: int) -> Numbers:
+    """From the call of a write to its arrival at a peer in another process."""
     if type(store).watch is Store.watch:
         return {"p50_us": "it tells nobody of changes"}
     await store.create("notify", [turn(0)])
-    end, arrival = listen()
-    try:
+    with Process(place.worker("listen"), place.job) as process:
+        arrivals: asyncio.Queue[float] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            for line in process.output:
+                loop.call_soon_threadsafe(arrivals.put_nowait, float(line))
+
+        async def arrival(seconds: float) -> float | None:
+            try:
+                return await asyncio.wait_for(arrivals.get(), seconds)
+            except TimeoutError:
+                return None
+
+        reading = loop.run_in_executor(None, read)
         for number in range(100):  # until it listens
             await store.announce("notify", turn(number))
-            if await asyncio.to_thread(arrival, 0.1) is not None:
+            if await arrival(0.1) is not None:
                 break
-        while await asyncio.to_thread(arrival, 0.3) is not None:
+        while await arrival(0.3) is not None:
             pass
         times = []
         for number in range(repeats):
             begin = time.perf_counter()
             await store.announce("notify", turn(number))
-            came = await asyncio.to_thread(arrival, 5.0)
+            came = await arrival(5.0)
             if came is None:
                 raise RuntimeError("a change was not told")
             times.append(came - begin)
             await asyncio.sleep(0.002)
-    finally:
-        end()
+        process.end()
+        await reading
     return {"p50_us": statistics.median(times) * 1e6}
 
 
-async def memory(store: Store, server: Server, sessions: int, used: Callable[[], int]) -> Numbers:
-    """Bytes of a session of 50 turns, against its compact JSON. `used` tells what a store without a server uses."""
-    size = 0
-    before = server.memory() + used()
+async def memory(store: Store, place: Place, sessions: int) -> Numbers:
+    """Bytes of a session of 50 turns, against its compact JSON; of a store without a server, those of its files."""
+    size, before = 0, place.memory()
     for n in range(sessions):
-        turns = [turn(m, f"m{n}") for m in range(SESSION)]
+        turns = [turn(m, f"m{n}") for m in range(HISTORY)]
         size += len(json.dumps({"id": f"memory-{n}", "turns": turns}, separators=(",", ":")))
         await store.create(f"memory-{n}", turns)
-    return {
-        "against_json": (server.memory() + used() - before) / size,
-        "bytes": (server.memory() + used() - before) / sessions,
-    }
+    used = place.memory() - before
+    return {"against_json": used / size, "bytes": used / sessions}
 
 
 def _expect(found: object, expected: object, what: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orcs_redis import ConversationTurn, LearnedFact, SessionAsset, ToolCallRecord
 
-SAMPLES = Path(__file__).parents[2] / "shared/data/sessions"
+SAMPLES = Path(__file__).parents[3] / "shared/data/sessions"
 """Real sessions, if they are there."""
 
 _START_MS = 1_750_000_000_000
