@@ -20,7 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orcs_redis.errors import CorruptSessionError, SerializationError, VersionIncompatibleError
-from orcs_redis.model.asset import (
+from orcs_redis.model.asset import SessionAsset
+from orcs_redis.model.encoding import f32_text
+from orcs_redis.model.sections import (
     AutoTriggerConfig,
     CodingStylePrefs,
     CommandGrant,
@@ -34,14 +36,12 @@ from orcs_redis.model.asset import (
     LearnedFact,
     LLMTrigger,
     ProjectContext,
-    SessionAsset,
     SkillConfig,
     ToolCallRecord,
     Trigger,
     TriggerCondition,
     UserPreferences,
 )
-from orcs_redis.model.encoding import f32_text
 
 SECRET = "hunter2"
 

@@ -20,16 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orcs_redis.errors import CorruptSessionError, SerializationError
-from orcs_redis.model.asset import (
+from orcs_redis.model.asset import SessionAsset
+from orcs_redis.model.encoding import attempt, pack, parse_json
+from orcs_redis.model.sections import (
     AutoTriggerConfig,
     CommandGrant,
     ConversationTurn,
     LearnedFact,
-    SessionAsset,
     SkillConfig,
     ToolCallRecord,
 )
-from orcs_redis.model.encoding import attempt, pack, parse_json
 
 SECRET = "hunter2"
 

@@ -10,19 +10,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from ..errors import CorruptSessionError, SerializationError
-from ..model.asset import (
-    SESSION_VERSION,
-    ConversationHistory,
-    ConversationTurn,
-    SessionAsset,
-    Time,
-    ToolCallRecord,
-    check_head,
-    check_version,
-    json_fields,
-)
+from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields
 from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
 from ..model.meta import SessionMeta, SyncState
+from ..model.schema import Time
+from ..model.sections import ConversationHistory, ConversationTurn, ToolCallRecord
 
 __all__ = [
     "VERSION",
@@ -154,7 +146,7 @@ class Codec(Generic[A]):
         """
         if not isinstance(asset, self.asset_type):
             raise SerializationError("asset", f"a {type(asset).__name__} is not a {self.asset_type.__name__}")
-        check_head(asset)
+        check_asset(asset)
         old = known.sections if known is not None else {}
         sections = {}
         for name, key, kind, _, _ in _sections(type(asset)):  # a subclass' own fields are kept, too
