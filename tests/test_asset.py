@@ -391,6 +391,17 @@ def test_unknown_fields() -> None:
     assert decode(nested) == decode(FULL)
 
 
+@pytest.mark.parametrize("field", ["extra", "planet"])
+def test_unknown_fields_as_written(field: str) -> None:
+    """What differs from a known session in one unknown field only is read as what it is, in any form."""
+    text = decode(FULL).to_json()
+    document = json.loads(text)
+    for known in (text, json.dumps(document), msgspec.json.format(text, indent=-1)):
+        assert SessionAsset.from_json(known) == decode(document)
+        with_more = known.rstrip()[:-1] + f', "{field}": {{}}' + "}"
+        assert SessionAsset.from_json(with_more).extra == {field: {}}
+
+
 def repeat(text: str, key: str, again: str) -> str:
     """Return JSON in which the first object with a key has it once more."""
     return text.replace(f'"{key}":', f'"{key}": {again}, "{key}":', 1)

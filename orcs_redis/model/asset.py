@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from os import PathLike, fspath
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from ..errors import CorruptSessionError, SerializationError, VersionIncompatibleError
-from .encoding import attempt, dump_json, f32_text, named, pack, parse_json, repeated_field
+from .encoding import attempt, dump_json, encode, f32_text, named, pack, parse_json, parse_written, repeated_field
 from .ids import MAX_ID_BYTES
 from .schema import MAX_TIME_MS, U32, U64, Free, Part, start
 from .sections import (
@@ -30,6 +30,8 @@ from .sections import (
 )
 
 __all__ = ["SESSION_VERSION", "SessionAsset", "check_asset", "check_version", "json_fields", "to_datetime"]
+
+A = TypeVar("A", bound="SessionAsset")
 
 SESSION_VERSION: Final = 1
 
@@ -147,10 +149,10 @@ class SessionAsset(Part, kw_only=True, dict=True):
             VersionIncompatibleError: for another version than 1.
 
         """
+        pack(self.extra, Free, "", level=1)
         check_asset(self)
-        document: dict[str, Any] = {}
-        for name, (key, hint, _) in json_fields(type(self)).items():
-            document[key] = getattr(self, name)
+        document = _document(self)
+        for key, hint, _ in json_fields(type(self)).values():
             pack(document[key], hint, key)
         context = self.project_context
         facts = [msgspec.structs.replace(f, confidence=f32_text(f.confidence)) for f in context.learned_facts]
@@ -171,23 +173,10 @@ class SessionAsset(Part, kw_only=True, dict=True):
         if refusal is not None:
             raise CorruptSessionError("")
         data, decoded = (whole, text) if isinstance(text, str) else (text, whole)
-        raw = parse_json(data, dict[str, msgspec.Raw])
-        if "version" in raw and type(found := parse_json(raw["version"], Any, "", "version")) is int:
-            check_version(found)
-        own_id = parse_json(raw["id"], str, "", "id") if "id" in raw else ""
-        if len(own_id) > MAX_ID_BYTES or not own_id.isprintable():
-            own_id = named(own_id)  # in errors
-        fields: dict[str, Any] = {}
-        for name, (key, hint, required) in json_fields(cls).items():
-            if key in raw:
-                fields[name] = parse_json(raw.pop(key), hint, own_id, key)
-            elif required:
-                raise CorruptSessionError(own_id, key)
-        extra = {key: parse_json(value, Any, own_id, named(key)) for key, value in raw.items()}
-        twice = repeated_field(decoded, {key: hint for key, hint, _ in json_fields(cls).values()})
-        if twice is not None:
-            raise CorruptSessionError(own_id, twice)
-        return cls(**fields, extra=extra)
+        asset = parse_written(data, cls, _document)
+        if asset is not None and asset.version == SESSION_VERSION:
+            return asset
+        return _parse(cls, data, decoded)
 
 
 class JsonField(NamedTuple):
@@ -205,6 +194,32 @@ def json_fields(cls: type[SessionAsset]) -> dict[str, JsonField]:
     return {f.name: JsonField(f.encode_name, f.type, f.required) for f in infos if f.name != "extra"}
 
 
+def _document(asset: SessionAsset) -> dict[str, Any]:
+    """Return the top-level fields by their names in JSON, without ``extra``."""
+    return {field.key: getattr(asset, name) for name, field in json_fields(type(asset)).items()}
+
+
+def _parse(cls: type[A], data: bytes, text: str) -> A:
+    """Decode JSON, given as bytes and as text, field by field, to say what is wrong and keep what is unknown."""
+    raw = parse_json(data, dict[str, msgspec.Raw])
+    if "version" in raw and type(found := parse_json(raw["version"], Any, "", "version")) is int:
+        check_version(found)
+    own_id = parse_json(raw["id"], str, "", "id") if "id" in raw else ""
+    if len(own_id) > MAX_ID_BYTES or not own_id.isprintable():
+        own_id = named(own_id)  # in errors
+    fields: dict[str, Any] = {}
+    for name, (key, hint, required) in json_fields(cls).items():
+        if key in raw:
+            fields[name] = parse_json(raw.pop(key), hint, own_id, key)
+        elif required:
+            raise CorruptSessionError(own_id, key)
+    extra = {key: parse_json(value, Any, own_id, named(key)) for key, value in raw.items()}
+    twice = repeated_field(text, {key: hint for key, hint, _ in json_fields(cls).values()})
+    if twice is not None:
+        raise CorruptSessionError(own_id, twice)
+    return cls(**fields, extra=extra)
+
+
 def check_version(version: int) -> None:
     """Raise VersionIncompatibleError unless it is version 1."""
     if version != SESSION_VERSION:
@@ -212,13 +227,17 @@ def check_version(version: int) -> None:
 
 
 def check_asset(asset: SessionAsset) -> None:
-    """Check of an asset to be stored what its fields' types don't say."""
-    pack(asset.extra, Free, "", level=1)
-    pack(asset.version, U32, "version")
-    check_version(asset.version)
+    """Check of an asset to be stored what its fields' own types don't say; each field is packed by the caller."""
+    if asset.version != SESSION_VERSION:
+        pack(asset.version, U32, "version")
+        raise VersionIncompatibleError(asset.version, SESSION_VERSION)
     for name, ms in (("created_at_ms", asset.created_at_ms), ("updated_at_ms", asset.updated_at_ms)):
-        pack(ms, U64, name)
-        if ms > MAX_TIME_MS:
-            raise SerializationError(name, "after the year 9999")
-    if taken := {field.key for field in json_fields(type(asset)).values()} & asset.extra.keys():
+        if type(ms) is not int or ms > MAX_TIME_MS:
+            pack(ms, U64, name)
+            if ms > MAX_TIME_MS:
+                raise SerializationError(name, "after the year 9999")
+    extra = asset.extra
+    if type(extra) is not dict or {*map(type, extra)} - {str} or attempt(encode, [*extra])[1] is not None:
+        pack(extra, Free, "", level=1)
+    if taken := {field.key for field in json_fields(type(asset)).values()} & extra.keys():
         raise SerializationError(f"extra.{named(min(taken))}", "a field of this name exists")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import cache, partial
 from types import UnionType
-from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -38,8 +38,11 @@ __all__ = [
     "named",
     "pack",
     "parse_json",
+    "parse_written",
     "repeated_field",
 ]
+
+T = TypeVar("T")
 
 # All that msgspec and codecs raise to refuse a value or data. Anything else says nothing about these.
 REFUSALS: Final = (
@@ -143,6 +146,20 @@ def parse_json(data: bytes | msgspec.Raw, hint: Any, id: str = "", where: str = 
     missing = re.match(r"Object missing required field `(.*?)`", refusal)
     parts = [where, path[1].lstrip(".") if path else "", missing[1] if missing else ""]
     raise CorruptSessionError(id, ".".join(part for part in parts if part).replace(".[", "["))
+
+
+def parse_written(data: bytes, hint: type[T], document: Callable[[T], object]) -> T | None:
+    """Decode JSON; None unless ``document`` of what comes of it is encoded as the same text, but for whitespace.
+
+    If it is, nothing was passed over or taken for something else: no field is there twice, no number is too long.
+    """
+
+    def decode(data: bytes) -> T | None:
+        value: T = _json_decoder(cast(Any, hint)).decode(data)
+        return value if msgspec.json.encode(document(value)) == msgspec.json.format(data, indent=-1) else None
+
+    value: T | None = attempt(decode, data)[0]
+    return value
 
 
 def repeated_field(text: str, fields: Mapping[str, Any]) -> str | None:
