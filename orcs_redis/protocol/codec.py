@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from ..errors import CorruptSessionError, SerializationError
-from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields
+from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields, to_datetime
 from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
 from ..model.meta import SessionMeta, SyncState
 from ..model.schema import Time
@@ -32,8 +32,9 @@ __all__ = [
 A = TypeVar("A", bound=SessionAsset)
 
 VERSION = encode(SESSION_VERSION)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_EDITS = 64  # turns changed in place; beyond that it is cheaper to send the history anew
+_BLOCK = 64  # turns that are checked together: one by one costs more, and so do megabytes at once
+_TURN = "history.turns[{}]"
 
 _ID = encode("id")
 _NO_TURNS = encode("turns") + encode([])
@@ -59,14 +60,13 @@ class _WireCall(ToolCallRecord, array_like=True, gc=False):
 
 
 class _WireTurn(ConversationTurn, array_like=True, gc=False):
-    """A turn that is encoded as an array: without the names of its fields it is a tenth smaller."""
+    """A turn that is decoded from an array."""
 
     tool_calls: list[_WireCall]  # type: ignore[assignment]
 
 
 _decode_wire_turns = msgspec.msgpack.Decoder(list[_WireTurn]).decode
 _turn_is_sound = free_values_sound(ConversationTurn)
-_CALLS = {ToolCallRecord}
 
 
 class Encoded(NamedTuple):
@@ -159,7 +159,7 @@ class Codec(Generic[A]):
             sections[stored_name] = self._section(named(name), value, Any, old.get(stored_name))
         if len(sections) > self.max_fields:
             raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
-        turns = self._turns(asset.history.turns, known.turns if known is not None else ())
+        turns = self._encode_history(asset.history.turns, known.turns if known is not None else ())
         if not all(sections.values()):
             raise SerializationError("asset", "it has no encoding")  # never to be stored
         total = sum(map(len, turns)) + sum(map(len, sections.values()))
@@ -169,21 +169,31 @@ class Codec(Generic[A]):
         index_metadata = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
         return Encoded(sections, turns, index_metadata)
 
-    def turn(self, turn: ConversationTurn, where: str) -> bytes:
-        """Encode one turn.
+    def encode_turns(self, turns: Sequence[ConversationTurn], where: str = _TURN, first: int = 0) -> list[bytes]:
+        """Encode turns.
+
+        Args:
+            turns: the turns.
+            where: their path, in which ``{}`` stands for the index.
+            first: the index of the first one.
 
         Raises:
             SerializationError: a value that would not come back, or too many bytes.
 
         """
-        data = _encode_turn(turn)
-        # Converting took any sequence for a list.
-        if not (data and type(turn.tags) is list and type(turn.tool_calls) is list and _turn_is_sound(turn)):
-            pack(turn, ConversationTurn, where, level=4)  # says what is wrong, if anything is
-        if not data:
-            raise SerializationError(where, "it has no encoding")  # never to be stored
-        if len(data) > self.max_turn_bytes:
-            raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
+        data: list[bytes] = []
+        for start in range(0, len(turns), _BLOCK):
+            block = list(turns[start : start + _BLOCK])
+            encoded = list(map(_encode_turn, block))
+            sound = _come_back(block, encoded)
+            for n, (turn, item) in enumerate(zip(block, encoded, strict=True), first + start):
+                if not sound:
+                    pack(turn, ConversationTurn, where.format(n), level=4)  # says what is wrong, if anything is
+                if not item:
+                    raise SerializationError(where.format(n), "it has no encoding")  # never to be stored
+                if len(item) > self.max_turn_bytes:
+                    raise SerializationError(where.format(n), f"{len(item)} bytes, of {self.max_turn_bytes} allowed")
+            data += encoded
         return data
 
     def decode(self, id: str, sections: Mapping[str, bytes], turns: Sequence[bytes]) -> A:
@@ -255,13 +265,21 @@ class Codec(Generic[A]):
             return old
         return pack(value, kind, name)
 
-    def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
+    def _encode_history(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
+        """Encode a history; what is stored already was checked before."""
         data: list[bytes] = []
-        unchanged = set(old)
-        for n, turn in enumerate(turns):
-            quick = _encode_turn(turn) if unchanged else b""
-            data.append(quick if quick in unchanged else self.turn(turn, f"history.turns[{n}]"))
-        return data
+        known: set[bytes] = set()
+        for start in range(0, min(len(old), len(turns)), _BLOCK):
+            stored = old[start : min(start + _BLOCK, len(turns))]
+            block = turns[start : start + len(stored)]
+            if _are_stored(block, stored):
+                data += stored
+                continue
+            known = known or set(old)
+            for n, turn in enumerate(block, start):
+                quick = _encode_turn(turn)
+                data += [quick] if quick in known else self.encode_turns([turn], first=n)
+        return data + self.encode_turns(turns[len(data) :], first=len(data))
 
     @staticmethod
     def _history_rest(history: object) -> object:
@@ -281,34 +299,59 @@ def _with_turns(id: str, history: bytes) -> bytes:
 
 def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
     """Decode a history's turns; CorruptSessionError names the first that can't be."""
-    # As one array: a call for each turn would cost as much again.
-    wire, refusal = attempt(_decode_wire_turns, b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
-    if refusal is None:
-        return _plain(wire)
+    whole: tuple[list[ConversationTurn], str | None] = attempt(_decode_turns, turns)
+    if whole[1] is None:
+        return whole[0]
     for n, data in enumerate(turns):
-        _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
+        _decoded(id, _TURN.format(n), _decode_wire_turns, b"\x91" + data)
     raise CorruptSessionError(id, "history.turns")
 
 
-def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
-    """Make of the decoded what the caller knows. The layout is the same: to convert them would double the cost."""
-    for turn in turns:
-        turn.__class__ = ConversationTurn  # type: ignore[assignment]
+def _decode_turns(turns: Sequence[bytes]) -> list[ConversationTurn]:
+    # As one array: a call for each turn would cost as much again.
+    found: list[Any] = _decode_wire_turns(b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+    # What the caller knows has the same layout: to convert them would double the cost.
+    for turn in found:
+        turn.__class__ = ConversationTurn
         for call in turn.tool_calls:
-            call.__class__ = ToolCallRecord  # type: ignore[assignment]
-    return turns  # type: ignore[return-value]
+            call.__class__ = ToolCallRecord
+    return found
+
+
+def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
+    """Return a turn as the array that is stored; TypeError if it or a call in it is of another type than its own."""
+    if type(turn) is not ConversationTurn:
+        raise TypeError
+    if not turn.tool_calls:
+        return astuple(turn)
+    calls = [astuple(call) for call in turn.tool_calls if type(call) is ToolCallRecord]
+    if len(calls) != len(turn.tool_calls):
+        raise TypeError
+    return turn.id, turn.timestamp_ms, turn.role, turn.content, calls, turn.tags, turn.metadata
 
 
 def _encode_turn(turn: ConversationTurn) -> bytes:
-    """Encode a turn; nothing if that is refused, or if it or a call in it is of another type than its own."""
-    if type(turn) is not ConversationTurn:
-        return b""
+    """Encode a turn; nothing if that is refused."""
     try:
-        data = encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
+        return encode(_fields(turn))
     except REFUSALS as error:
         check_refusal(error)
         return b""
-    return b"" if turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS else data
+
+
+def _are_stored(turns: list[ConversationTurn], stored: Sequence[bytes]) -> bool:
+    """Whether turns are encoded as what is stored, of which there are as many."""
+
+    def compare(turns: list[ConversationTurn]) -> bool:
+        head = encode([None] * len(stored))[: -len(stored)]
+        return encode(list(map(_fields, turns))) == head + b"".join(stored)
+
+    return attempt(compare, turns)[0] is True
+
+
+def _come_back(turns: list[ConversationTurn], data: list[bytes]) -> bool:
+    """Whether turns would be loaded from their encoding as they are."""
+    return attempt(lambda data: _decode_turns(data) == turns and all(map(_turn_is_sound, turns)), data)[0] is True
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:
@@ -317,8 +360,8 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
     return SessionMeta(
         id=id,
         name=name,
-        created_at=_EPOCH + timedelta(milliseconds=created),
-        updated_at=_EPOCH + timedelta(milliseconds=updated),
+        created_at=to_datetime(created),
+        updated_at=to_datetime(updated),
         project_path=root_path,
         turn_count=turns,
         sync_state=SyncState.SYNCED,
