@@ -94,7 +94,7 @@ class RedisPy:
         raise NotImplementedError("sessions are saved by the store")
 
     async def append(self, id: str, turn: ConversationTurn) -> object:
-        return await self.append_raw(id, self.codec.encode_turns([turn], "turn")[0])
+        return await self.append_raw(id, self.codec.turn(turn, "turn"))
 
     async def append_raw(self, id: str, data: bytes) -> object:
         """Call the script with a turn that is already encoded."""

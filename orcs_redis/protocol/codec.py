@@ -33,8 +33,7 @@ A = TypeVar("A", bound=SessionAsset)
 
 VERSION = encode(SESSION_VERSION)
 _MAX_EDITS = 64  # turns changed in place; beyond that it is cheaper to send the history anew
-_BLOCK = 64  # turns that are checked together: one by one costs more, and so do megabytes at once
-_TURN = "history.turns[{}]"
+_BLOCK_BYTES = 1 << 16  # of turns that are compared at once: one by one costs more, and so do larger blocks
 
 _ID = encode("id")
 _NO_TURNS = encode("turns") + encode([])
@@ -60,7 +59,7 @@ class _WireCall(ToolCallRecord, array_like=True, gc=False):
 
 
 class _WireTurn(ConversationTurn, array_like=True, gc=False):
-    """A turn that is decoded from an array."""
+    """A turn as an array: without the names of its fields it is smaller."""
 
     tool_calls: list[_WireCall]  # type: ignore[assignment]
 
@@ -159,7 +158,7 @@ class Codec(Generic[A]):
             sections[stored_name] = self._section(named(name), value, Any, old.get(stored_name))
         if len(sections) > self.max_fields:
             raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
-        turns = self._encode_history(asset.history.turns, known.turns if known is not None else ())
+        turns = self._turns(asset.history.turns, known.turns if known is not None else ())
         if not all(sections.values()):
             raise SerializationError("asset", "it has no encoding")  # never to be stored
         total = sum(map(len, turns)) + sum(map(len, sections.values()))
@@ -169,31 +168,21 @@ class Codec(Generic[A]):
         index_metadata = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
         return Encoded(sections, turns, index_metadata)
 
-    def encode_turns(self, turns: Sequence[ConversationTurn], where: str = _TURN, first: int = 0) -> list[bytes]:
-        """Encode turns.
-
-        Args:
-            turns: the turns.
-            where: their path, in which ``{}`` stands for the index.
-            first: the index of the first one.
+    def turn(self, turn: ConversationTurn, where: str) -> bytes:
+        """Encode one turn.
 
         Raises:
             SerializationError: a value that would not come back, or too many bytes.
 
         """
-        data: list[bytes] = []
-        for start in range(0, len(turns), _BLOCK):
-            block = list(turns[start : start + _BLOCK])
-            encoded = list(map(_encode_turn, block))
-            sound = _come_back(block, encoded)
-            for n, (turn, item) in enumerate(zip(block, encoded, strict=True), first + start):
-                if not sound:
-                    pack(turn, ConversationTurn, where.format(n), level=4)  # says what is wrong, if anything is
-                if not item:
-                    raise SerializationError(where.format(n), "it has no encoding")  # never to be stored
-                if len(item) > self.max_turn_bytes:
-                    raise SerializationError(where.format(n), f"{len(item)} bytes, of {self.max_turn_bytes} allowed")
-            data += encoded
+        data = _encode_turn(turn)
+        # Converting took any sequence for a list.
+        if not (data and type(turn.tags) is list and type(turn.tool_calls) is list and _turn_is_sound(turn)):
+            pack(turn, ConversationTurn, where, level=4)  # says what is wrong, if anything is
+        if not data:
+            raise SerializationError(where, "it has no encoding")  # never to be stored
+        if len(data) > self.max_turn_bytes:
+            raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
         return data
 
     def decode(self, id: str, sections: Mapping[str, bytes], turns: Sequence[bytes]) -> A:
@@ -265,21 +254,23 @@ class Codec(Generic[A]):
             return old
         return pack(value, kind, name)
 
-    def _encode_history(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
-        """Encode a history; what is stored already was checked before."""
+    def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
+        """Encode a history; turns whose bytes are stored already were checked before."""
         data: list[bytes] = []
         known: set[bytes] = set()
-        for start in range(0, min(len(old), len(turns)), _BLOCK):
-            stored = old[start : min(start + _BLOCK, len(turns))]
+        size = 1 + _BLOCK_BYTES * len(old) // (1 + sum(map(len, old)))
+        for start in range(0, min(len(old), len(turns)), size):
+            stored = old[start : min(start + size, len(turns))]
             block = turns[start : start + len(stored)]
-            if _are_stored(block, stored):
+            if _are_encoded(block, stored):
                 data += stored
                 continue
             known = known or set(old)
             for n, turn in enumerate(block, start):
-                quick = _encode_turn(turn)
-                data += [quick] if quick in known else self.encode_turns([turn], first=n)
-        return data + self.encode_turns(turns[len(data) :], first=len(data))
+                quick = _encode_turn(turn, check=False)
+                data.append(quick if quick in known else self.turn(turn, f"history.turns[{n}]"))
+        pushed = enumerate(turns[len(data) :], len(data))
+        return data + [self.turn(turn, f"history.turns[{n}]") for n, turn in pushed]
 
     @staticmethod
     def _history_rest(history: object) -> object:
@@ -299,27 +290,26 @@ def _with_turns(id: str, history: bytes) -> bytes:
 
 def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
     """Decode a history's turns; CorruptSessionError names the first that can't be."""
-    whole: tuple[list[ConversationTurn], str | None] = attempt(_decode_turns, turns)
-    if whole[1] is None:
-        return whole[0]
+    # As one array: a call for each turn would cost as much again.
+    wire, refusal = attempt(_decode_wire_turns, b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
+    if refusal is None:
+        return _plain(wire)
     for n, data in enumerate(turns):
-        _decoded(id, _TURN.format(n), _decode_wire_turns, b"\x91" + data)
+        _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
     raise CorruptSessionError(id, "history.turns")
 
 
-def _decode_turns(turns: Sequence[bytes]) -> list[ConversationTurn]:
-    # As one array: a call for each turn would cost as much again.
-    found: list[Any] = _decode_wire_turns(b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
-    # What the caller knows has the same layout: to convert them would double the cost.
-    for turn in found:
-        turn.__class__ = ConversationTurn
+def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
+    """Make of the decoded what the caller knows. The layout is the same: to convert them would double the cost."""
+    for turn in turns:
+        turn.__class__ = ConversationTurn  # type: ignore[assignment]
         for call in turn.tool_calls:
-            call.__class__ = ToolCallRecord
-    return found
+            call.__class__ = ToolCallRecord  # type: ignore[assignment]
+    return turns  # type: ignore[return-value]
 
 
 def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
-    """Return a turn as the array that is stored; TypeError if it or a call in it is of another type than its own."""
+    """Return the array that a turn is encoded as; TypeError if it or a call in it is of another type than its own."""
     if type(turn) is not ConversationTurn:
         raise TypeError
     if not turn.tool_calls:
@@ -330,28 +320,26 @@ def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
     return turn.id, turn.timestamp_ms, turn.role, turn.content, calls, turn.tags, turn.metadata
 
 
-def _encode_turn(turn: ConversationTurn) -> bytes:
-    """Encode a turn; nothing if that is refused."""
+def _encode_turn(turn: ConversationTurn, check: bool = True) -> bytes:
+    """Encode a turn; nothing if that is refused, or if a check finds a field of another type than its own."""
     try:
-        return encode(_fields(turn))
+        fields = _fields(turn)
+        if check:
+            msgspec.convert(fields, _WireTurn)
+        return encode(fields)
     except REFUSALS as error:
         check_refusal(error)
         return b""
 
 
-def _are_stored(turns: list[ConversationTurn], stored: Sequence[bytes]) -> bool:
-    """Whether turns are encoded as what is stored, of which there are as many."""
+def _are_encoded(turns: list[ConversationTurn], data: Sequence[bytes]) -> bool:
+    """Whether turns are encoded as this data, of which there is as much."""
 
     def compare(turns: list[ConversationTurn]) -> bool:
-        head = encode([None] * len(stored))[: -len(stored)]
-        return encode(list(map(_fields, turns))) == head + b"".join(stored)
+        head = encode([None] * len(data))[: -len(data)]
+        return encode(list(map(_fields, turns))) == b"".join((head, *data))
 
-    return attempt(compare, turns)[0] is True
-
-
-def _come_back(turns: list[ConversationTurn], data: list[bytes]) -> bool:
-    """Whether turns would be loaded from their encoding as they are."""
-    return attempt(lambda data: _decode_turns(data) == turns and all(map(_turn_is_sound, turns)), data)[0] is True
+    return attempt(compare, turns) == (True, None)
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:

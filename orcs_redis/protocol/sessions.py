@@ -83,7 +83,10 @@ class Sessions(Generic[A]):
         check_id(id)
         if not turns:
             raise ValueError("append needs a turn")
-        data = self._codec.encode_turns(turns, "turn" if len(turns) == 1 else "turns[{}]")
+        if len(turns) == 1:
+            data = [self._codec.turn(turns[0], "turn")]
+        else:
+            data = [self._codec.turn(turn, f"turns[{n}]") for n, turn in enumerate(turns)]
         if sum(map(len, data)) > self._codec.max_asset_bytes:
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
         return Write(self._namespace, APPEND, id, _revision(if_revision), data, token=_token(id, lease))
