@@ -415,10 +415,13 @@ class Number(int):
     pass
 
 
+PLAIN: dict[str, Any] = {"tool_name": "t", "args": {"a": "x"}}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "name"),
     [
-        ("", Turn(id="1", timestamp_ms=1, role="user", content=""), "Turn"),
+        ("", Turn(id="1", timestamp_ms=1, role="user", content="", tool_calls=[ToolCallRecord(**PLAIN)]), "Turn"),
         (".id", Text("1"), "Text"),
         (".role", Text("user"), "Text"),
         (".timestamp_ms", Number(1), "Number"),
@@ -426,7 +429,7 @@ class Number(int):
         (".timestamp_ms", 1.0, "float"),
         (".content", b"", "bytes"),
         (".tool_calls", None, "None"),
-        (".tool_calls[0]", Call(tool_name="t", args={}), "Call"),
+        (".tool_calls[0]", Call(**PLAIN), "Call"),
         (".tool_calls[0].success", 1, "int"),
         (".tool_calls[0].tool_name", Text("t"), "Text"),
         (".tool_calls[0].args.a", Text("x"), "Text"),
@@ -437,7 +440,7 @@ def test_what_is_encoded_alike_is_not_unchanged(path: str, value: Any, name: str
     asset = SessionAsset.new()
     plain = ConversationTurn(id="1", timestamp_ms=1, role="user", content="")
     asset.history.turns = [turn(n) for n in range(5)]
-    asset.history.turns.insert(3, plain.with_tool_calls([ToolCallRecord(tool_name="t", args={"a": "x"})]))
+    asset.history.turns.insert(3, plain.with_tool_calls([ToolCallRecord(**PLAIN)]))
     known = stored(asset)
     target = path.replace(".args.a", ".args['a']")
     exec(f"turns[3]{target} = value", {"turns": asset.history.turns, "value": value})
