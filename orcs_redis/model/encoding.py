@@ -151,11 +151,12 @@ def parse_json(data: bytes | msgspec.Raw, hint: Any, id: str = "", where: str = 
 def parse_written(data: bytes, hint: type[T], document: Callable[[T], object]) -> T | None:
     """Decode JSON; None unless ``document`` of what comes of it is encoded as the same text, but for whitespace.
 
-    If it is, nothing was passed over or taken for something else: no field is there twice, no number is too long.
+    If it is, nothing was passed over or taken for something else, and no field is there twice.
     """
 
     def decode(data: bytes) -> T | None:
         value: T = _json_decoder(cast(Any, hint)).decode(data)
+        encode(value)  # in msgpack, which refuses integers that are too long
         return value if msgspec.json.encode(document(value)) == msgspec.json.format(data, indent=-1) else None
 
     value: T | None = attempt(decode, data)[0]
