@@ -172,11 +172,11 @@ class SessionAsset(Part, kw_only=True, dict=True):
         whole, refusal = attempt(str.encode, text) if isinstance(text, str) else attempt(bytes.decode, text)
         if refusal is not None:
             raise CorruptSessionError("")
-        data, decoded = (whole, text) if isinstance(text, str) else (text, whole)
+        data = whole if isinstance(text, str) else text
         asset = parse_written(data, cls, _document)
         if asset is not None and asset.version == SESSION_VERSION:
             return asset
-        return _parse(cls, data, decoded)
+        return _parse(cls, data)
 
 
 class JsonField(NamedTuple):
@@ -199,8 +199,8 @@ def _document(asset: SessionAsset) -> dict[str, Any]:
     return {field.key: getattr(asset, name) for name, field in json_fields(type(asset)).items()}
 
 
-def _parse(cls: type[A], data: bytes, text: str) -> A:
-    """Decode JSON, given as bytes and as text, field by field, to say what is wrong and keep what is unknown."""
+def _parse(cls: type[A], data: bytes) -> A:
+    """Decode JSON field by field, to say what is wrong and keep what is unknown."""
     raw = parse_json(data, dict[str, msgspec.Raw])
     if "version" in raw and type(found := parse_json(raw["version"], Any, "", "version")) is int:
         check_version(found)
@@ -214,7 +214,7 @@ def _parse(cls: type[A], data: bytes, text: str) -> A:
         elif required:
             raise CorruptSessionError(own_id, key)
     extra = {key: parse_json(value, Any, own_id, named(key)) for key, value in raw.items()}
-    twice = repeated_field(text, {key: hint for key, hint, _ in json_fields(cls).values()})
+    twice = repeated_field(data, {key: hint for key, hint, _ in json_fields(cls).values()})
     if twice is not None:
         raise CorruptSessionError(own_id, twice)
     return cls(**fields, extra=extra)
