@@ -230,7 +230,7 @@ def check_asset(asset: SessionAsset) -> None:
     """Check of an asset to be stored what its fields' own types don't say; each field is packed by the caller."""
     if asset.version != SESSION_VERSION:
         pack(asset.version, U32, "version")
-        raise VersionIncompatibleError(asset.version, SESSION_VERSION)
+        check_version(asset.version)
     for name, ms in (("created_at_ms", asset.created_at_ms), ("updated_at_ms", asset.updated_at_ms)):
         if type(ms) is not int or ms > MAX_TIME_MS:
             pack(ms, U64, name)
