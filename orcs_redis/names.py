@@ -19,8 +19,9 @@ from .errors import (
     UnsupportedServerError,
     VersionIncompatibleError,
 )
-from .model.asset import (
-    SESSION_VERSION,
+from .model.asset import SESSION_VERSION, SessionAsset
+from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
+from .model.sections import (
     AutoTriggerConfig,
     CodingStylePrefs,
     CommandGrant,
@@ -33,13 +34,11 @@ from .model.asset import (
     GrantKind,
     LearnedFact,
     ProjectContext,
-    SessionAsset,
     SkillConfig,
     ToolCallRecord,
     TriggerCondition,
     UserPreferences,
 )
-from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
 from .protocol.changes import Change
 from .protocol.leases import LeaseInfo
 

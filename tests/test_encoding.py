@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -20,16 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orcs_redis.errors import CorruptSessionError, SerializationError
-from orcs_redis.model.asset import (
+from orcs_redis.model.asset import SessionAsset
+from orcs_redis.model.encoding import attempt, pack, parse_json
+from orcs_redis.model.sections import (
     AutoTriggerConfig,
     CommandGrant,
     ConversationTurn,
     LearnedFact,
-    SessionAsset,
     SkillConfig,
     ToolCallRecord,
 )
-from orcs_redis.model.encoding import attempt, pack, parse_json
+from orcs_redis.protocol.codec import Codec, Stored
 
 SECRET = "hunter2"
 
@@ -352,3 +354,98 @@ def test_parsing_names_the_field() -> None:
     for data in (b"", b"{", b'"\xff"', b"[" * 100_000):
         with pytest.raises(CorruptSessionError):
             parse_json(data, Any, "abc", "metadata")
+
+
+# A history that is stored already: what is unchanged needs no check, and nothing else passes for it.
+
+CODEC = Codec(SessionAsset, 2**30, 2**24, 1000)
+
+
+def turn(n: int, text: str = "") -> ConversationTurn:
+    call = ToolCallRecord(tool_name="t", args={"a": [1, 2.5, None, text]}, result="ok", duration_ms=n)
+    return ConversationTurn(id=str(n), timestamp_ms=n, role="user", content=text, tool_calls=[call] * (n % 3))
+
+
+def stored(asset: SessionAsset) -> Stored:
+    encoded = CODEC.encode(asset, None)
+    return Stored("", asset.id, 1, b"", encoded.sections, encoded.turns)
+
+
+EDITS = st.lists(
+    st.one_of(
+        st.tuples(st.just("remove"), st.integers(0, 40), st.integers(0, 40)),
+        st.tuples(st.just("edit"), st.integers(0, 40), st.just(0)),
+        st.tuples(st.just("add"), st.integers(0, 40), st.integers(1, 20)),
+    ),
+    max_size=4,
+)
+
+
+@given(st.integers(0, 40), st.sampled_from([0, 1, 200, 1 << 16]), EDITS)
+def test_a_stored_history_is_encoded_as_a_new_one(count: int, block: int, edits: list[tuple[str, int, int]]) -> None:
+    """However a history was changed since, and whatever is compared at once, its bytes are those of a new one."""
+    asset = SessionAsset.new()
+    asset.history.turns = [turn(n, "x" * (n * 7 % 50)) for n in range(count)]
+    known = stored(asset)
+    turns = asset.history.turns
+    for kind, at, more in edits:
+        if kind == "remove":
+            del turns[at : at + more]
+        elif kind == "add":
+            turns[at:at] = [turn(100 + n) for n in range(more)]
+        elif at < len(turns):
+            turns[at] = turn(at, "edited")
+    with mock.patch("orcs_redis.protocol.codec._BLOCK_BYTES", block):
+        assert CODEC.encode(asset, known) == CODEC.encode(asset, None)
+
+
+class Turn(ConversationTurn):
+    pass
+
+
+class Call(ToolCallRecord):
+    pass
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Number(int):
+    pass
+
+
+PLAIN: dict[str, Any] = {"tool_name": "t", "args": {"a": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        ("", Turn(id="1", timestamp_ms=1, role="user", content="", tool_calls=[ToolCallRecord(**PLAIN)]), "Turn"),
+        (".id", Text("1"), "Text"),
+        (".role", Text("user"), "Text"),
+        (".timestamp_ms", Number(1), "Number"),
+        (".timestamp_ms", True, "bool"),
+        (".timestamp_ms", 1.0, "float"),
+        (".content", b"", "bytes"),
+        (".tool_calls", None, "None"),
+        (".tool_calls[0]", Call(**PLAIN), "Call"),
+        (".tool_calls[0].success", 1, "int"),
+        (".tool_calls[0].tool_name", Text("t"), "Text"),
+        (".tool_calls[0].args.a", Text("x"), "Text"),
+    ],
+)
+def test_what_is_encoded_alike_is_not_unchanged(path: str, value: Any, name: str) -> None:
+    """A subclass, or a value of another type that is equal to what is stored, is refused by field and class."""
+    asset = SessionAsset.new()
+    plain = ConversationTurn(id="1", timestamp_ms=1, role="user", content="")
+    asset.history.turns = [turn(n) for n in range(5)]
+    asset.history.turns.insert(3, plain.with_tool_calls([ToolCallRecord(**PLAIN)]))
+    known = stored(asset)
+    target = path.replace(".args.a", ".args['a']")
+    exec(f"turns[3]{target} = value", {"turns": asset.history.turns, "value": value})
+    for baseline in (known, None):
+        with pytest.raises(SerializationError) as caught:
+            CODEC.encode(asset, baseline)
+        assert caught.value.field == "history.turns[3]" + path
+        assert name in caught.value.reason

@@ -32,8 +32,9 @@ from orcs_redis.errors import (
     UnavailableError,
     VersionIncompatibleError,
 )
-from orcs_redis.model.asset import ConversationTurn, SessionAsset
+from orcs_redis.model.asset import SessionAsset
 from orcs_redis.model.meta import SyncStatus
+from orcs_redis.model.sections import ConversationTurn
 from orcs_redis.stores.files import LocalFileStore
 from orcs_redis.sync import LocalFileStore as BlockingLocalFileStore
 

@@ -37,8 +37,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import OutcomeUnknownError, StorageError, UnavailableError
-from ..model.asset import ConversationTurn, SessionAsset
+from ..model.asset import SessionAsset
 from ..model.meta import SessionMeta
+from ..model.sections import ConversationTurn
 from ..protocol.attempts import AttemptError
 from ..protocol.changes import Change
 from ..protocol.keys import Keyspace

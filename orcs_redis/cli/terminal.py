@@ -19,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..model.asset import ConversationTurn, SessionAsset, to_datetime
+from ..model.asset import SessionAsset, to_datetime
 from ..model.meta import SessionMeta
+from ..model.sections import ConversationTurn
 from ..protocol.changes import Change
 
 __all__ = [

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import cache, partial
 from types import UnionType
-from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -38,8 +38,11 @@ __all__ = [
     "named",
     "pack",
     "parse_json",
+    "parse_written",
     "repeated_field",
 ]
+
+T = TypeVar("T")
 
 # All that msgspec and codecs raise to refuse a value or data. Anything else says nothing about these.
 REFUSALS: Final = (
@@ -63,6 +66,7 @@ _Fault = tuple[str, str]
 
 encode: Final = msgspec.msgpack.Encoder().encode
 _decode_any: Final = msgspec.msgpack.Decoder().decode
+_decode_json: Final = msgspec.json.Decoder().decode
 _DEEPEST: Final = b"\x91" * MAX_DEPTH + b"\xc0"
 
 
@@ -133,7 +137,7 @@ def parse_json(data: bytes | msgspec.Raw, hint: Any, id: str = "", where: str = 
     def decode(data: bytes | msgspec.Raw) -> Any:
         bare = bytes(data)
         if hint != dict[str, msgspec.Raw] and b"0" * 19 in bare.translate(_DIGITS):
-            bare = msgspec.json.encode(_without_long_integers(msgspec.json.decode(bare)))
+            bare = msgspec.json.encode(_without_long_integers(_decode_json(bare)))
         return _json_decoder(hint).decode(bare)
 
     value, refusal = attempt(decode, data)
@@ -145,14 +149,35 @@ def parse_json(data: bytes | msgspec.Raw, hint: Any, id: str = "", where: str = 
     raise CorruptSessionError(id, ".".join(part for part in parts if part).replace(".[", "["))
 
 
-def repeated_field(text: str, fields: Mapping[str, Any]) -> str | None:
+def parse_written(data: bytes, hint: type[T], document: Callable[[T], object]) -> T | None:
+    """Decode JSON; None unless ``document`` of what comes of it is encoded as the same text, but for whitespace.
+
+    If it is, nothing was passed over or taken for something else, and no field is there twice.
+    """
+
+    def decode(data: bytes) -> T | None:
+        value: T = _json_decoder(cast(Any, hint)).decode(data)
+        encode(value)  # in msgpack, which refuses integers that are too long
+        return value if _is_json_of(document(value), data) else None
+
+    value: T | None = attempt(decode, data)[0]
+    return value
+
+
+def _is_json_of(value: object, data: bytes) -> bool:
+    return msgspec.json.encode(value) == msgspec.json.format(data, indent=-1)
+
+
+def repeated_field(data: bytes, fields: Mapping[str, Any]) -> str | None:
     """Return the path of a field that is there twice, which serde refuses; None without one, "" if it is no JSON.
 
     Args:
-        text: an object.
+        data: an object in UTF-8.
         fields: its fields' types by name. In maps, and of fields that are unknown, the last of a key holds.
 
     """
+    if attempt(lambda data: _is_json_of(_decode_json(data), data), data) == (True, None):
+        return None
     found = False
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -164,7 +189,7 @@ def repeated_field(text: str, fields: Mapping[str, Any]) -> str | None:
         return _Repeated(pairs)
 
     # As floats, integers can't be too long.
-    document, refusal = attempt(partial(json.loads, object_pairs_hook=collect, parse_int=float), text)
+    document, refusal = attempt(partial(json.loads, object_pairs_hook=collect, parse_int=float), data)
     if refusal is not None:
         return ""
     return next(_repeats(document, fields, ""), None) if found else None

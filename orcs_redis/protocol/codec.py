@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from ..errors import CorruptSessionError, SerializationError
-from ..model.asset import (
-    SESSION_VERSION,
-    ConversationHistory,
-    ConversationTurn,
-    SessionAsset,
-    Time,
-    ToolCallRecord,
-    check_head,
-    check_version,
-    json_fields,
-)
+from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields, to_datetime
 from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
 from ..model.meta import SessionMeta, SyncState
+from ..model.schema import Time
+from ..model.sections import ConversationHistory, ConversationTurn, ToolCallRecord
 
 __all__ = [
     "VERSION",
@@ -40,8 +32,8 @@ __all__ = [
 A = TypeVar("A", bound=SessionAsset)
 
 VERSION = encode(SESSION_VERSION)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_EDITS = 64  # turns changed in place; beyond that it is cheaper to send the history anew
+_BLOCK_BYTES = 1 << 16  # of turns that are compared at once: one by one costs more, and so do larger blocks
 
 _ID = encode("id")
 _NO_TURNS = encode("turns") + encode([])
@@ -67,14 +59,13 @@ class _WireCall(ToolCallRecord, array_like=True, gc=False):
 
 
 class _WireTurn(ConversationTurn, array_like=True, gc=False):
-    """A turn that is encoded as an array: without the names of its fields it is a tenth smaller."""
+    """A turn as an array: without the names of its fields it is smaller."""
 
     tool_calls: list[_WireCall]  # type: ignore[assignment]
 
 
 _decode_wire_turns = msgspec.msgpack.Decoder(list[_WireTurn]).decode
 _turn_is_sound = free_values_sound(ConversationTurn)
-_CALLS = {ToolCallRecord}
 
 
 class Encoded(NamedTuple):
@@ -154,7 +145,7 @@ class Codec(Generic[A]):
         """
         if not isinstance(asset, self.asset_type):
             raise SerializationError("asset", f"a {type(asset).__name__} is not a {self.asset_type.__name__}")
-        check_head(asset)
+        check_asset(asset)
         old = known.sections if known is not None else {}
         sections = {}
         for name, key, kind, _, _ in _sections(type(asset)):  # a subclass' own fields are kept, too
@@ -264,12 +255,22 @@ class Codec(Generic[A]):
         return pack(value, kind, name)
 
     def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
+        """Encode a history; turns whose bytes are stored already were checked before."""
         data: list[bytes] = []
-        unchanged = set(old)
-        for n, turn in enumerate(turns):
-            quick = _encode_turn(turn) if unchanged else b""
-            data.append(quick if quick in unchanged else self.turn(turn, f"history.turns[{n}]"))
-        return data
+        known: set[bytes] = set()
+        size = 1 + _BLOCK_BYTES * len(old) // (1 + sum(map(len, old)))
+        for start in range(0, min(len(old), len(turns)), size):
+            stored = old[start : min(start + size, len(turns))]
+            block = turns[start : start + len(stored)]
+            if _are_encoded(block, stored):
+                data += stored
+                continue
+            known = known or set(old)
+            for n, turn in enumerate(block, start):
+                quick = _encode_turn(turn, check=False)
+                data.append(quick if quick in known else self.turn(turn, f"history.turns[{n}]"))
+        pushed = enumerate(turns[len(data) :], len(data))
+        return data + [self.turn(turn, f"history.turns[{n}]") for n, turn in pushed]
 
     @staticmethod
     def _history_rest(history: object) -> object:
@@ -307,16 +308,38 @@ def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
     return turns  # type: ignore[return-value]
 
 
-def _encode_turn(turn: ConversationTurn) -> bytes:
-    """Encode a turn; nothing if that is refused, or if it or a call in it is of another type than its own."""
+def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
+    """Return the array that a turn is encoded as; TypeError if it or a call in it is of another type than its own."""
     if type(turn) is not ConversationTurn:
-        return b""
+        raise TypeError
+    if not turn.tool_calls:
+        return astuple(turn)
+    calls = [astuple(call) for call in turn.tool_calls if type(call) is ToolCallRecord]
+    if len(calls) != len(turn.tool_calls):
+        raise TypeError
+    return turn.id, turn.timestamp_ms, turn.role, turn.content, calls, turn.tags, turn.metadata
+
+
+def _encode_turn(turn: ConversationTurn, check: bool = True) -> bytes:
+    """Encode a turn; nothing if that is refused, or if a check finds a field of another type than its own."""
     try:
-        data = encode(msgspec.convert(turn, _WireTurn, from_attributes=True))
+        fields = _fields(turn)
+        if check:
+            msgspec.convert(fields, _WireTurn)
+        return encode(fields)
     except REFUSALS as error:
         check_refusal(error)
         return b""
-    return b"" if turn.tool_calls and {*map(type, turn.tool_calls)} != _CALLS else data
+
+
+def _are_encoded(turns: list[ConversationTurn], data: Sequence[bytes]) -> bool:
+    """Whether turns are encoded as this data, of which there is as much."""
+
+    def compare(turns: list[ConversationTurn]) -> bool:
+        head = encode([None] * len(data))[: -len(data)]
+        return encode(list(map(_fields, turns))) == b"".join((head, *data))
+
+    return attempt(compare, turns) == (True, None)
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:
@@ -325,8 +348,8 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
     return SessionMeta(
         id=id,
         name=name,
-        created_at=_EPOCH + timedelta(milliseconds=created),
-        updated_at=_EPOCH + timedelta(milliseconds=updated),
+        created_at=to_datetime(created),
+        updated_at=to_datetime(updated),
         project_path=root_path,
         turn_count=turns,
         sync_state=SyncState.SYNCED,

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from .. import scripts
 from ..errors import CorruptSessionError, LayoutError, NotFoundError
-from ..model.asset import ConversationTurn, SessionAsset
+from ..model.asset import SessionAsset
 from ..model.meta import SessionMeta, Versioned
+from ..model.sections import ConversationTurn
 from .attempts import TornRead
 from .codec import Codec, Stored, decode_meta, decode_turns, set_baseline
 from .commands import Argument, Command, Reply, as_error, as_map, has_errors

@@ -15,9 +15,10 @@ import msgspec
 
 from ..errors import ConflictError, CorruptSessionError, SerializationError
 from ..interrupts import raise_interruption
-from ..model.asset import ConversationTurn, SessionAsset
+from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Page, SessionMeta, Versioned
+from ..model.sections import ConversationTurn
 from .codec import Codec, Encoded, Patch, Stored, baseline_of, set_baseline
 from .commands import Argument
 from .keys import Partition

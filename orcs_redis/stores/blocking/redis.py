@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
 
 from ...errors import StorageError
-from ...model.asset import ConversationTurn, SessionAsset
+from ...model.asset import SessionAsset
 from ...model.meta import Page, SessionMeta, SyncStatus, Versioned
+from ...model.sections import ConversationTurn
 from ...protocol.changes import Change, Watcher, waking
 from ...protocol.leases import LeaseInfo
 from ...protocol.request import single
