@@ -618,7 +618,10 @@ class World:
             elif forget_scripts and sending.frames[n][0] == "EVALSHA":
                 sending.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
             else:
-                sending.replies += batch.split(replies[len(setup) + n])
+                reply = replies[len(setup) + n]
+                if width > 1 and type(reply) is list and len(reply) != width:
+                    raise Violation("answer", f"{width} calls in one get {len(reply)} answers")
+                sending.replies += batch.split(reply)
         if self.tracing:
             self.say(f"executed: {sending}: {sending.replies!r:.300}")
         for partition, state in zip(self.partitions, states, strict=False):
