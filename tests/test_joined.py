@@ -9,12 +9,13 @@ import secrets
 from collections.abc import Callable
 from typing import Any, cast
 
+import hiredis
 import msgspec
 import pytest
 
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset, StoreFullError, scripts
 from orcs_redis.protocol.codec import Codec
-from orcs_redis.protocol.commands import CallPrefix, ScriptCall, merge, next_batch, split_reply
+from orcs_redis.protocol.commands import Batch, CallPrefix, Command, ScriptCall, batches, merge
 from orcs_redis.protocol.sessions import Sessions
 from orcs_redis.protocol.writer import Namespace
 from orcs_redis.protocol.writes import Write
@@ -222,11 +223,15 @@ def test_how_many_go_together() -> None:
     """Calls that follow one another go out as one: of one head, 16 at most, and not too many bytes."""
     small, other = ScriptCall(HEAD, ["k"], [b"x"]), ScriptCall(HEAD._replace(script=b"text"), ["k"], [b"x"])
     large = ScriptCall(HEAD, ["k"], [b"x" * 40_000])
-    assert next_batch([small] * 40) == [small] * 16
-    assert next_batch([small, small, other, small]) == [small, small]
-    assert next_batch([small, ("PING",), small]) == [small]
-    assert next_batch([("PING",), small]) == []
-    assert next_batch([large, large]) == [large]
+
+    def runs(*commands: Command) -> list[Any]:
+        return [list(batch.commands) for batch in batches(commands)]
+
+    assert runs() == []
+    assert runs(*[small] * 40) == [[small] * 16, [small] * 16, [small] * 8]
+    assert runs(small, small, other, small) == [[small, small], [other], [small]]
+    assert runs(small, ("PING",), ("PING",), small) == [[small], [("PING",)], [("PING",)], [small]]
+    assert runs(large, large, small) == [[large], [large, small]]
     assert merge([small, ScriptCall(HEAD, ["k", "l"], [b"y", 2])]) == (
         "EVALSHA", b"digest", b"4", "state", "k", "k", "l", "incarnation", b"x", b"y", 2,
     )  # fmt: skip
@@ -234,8 +239,12 @@ def test_how_many_go_together() -> None:
 
 def test_what_each_is_told() -> None:
     """Each caller gets an array of its own item; an error of the whole is everyone's."""
-    assert split_reply([1, 2], 2) == [[1], [2]]
-    assert split_reply("error", 2) == ["error", "error"]
+    calls = [ScriptCall(HEAD, ["k"], [b"x"])] * 2
+    error = hiredis.ReplyError("ERR")
+    assert Batch(calls).split([1, 2]) == [[1], [2]]
+    assert Batch(calls).split(error) == [error, error]
+    assert Batch(calls).split([1, 2, 3]) == [None, None]  # nobody's
+    assert Batch(calls[:1]).split([1]) == [[1]]
 
 
 # So that tombstones, or windows, overflow after a few writes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import hiredis
 
@@ -39,9 +39,12 @@ __all__ = [
     "WrongServer",
     "check",
     "check_server",
+    "detached",
+    "fresh",
     "translate",
 ]
 
+E = TypeVar("E", bound=Exception)
 _LARGE = 256 * 1024  # bytes of a request from which on a hosted server may have a limit
 
 
@@ -99,6 +102,22 @@ class OperationEvicted(AttemptError):
     """The server has evicted operations among which an earlier attempt at this one may have been."""
 
     pause = False
+
+
+def fresh(error: E) -> E:
+    """Return an error like this one, for each of those who are to raise it: a raised one has a traceback of its own."""
+    made = type(error).__new__(type(error), *error.args)
+    vars(made).update(vars(error))
+    return made
+
+
+def detached(error: E) -> E:
+    """Return the error as a value: without tracebacks, whose frames would keep alive what was being done."""
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = found.__context__ = None
+        found = found.__cause__
+    return error
 
 
 class Retried(Protocol):

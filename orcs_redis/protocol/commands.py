@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import hiredis
 import msgspec
@@ -15,15 +14,15 @@ __all__ = [
     "Batch",
     "CallPrefix",
     "Command",
+    "Packed",
     "Reply",
     "ScriptCall",
     "as_error",
     "as_map",
+    "batches",
     "has_errors",
     "merge",
-    "next_batch",
     "pack",
-    "split_reply",
 ]
 
 Argument: TypeAlias = str | bytes | int
@@ -63,27 +62,6 @@ class ScriptCall(msgspec.Struct):
 Command: TypeAlias = tuple[Argument, ...] | ScriptCall
 
 
-def next_batch(commands: Iterable[Command | None]) -> list[ScriptCall]:
-    """Return the first of the commands, as many as can go out as one."""
-    run: list[ScriptCall] = []
-    size = 0
-    for command in commands:
-        if type(command) is not ScriptCall or (run and command.head is not run[0].head):
-            break
-        size += command.size()
-        if run and (size > _MAX_MERGED_BYTES or len(run) == MAX_MERGED):
-            break
-        run.append(command)
-    return run
-
-
-def split_reply(reply: Reply, number: int) -> list[Reply]:
-    """Return what each of the merged calls gets of their reply; an error of the whole is the answer to each."""
-    if type(reply) is list and len(reply) == number:
-        return [[item] for item in reply]
-    return [reply] * number
-
-
 def merge(calls: Sequence[ScriptCall]) -> tuple[Argument, ...]:
     """Return calls of one head as one command."""
     head = calls[0].head
@@ -95,25 +73,63 @@ def merge(calls: Sequence[ScriptCall]) -> tuple[Argument, ...]:
     return (head.verb, head.script, b"%d" % len(keys), *keys, *arguments)
 
 
-class Batch:
-    """Commands that go out together: script calls that follow one another are merged."""
+class Packed(msgspec.Struct):
+    """Commands of one caller as they go over the wire, with nothing of others' in between."""
 
-    def __init__(self, commands: Sequence[Command]) -> None:
-        self.frames: list[Command] = []  # what goes out
-        self._widths: list[int] = []  # of how many commands each consists
-        at = 0
-        while at < len(commands):
-            calls = next_batch(itertools.islice(commands, at, None))
-            self.frames.append(merge(calls) if len(calls) > 1 else commands[at])
-            self._widths.append(len(calls) or 1)
-            at += self._widths[-1]
+    data: bytes
+    count: int
 
-    def split(self, replies: Sequence[Reply]) -> list[Reply]:
-        """Return each command's reply."""
-        own: list[Reply] = []
-        for reply, width in zip(replies, self._widths, strict=True):
-            own += split_reply(reply, width) if width > 1 else [reply]
-        return own
+    def size(self) -> int:
+        """Return how many bytes it has."""
+        return len(self.data)
+
+
+class Batch(msgspec.Struct):
+    """Commands that go out as one: script calls of one head, merged, or anything else alone."""
+
+    commands: Sequence[Command | Packed]
+
+    def frame(self) -> tuple[Argument, ...]:
+        """Return the command that goes out."""
+        calls = cast(Sequence[ScriptCall], self.commands)
+        return merge(calls) if type(calls[0]) is ScriptCall else cast(tuple[Argument, ...], calls[0])
+
+    def pack(self) -> bytes:
+        """Return what goes over the wire."""
+        first = self.commands[0]
+        return first.data if type(first) is Packed else pack((self.frame(),))
+
+    def split(self, reply: Reply) -> list[Reply]:
+        """Return what each of the commands gets of their reply; an error of the whole is the answer to each."""
+        number = len(self.commands)
+        if number == 1:
+            return [reply]
+        if type(reply) is list and len(reply) == number:
+            return [[item] for item in reply]
+        return [reply if as_error(reply) else None] * number  # whose item was whose is not known
+
+
+def batches(commands: Iterable[Command | Packed]) -> Iterator[Batch]:
+    """Yield the commands in their order, as many at a time as can go out as one."""
+    run: list[Command | Packed] = []
+    head: CallPrefix | None = None  # of the run; None: of what goes out alone
+    size = 0
+    for command in commands:
+        if type(command) is not ScriptCall:
+            if run:
+                yield Batch(run)
+            run, head = [command], None
+            continue
+        own = command.size()
+        if head is not None and command.head is head and len(run) < MAX_MERGED and size + own <= _MAX_MERGED_BYTES:
+            run.append(command)
+            size += own
+        else:
+            if run:
+                yield Batch(run)
+            run, head, size = [command], command.head, own
+    if run:
+        yield Batch(run)
 
 
 def pack(commands: Sequence[Command]) -> bytes:

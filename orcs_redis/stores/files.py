@@ -71,7 +71,8 @@ class LocalFileStore(Generic[A]):
         return builtins.list(self._folder.unreadable)
 
     async def aclose(self) -> None:
-        """Do nothing: no file stays open."""
+        """Keep neither files open nor threads; the store can be used all the same."""
+        self._workers.close()
 
     async def __aenter__(self) -> Self:
         return self

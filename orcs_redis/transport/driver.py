@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.attempts import AttemptError, Retry, WrongServer
+from ..protocol.attempts import AttemptError, Retry, WrongServer, detached
 from ..protocol.request import Listener, Pause, Plan, Request
 from .base import AsyncLink
-from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
+from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle, read
 from .opening import Connecting, open_link
 from .pubsub import Subscription
 
@@ -73,20 +73,13 @@ class Driver:
                 await asyncio.wait([self._idle], timeout=lifecycle.deadline + 1)
 
     async def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
-        """Send an request until there is an answer or the deadline has come.
-
-        Args:
-            request: what to do.
-            until: the deadline of the call that it is part of.
-            call: that call, which `begin_plan` let in.
-
-        """
+        """Send a request until there is an answer or the deadline has come: that of the call that it is part of."""
         lifecycle, loop = self.lifecycle, self._loop
         if asyncio.get_running_loop() is not loop:
             self._refuse_loop()
         retry: Retry | None = None
         error: BaseException | None = None
-        began, expires = math.inf, 0.0
+        began, expires, sent = math.inf, 0.0, -math.inf
         try:
             lifecycle.begin(request, call)
             if call is None and len(lifecycle.active) - len(self._waiting) > IN_FLIGHT:
@@ -94,9 +87,10 @@ class Driver:
             began = loop.time()
             expires = until or began + (request.deadline or lifecycle.deadline)
             while True:
-                sent = loop.time()
                 try:
-                    return request.decode(await self.link.call(request.commands(), expires))
+                    commands = request.commands()
+                    sent = loop.time()
+                    return read(request, await self.link.call(commands, expires), self.link)
                 except (AttemptError, StorageError) as problem:
                     raise_interruption(problem)
                     if isinstance(problem, WrongServer):
@@ -113,7 +107,7 @@ class Driver:
         finally:
             if call is None:
                 lifecycle.active.pop(request, None)
-            lifecycle.end(request, error, loop.time())
+            lifecycle.end(request, error, loop.time(), asked=sent > 0)
             error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
                 self._end_turn()
@@ -175,7 +169,7 @@ class Driver:
                     results[n] = await self.run(plan)
                 except StorageError as error:
                     raise_interruption(error)
-                    results[n] = error
+                    results[n] = detached(error)
                     dead |= isinstance(error, NO_OUTCOME) and self.lifecycle.answered < began
 
         await _all(work() for _ in range(min(len(waiting), IN_FLIGHT // 2)))  # other callers have their half
@@ -258,14 +252,21 @@ class Workers:
         self._most = most
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads: ThreadPoolExecutor
+        self._threads: ThreadPoolExecutor | None = None
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in one of the threads."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+        if loop is not self._loop or self._threads is None:
+            self.close()
             self._loop, self._threads = loop, ThreadPoolExecutor(self._most, self._name)
         return await loop.run_in_executor(self._threads, function, *arguments)
+
+    def close(self) -> None:
+        """End the threads once they have nothing to do; a later call begins others."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -6,15 +6,21 @@ import math
 import os
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import OutcomeUnknownError, PermissionDeniedError, StorageError, UnavailableError
+from ..interrupts import raise_interruption
 from ..model.meta import SyncMode, SyncStatus
+from ..protocol.attempts import AttemptError
+from ..protocol.commands import Reply
 from ..protocol.request import Request
+from .base import AsyncLink, BlockingLink
 
-__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Lifecycle"]
+__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Lifecycle", "read"]
 
+T = TypeVar("T")
 _DENIAL_TIME = 1.0  # seconds
 
 IN_FLIGHT = 256
@@ -25,6 +31,30 @@ NO_OUTCOME = (UnavailableError, OutcomeUnknownError)
 
 NOT_SENT = "not sent: the server has done nothing for a deadline"
 """What is said of calls that wait for others when nothing comes of those."""
+
+
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of decoding what is no answer
+
+
+def read(request: Request[T], replies: Sequence[Reply], link: AsyncLink | BlockingLink) -> T:
+    """Return what the replies mean, or raise what `Request.decode` raises.
+
+    Raises:
+        OutcomeUnknownError: the replies to a write are no answer to it.
+        StorageError: the same of a read.
+
+    """
+    try:
+        return request.decode(replies)
+    except (AttemptError, StorageError):
+        raise
+    except _NONSENSE as error:
+        raise_interruption(error)
+        link.drop(time.monotonic())  # they may be another's, and so may those that follow
+        text = f"the server's reply is no answer ({type(error).__name__})"
+        if request.writes:
+            raise OutcomeUnknownError(f"{text}, and the write may have been applied") from error
+        raise StorageError(text) from error
 
 
 class Lifecycle:
@@ -40,7 +70,7 @@ class Lifecycle:
         self.is_open = False
         self.closed = False
         self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
-        self.answered = -math.inf  # when an request last had an outcome, in seconds of time.monotonic()
+        self.answered = -math.inf  # when a request last had an outcome, in seconds of time.monotonic()
         self._pid = os.getpid()
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
@@ -56,7 +86,7 @@ class Lifecycle:
         self.active[call] = 0, threading.get_ident()
 
     def begin(self, request: Request[Any], call: object = None) -> None:
-        """Note that an request begins, by itself or in a call that `begin_plan` let in.
+        """Note that a request begins, by itself or in a call that `begin_plan` let in.
 
         Raises:
             RuntimeError: this process is a fork of the one that opened the store.
@@ -69,9 +99,19 @@ class Lifecycle:
         self.check_right(request)
         self.active[call or request] = request.writes, threading.get_ident()
 
-    def end(self, request: Request[Any], error: BaseException | None, now: float) -> None:
-        """Note how it ended, at `now` in seconds of time.monotonic(); by itself, it is out of `active` already."""
+    def end(self, request: Request[Any], error: BaseException | None, now: float, *, asked: bool) -> None:
+        """Note how it ended; by itself, it is out of `active` already.
+
+        Args:
+            request: what was to be done.
+            error: why it was not.
+            now: in seconds of time.monotonic().
+            asked: whether it was given to the link: else it was refused here, and the server is as before.
+
+        """
         request.end()
+        if not asked:
+            return
         if self._denied is not None and request.writes:
             if error is None:
                 self._denied = None

@@ -1,4 +1,4 @@
-"""How a server is reached: a name's addresses, a connected socket, the server's role, and what is said of a failure."""
+"""How a server is reached: a name's addresses, a connected socket, and what is said of a failure."""
 
 from __future__ import annotations
 
@@ -16,39 +16,15 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ..errors import StorageError, UnavailableError
-from ..interrupts import raise_interruption, suppress
-from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer, check
-from ..protocol.commands import Command, Reply, as_map
+from ..interrupts import raise_interruption
+from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost
 from .address import Address
 
-__all__ = ["ASK_ROLE", "ROLE_CHECK", "Role", "in_thread", "open_socket", "reason_of", "unreachable"]
+__all__ = ["in_thread", "open_socket", "reason_of", "unreachable"]
 
 T = TypeVar("T")
 
-ASK_ROLE: list[Command] = [("HELLO",)]
-"""Asks for the server's role; allowed to every user."""
-
-ROLE_CHECK = 1.0
-"""For how many seconds a connection is used before the server is asked for its role again."""
-
 _STAGGER = 0.1  # seconds until a name's next address is tried beside those before it
-
-
-class Role:
-    """Whether a server is still the right one: where a master was, a replica will not do, since it was demoted."""
-
-    def __init__(self) -> None:
-        self._master = False
-
-    def check(self, hello: Reply) -> None:
-        """Judge an answer to HELLO; raise WrongServer if it comes from a replica in a master's place."""
-        check((hello,))
-        with suppress(TypeError, ValueError):  # no map: what matters of it is checked elsewhere
-            role = as_map(hello).get(b"role")
-            if role == b"master":
-                self._master = True
-            elif role is not None and self._master:
-                raise WrongServer("the server refuses: it is a replica now")
 
 
 def open_socket(address: Address, expires: float) -> socket.socket:

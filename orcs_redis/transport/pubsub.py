@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 import threading
@@ -16,13 +17,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import hiredis
+
 from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption, raise_interruption
-from ..protocol.attempts import AttemptError
+from ..protocol.attempts import AttemptError, ConnectionLost, WrongServer, check
+from ..protocol.commands import Reply
 from ..protocol.request import Listener
-from .base import OnMessage, PubSub
+from .address import Address
+from .base import OnMessage, Prepare, PubSub
+from .multiplexed import Connection, connect
+from .role import ASK_ROLE, Role
 
-__all__ = ["Background", "Subscription"]
+__all__ = ["Background", "Subscription", "open_pubsub"]
 
 _FIRST_DELAY = 0.01  # seconds
 _LONGEST_DELAY = 60.0  # until a refused subscription is tried again
@@ -123,6 +130,68 @@ class Subscription:
                     for channel in tuple(self._listeners):
                         self._deliver(channel, None)
                     await asyncio.sleep(1)
+
+
+async def open_pubsub(
+    address: Address,
+    heartbeat: float,
+    prepare: Prepare | None,
+    on_message: OnMessage,
+    role: Role,
+    drop: Callable[[float], object],
+) -> PubSub:
+    """Open a connection for what is published; in RESP3, HELLO is answered between messages.
+
+    `drop` is called with the time when the server was found to be a wrong one.
+    """
+    pubsub = _SocketPubSub(heartbeat, on_message, role, drop)
+    pubsub.connection = await connect(address, heartbeat / 2, prepare, role, pubsub.on_push)
+    return pubsub
+
+
+class _SocketPubSub:
+    connection: Connection
+
+    def __init__(self, heartbeat: float, on_message: OnMessage, role: Role, drop: Callable[[float], object]) -> None:
+        self._heartbeat = heartbeat
+        self._on_message = on_message
+        self._role = role
+        self._drop = drop
+        self._refusals: list[Reply] = []
+
+    def on_push(self, message: Reply) -> None:
+        if isinstance(message, hiredis.ReplyError):  # a refused subscription
+            self._refusals.append(message)
+            self.connection.abort()
+            return
+        kind, channel, *rest = message
+        if kind == b"message":
+            self._on_message(channel.decode(), rest[0])
+        elif kind == b"subscribe":
+            self._on_message(channel.decode(), None)
+
+    def subscribe(self, channel: str) -> None:
+        self.connection.send([("SUBSCRIBE", channel)])
+
+    def unsubscribe(self, channel: str) -> None:
+        self.connection.send([("UNSUBSCRIBE", channel)])
+
+    async def watch(self) -> None:
+        closed = self.connection.closed
+        while True:
+            await asyncio.wait([closed], timeout=self._heartbeat / 2)
+            check(self._refusals)
+            if closed.done():
+                raise ConnectionLost("the connection broke", sent=False)
+            try:
+                self._role.check((await self.connection.submit(ASK_ROLE, math.inf))[0])
+            except WrongServer:
+                self._drop(time.monotonic())
+                raise
+
+    async def close(self) -> None:
+        self.connection.abort()
+        await self.connection.closed
 
 
 class Background:

@@ -13,14 +13,15 @@ from weakref import WeakSet
 
 import hiredis
 
-from ..errors import StorageError, UnavailableError
+from ..errors import UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost, WrongServer
+from ..protocol.attempts import AttemptError, AttemptTimeout, ConnectionLost
 from ..protocol.commands import Command, Reply, pack
 from .address import Address
 from .base import OnMessage, Prepare, PubSub, attempt_timeout, nothing
-from .connection import open_pubsub
-from .network import ASK_ROLE, ROLE_CHECK, Role, open_socket, reason_of, unreachable
+from .network import open_socket, reason_of, unreachable
+from .pubsub import open_pubsub
+from .role import ASK_ROLE, Checked, Role
 
 __all__ = ["PooledLink", "SocketLink"]
 
@@ -33,11 +34,10 @@ _CHUNK = 65536
 _BROKEN = (OSError, hiredis.ProtocolError, TypeError)  # the last: a map with a key that can't be one
 
 
-class Pooled(Protocol):
+class Pooled(Checked, Protocol):
     """A connection that a thread takes, uses and gives back. It can be opened again after it was closed."""
 
     opened: float  # when, of time.monotonic
-    checked: float  # when the server was last asked for its role
     used: float  # when it was given back
 
     def open(self, expires: float) -> Reply:
@@ -87,7 +87,6 @@ class PooledLink(Generic[C]):
         self._idle: deque[C] = deque()  # the last used at the end
         # All there are. What an interrupted thread has lost is not counted any more.
         self._connections: WeakSet[C] = WeakSet()
-        self._dropped = -math.inf  # what was opened before is used no more
         self._closed = False
 
     def call(self, commands: Sequence[Command], expires: float) -> list[Reply]:
@@ -107,11 +106,7 @@ class PooledLink(Generic[C]):
 
     def drop(self, before: float) -> None:
         """Use no connection any more that was opened before then: see `BlockingLink`."""
-        self._dropped = max(self._dropped, before)
-
-    def is_dropped(self, opened: float) -> bool:
-        """Whether what was opened at a time is to be used no more."""
-        return opened < self._dropped
+        self._role.drop(before)
 
     def close(self) -> None:
         """Close the connections; one that is in use is closed when its call ends."""
@@ -165,18 +160,12 @@ class PooledLink(Generic[C]):
 
     def _make_ready(self, connection: C, expires: float) -> None:
         """Open a connection, unless it is open and leads to the right server."""
-        if not self.is_dropped(connection.opened) and connection.is_usable():
+        if not self._role.is_dropped(connection.opened) and connection.is_usable():
             now = time.monotonic()
-            if now < connection.checked + ROLE_CHECK:
+            if not self._role.is_due(connection, now):
                 return
-            try:
+            with self._role.asking(connection, now):
                 self._role.check(connection.call(ASK_ROLE, expires)[0])
-            except WrongServer:
-                self.drop(now)
-            except (AttemptError, StorageError):
-                pass
-            else:
-                connection.checked = now
                 return
         connection.close()
         hello = connection.open(expires)

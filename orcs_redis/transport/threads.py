@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption
-from ..protocol.attempts import AttemptError, Retry, WrongServer
-from ..protocol.commands import Batch, Command, Reply
+from ..protocol.attempts import AttemptError, Retry, WrongServer, detached, fresh
+from ..protocol.commands import Command, Reply, batches
 from ..protocol.request import Listener, Pause, Plan, Request
 from .base import BlockingLink
-from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle
+from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle, read
 from .opening import Connecting, open_blocking_link
 from .pubsub import Background, Subscription
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Driver", "Latch", "Workers"]
 
 T = TypeVar("T")
+Answer: TypeAlias = Sequence[Reply] | AttemptError | StorageError
 
 
 class Driver:
@@ -74,24 +76,19 @@ class Driver:
             self._attachment.release()
 
     def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
-        """Send an request until there is an answer or the deadline has come.
-
-        Args:
-            request: what to do.
-            until: the deadline of the call that it is part of.
-            call: that call, which `begin_plan` let in.
-
-        """
+        """Send a request until there is an answer or the deadline has come: that of the call that it is part of."""
         lifecycle = self.lifecycle
         retry: Retry | None = None
         error: BaseException | None = None
+        sent = -math.inf
         try:
             lifecycle.begin(request, call)
             expires = until or time.monotonic() + (request.deadline or lifecycle.deadline)
             while True:
                 try:
+                    commands = request.commands()
                     sent = time.monotonic()
-                    return request.decode(self.link.call(request.commands(), expires))
+                    return read(request, self.link.call(commands, expires), self.link)
                 except (AttemptError, StorageError) as problem:
                     raise_interruption(problem)
                     if isinstance(problem, WrongServer):
@@ -106,7 +103,7 @@ class Driver:
         finally:
             if call is None:
                 lifecycle.active.pop(request, None)
-            lifecycle.end(request, error, time.monotonic())
+            lifecycle.end(request, error, time.monotonic(), asked=sent > 0)
             error = None  # else it, this frame and those of its callers are a cycle
 
     def run(self, plan: Plan[T], until: float | None = None) -> T:
@@ -213,14 +210,13 @@ class Driver:
             while steps:
                 sent, steps, delay = steps, {}, 0.0
                 lifecycle.active[call] = sum(request.writes for request in sent.values()), threading.get_ident()
+                commands, refused = self._commands(sent)
                 began = time.monotonic()
-                for n, replies in self._send_together(sent, until).items():
-                    request = sent[n]
+                for n, answer in (refused | self._send_together(commands, until)).items():
+                    request, plan = sent[n], plans[n]
                     try:
-                        if isinstance(replies, Exception):
-                            raise replies
-                        move = partial(plans[n].send, request.decode(replies))
-                        lifecycle.end(request, None, time.monotonic())
+                        move = partial(plan.send, self._read(request, answer))
+                        lifecycle.end(request, None, time.monotonic(), asked=True)
                     except (AttemptError, StorageError) as problem:
                         raise_interruption(problem)
                         if isinstance(problem, WrongServer):
@@ -232,8 +228,8 @@ class Driver:
                             continue
                         except StorageError as error:
                             raise_interruption(error)
-                            lifecycle.end(request, error, time.monotonic())
-                            move = partial(plans[n].throw, error)
+                            lifecycle.end(request, error, time.monotonic(), asked=n in commands)
+                            move = partial(plan.throw, error)
                     self._advance(n, move, steps, results)
                 if delay:
                     time.sleep(delay)
@@ -250,34 +246,38 @@ class Driver:
             results[n] = stop.value
         except StorageError as error:
             raise_interruption(error)
-            results[n] = error
+            results[n] = detached(error)
 
-    def _send_together(
-        self, requests: dict[int, Request[Any]], expires: float
-    ) -> dict[int, Sequence[Reply] | AttemptError | StorageError]:
-        """Send requests in one write; return what came of each."""
-        answers: dict[int, Sequence[Reply] | AttemptError | StorageError] = {}
-        sent: dict[int, Sequence[Command]] = {}
+    def _commands(self, requests: dict[int, Request[Any]]) -> tuple[dict[int, Sequence[Command]], dict[int, Answer]]:
+        """Return each request's commands, and why others are not to be sent."""
+        commands: dict[int, Sequence[Command]] = {}
+        refused: dict[int, Answer] = {}
         for n, request in requests.items():
             try:
                 self.lifecycle.check_right(request)
-                sent[n] = request.commands()
+                commands[n] = request.commands()
             except StorageError as error:
                 raise_interruption(error)
-                answers[n] = error
-        flat = [command for commands in sent.values() for command in commands]
-        if flat:
-            batch = Batch(flat)
-            try:
-                replies = batch.split(self.link.call(batch.frames, expires))
-            except (AttemptError, StorageError) as problem:
-                raise_interruption(problem)
-                return answers | dict.fromkeys(sent, problem)
-            at = 0
-            for n, commands in sent.items():
-                answers[n] = replies[at : at + len(commands)]
-                at += len(commands)
-        return answers
+                refused[n] = error
+        return commands, refused
+
+    def _send_together(self, commands: dict[int, Sequence[Command]], expires: float) -> dict[int, Answer]:
+        """Send commands of several requests in one write; return what came of each."""
+        if not commands:
+            return {}
+        together = list(batches(itertools.chain.from_iterable(commands.values())))
+        try:
+            found = self.link.call([batch.frame() for batch in together], expires)
+        except (AttemptError, StorageError) as problem:
+            raise_interruption(problem)
+            return {n: fresh(problem) for n in commands}
+        replies = (own for batch, reply in zip(together, found, strict=True) for own in batch.split(reply))
+        return {n: list(itertools.islice(replies, len(own))) for n, own in commands.items()}
+
+    def _read(self, request: Request[T], answer: Answer) -> T:
+        if isinstance(answer, Exception):
+            raise answer
+        return read(request, answer, self.link)
 
 
 class Latch:
@@ -300,3 +300,6 @@ class Workers:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function."""
         return function(*arguments)
+
+    def close(self) -> None:
+        """Have nothing to end."""

@@ -18,7 +18,7 @@ from orcs_redis.model.meta import Versioned
 from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
 from orcs_redis.protocol import writer as writers
 from orcs_redis.protocol.attempts import ConnectionLost
-from orcs_redis.protocol.commands import Argument, Command, ScriptCall, merge, next_batch, split_reply
+from orcs_redis.protocol.commands import Argument, Batch, Command, batches
 from orcs_redis.protocol.keys import Keyspace
 from orcs_redis.protocol.namespace import Create
 from orcs_redis.protocol.request import Plan, single
@@ -65,9 +65,12 @@ class Sending:
     """What goes out together; calls may have been joined, so that frames are fewer than commands."""
 
     members: list[Member]
-    frames: list[tuple[Argument, ...]]
-    widths: list[int]  # commands of each frame
+    batches: list[Batch]
     replies: list[Any] = field(default_factory=list)  # of each command
+
+    def __post_init__(self) -> None:
+        self.frames = [batch.frame() for batch in self.batches]
+        self.widths = [len(batch.commands) for batch in self.batches]
 
     def __str__(self) -> str:
         return ", ".join(f"{member.call} #{member.attempt}" for member in self.members)
@@ -566,21 +569,8 @@ class World:
                 self.model.identified(call.writer, call.operation)
             members.append(Member(call, call.attempt, len(commands), len(own), ticket))
             commands += own
-        frames: list[tuple[Argument, ...]] = []
-        widths: list[int] = []
         joins = self.random.random() < 0.8
-        at = 0
-        while at < len(commands):
-            command = commands[at]
-            if isinstance(command, ScriptCall):
-                run = next_batch(commands[at:] if joins else [command])
-                frames.append(merge(run))
-                widths.append(len(run))
-            else:
-                frames.append(command)
-                widths.append(1)
-            at += widths[-1]
-        sending = Sending(members, frames, widths)
+        sending = Sending(members, list(batches(commands)) if joins else [Batch([command]) for command in commands])
         self.out.append(sending)
         self.count("sendings")
         if self.tracing:
@@ -622,14 +612,16 @@ class World:
         replies = self.server.run(*setup, *frames, *looks)
         states = replies[len(setup) + count :]
         sending.replies = []
-        for n, width in enumerate(sending.widths):
+        for n, (batch, width) in enumerate(zip(sending.batches, sending.widths, strict=True)):
             if n >= count:
                 sending.replies += [None] * width
             elif forget_scripts and sending.frames[n][0] == "EVALSHA":
                 sending.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
             else:
                 reply = replies[len(setup) + n]
-                sending.replies += split_reply(reply, width) if width > 1 else [reply]
+                if width > 1 and type(reply) is list and len(reply) != width:
+                    raise Violation("answer", f"{width} calls in one get {len(reply)} answers")
+                sending.replies += batch.split(reply)
         if self.tracing:
             self.say(f"executed: {sending}: {sending.replies!r:.300}")
         for partition, state in zip(self.partitions, states, strict=False):

@@ -72,7 +72,8 @@ class LocalFileStore(Generic[A]):
         return builtins.list(self._folder.unreadable)
 
     def close(self) -> None:
-        """Do nothing: no file stays open."""
+        """Keep neither files open nor threads; the store can be used all the same."""
+        self._workers.close()
 
     def __enter__(self) -> Self:
         return self
