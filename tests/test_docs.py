@@ -15,6 +15,7 @@ import importlib.metadata
 import inspect
 import re
 import sys
+import tomllib
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,6 +168,17 @@ def test_links(document: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "ACL "))] == []
+
+
+def test_readme_on_pypi() -> None:
+    """PyPI's page has no link to a file of the repository."""
+    settings = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = read("README.md")
+    for each in settings["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 # Tables
