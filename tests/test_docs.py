@@ -307,6 +307,11 @@ def test_a_folder_imports_from_lower_ones(name: str) -> None:
         assert other == room or LEVELS[other] < LEVELS[room], imported
 
 
+def test_types_are_published() -> None:
+    """Type checkers use the types of what is installed."""
+    assert (PACKAGE / "py.typed").is_file()
+
+
 def test_no_module_imports_itself() -> None:
     """There is no circle of modules, whatever is imported late or for types only."""
     left = {name: imports(path) for name, path in modules().items()}
