@@ -50,7 +50,7 @@ test-wheel:
 
 # Of lines and branches, over all processes of all runs whose data is here; below the floor in pyproject.toml it fails.
 coverage: $(STAMP)
-	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage combine --quiet --keep
 	$(BIN)/python -m coverage report --skip-covered --show-missing $(if $(FLOOR),--fail-under=$(FLOOR))
 
 # A warning is an error, and no page may load anything from another host.
