@@ -4,6 +4,7 @@
 #   make demo URL=redis://localhost:6379/0       on yours
 #   make demo ARGS="--seconds 30 --workers 8"
 #   make test   make lint                        (ARGS goes to pytest)
+#   make test-wheel coverage                     the suite on the built wheel, and what it reaches
 #   make docs                                    the site, into site/
 #   make bench   make bench FULL=1               against other stores
 #   make chaos SECONDS=600
@@ -14,10 +15,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+WHEEL_VENV ?= .venv-wheel
+WHEEL ?=
 URL ?=
 ARGS ?=
 
-.PHONY: demo test lint docs chaos simulate steady bench clean
+.PHONY: demo test test-wheel coverage lint docs chaos simulate steady bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -31,6 +34,24 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In a fresh environment, from a copy of the tree that lacks the sources: what is imported can only be the wheel. It is
+# built here, or given: make test-wheel WHEEL=dist/orcs_redis-0.1.0-py3-none-any.whl
+test-wheel:
+	rm -rf $(WHEEL_VENV) .coverage .coverage.*
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	mkdir $(WHEEL_VENV)/dist $(WHEEL_VENV)/tree
+	$(if $(WHEEL),cp $(WHEEL),$(WHEEL_VENV)/bin/python -m pip wheel --quiet --no-deps . --wheel-dir) $(WHEEL_VENV)/dist
+	$(WHEEL_VENV)/bin/python -m pip install --quiet "$$(ls $(WHEEL_VENV)/dist/*.whl)[cli,embedded,memory]" --group dev
+	git ls-files -z --cached --others --exclude-standard -- ':!orcs_redis' | tar --null -T - -cf - | tar -xf - -C $(WHEEL_VENV)/tree
+	cd $(WHEEL_VENV)/tree && ../bin/python -c 'import orcs_redis as o; assert "site-packages" in o.__file__, o; print("tested:", o.__file__)'
+	cd $(WHEEL_VENV)/tree && COVERAGE_FILE='$(CURDIR)/.coverage' ../bin/python -m coverage run -m pytest $(ARGS)
+
+# Of lines and branches, over all processes of all runs whose data is here; below the floor in pyproject.toml it fails.
+coverage: $(STAMP)
+	$(BIN)/python -m coverage combine --quiet --keep
+	$(BIN)/python -m coverage report --skip-covered --show-missing $(if $(FLOOR),--fail-under=$(FLOOR))
 
 # A warning is an error, and no page may load anything from another host.
 docs: $(VENV)/.docs
@@ -57,7 +78,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.peers --out benchmarks/results $(if $(FULL),--full) $(ARGS)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(WHEEL_VENV)
 
 # Made anew when the dependencies change. --group came with pip 25.1.
 $(STAMP): pyproject.toml

@@ -1,4 +1,4 @@
-"""Worker processes share sessions: a lease gives each to one worker at a time, and a killed worker's pass to others.
+"""Worker processes share sessions: a lease gives a session to one worker, and to another when that one is killed.
 
     python examples/fleet.py [URL]
 

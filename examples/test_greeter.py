@@ -16,7 +16,7 @@ from orcs_redis.sync import RedisSessionStore, open_store
 
 
 def greet(store: RedisSessionStore[SessionAsset], id: str, name: str) -> None:
-    """Greet the user of a session once, whoever else is at it: the code under test."""
+    """Greet the user of a session once, whatever other workers do: the code under test."""
     with store.lease(id, ttl=10) as lease:
         if not any("greeting" in turn.tags for turn in store.turns(id)):
             greeting = ConversationTurn.assistant(f"Good day, {name}!").with_tags(["greeting"])

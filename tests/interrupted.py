@@ -86,16 +86,20 @@ class Timer:
         self._package_only = package_only
 
     def __enter__(self) -> None:
+        self._over = False
         signal.signal(signal.SIGALRM, self._ring)
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, self._longest))
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return  # it rang just before it was turned off
         if self._package_only and frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             signal.setitimer(signal.ITIMER_REAL, 1e-5)
         else:
             self._strike(number, frame)
 
     def __exit__(self, *_: object) -> None:
+        self._over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -167,6 +167,19 @@ async def attempt(name: str, *arguments: Any, **options: Any) -> None:
         await (await opened).aclose()
 
 
+async def test_a_path_is_a_folder_of_files(tmp_path: Path) -> None:
+    """`open_store` takes a folder's path in the place of a URL; a Redis store can't be opened by one."""
+    async with orcs_redis.open_store(tmp_path) as files:
+        assert isinstance(files, orcs_redis.LocalFileStore)
+        assert files.path == tmp_path
+    with orcs_redis.sync.open_store(tmp_path) as blocking:
+        assert isinstance(blocking, orcs_redis.sync.LocalFileStore)
+        assert blocking.path == tmp_path
+    for name in ("RedisSessionStore.connect", "sync RedisSessionStore.connect"):
+        with pytest.raises(ValueError, match="use open_store"):
+            await attempt(name, tmp_path)
+
+
 @pytest.mark.parametrize("name", OPENERS)
 @pytest.mark.parametrize(
     ("url", "options"),
@@ -177,6 +190,7 @@ async def attempt(name: str, *arguments: Any, **options: Any) -> None:
         ("file:", {"deadline": -1, "retries": 99}),
         ("file:", {"namespace": "orcs"}),
         ("file:", {"max_connections": 3}),
+        ("path", {"namespace": "orcs"}),
         ("redis://127.0.0.1:1", {"decode": True}),
         ("client", {"credentials": lambda: (None, "x")}),
         ("client", {"retries": 99}),
@@ -187,7 +201,7 @@ async def test_options_that_mean_nothing(tmp_path: Path, name: str, url: str, op
     client: Any = None
     if url == "client":
         client = redis.Redis(port=1) if name.startswith("sync") else redis.asyncio.Redis(port=1)
-    target = f"file://{tmp_path}" if url == "file:" else url
+    target = {"file:": f"file://{tmp_path}", "path": tmp_path}.get(url, url)
     with pytest.raises(TypeError, match=re.escape(name.removeprefix("sync ") + "()")):
         await attempt(name, None if client else target, client=client, **options)
 

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import orcs_redis
 from orcs_redis.errors import CorruptSessionError, SerializationError, VersionIncompatibleError
 from orcs_redis.model.asset import SessionAsset
 from orcs_redis.model.encoding import f32_text
@@ -190,7 +191,7 @@ WRITTEN = """{
   "metadata": {}
 }"""
 FULL = json.loads(WRITTEN) | {"updated_at_ms": 1}
-SAMPLES = Path(__file__).parents[1] / "orcs_redis/cli/demo_sessions"
+SAMPLES = Path(orcs_redis.__file__).parent / "cli/demo_sessions"
 
 
 class Annotated(SessionAsset):

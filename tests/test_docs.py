@@ -15,6 +15,7 @@ import importlib.metadata
 import inspect
 import re
 import sys
+import tomllib
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,17 @@ def test_links(document: Path) -> None:
     assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "ACL "))] == []
 
 
+def test_readme_on_pypi() -> None:
+    """PyPI's page has no link to a file of the repository."""
+    settings = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = read("README.md")
+    for each in settings["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 # Tables
 
 
@@ -293,6 +305,11 @@ def test_a_folder_imports_from_lower_ones(name: str) -> None:
     for imported in imports(modules()[name]):
         other = imported.partition("/")[0]
         assert other == room or LEVELS[other] < LEVELS[room], imported
+
+
+def test_types_are_published() -> None:
+    """Type checkers use the types of what is installed."""
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_no_module_imports_itself() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
 from typing import assert_type
 
 import redis
@@ -42,6 +43,8 @@ async def asyncio_stores(client: redis.asyncio.Redis, turn: ConversationTurn) ->
     assert_type(open_store(), AbstractAsyncContextManager[RedisSessionStore[SessionAsset]])
     assert_type(open_store(client=client, namespace="n"), AbstractAsyncContextManager[RedisSessionStore[SessionAsset]])
     assert_type(open_store("memory://", asset_type=Ticket), AbstractAsyncContextManager[RedisSessionStore[Ticket]])
+    assert_type(open_store(Path("p")), AbstractAsyncContextManager[LocalFileStore[SessionAsset]])
+    assert_type(open_store(Path("p"), asset_type=Ticket), AbstractAsyncContextManager[LocalFileStore[Ticket]])
     assert_type(await RedisSessionStore.connect("memory://"), RedisSessionStore[SessionAsset])
     assert_type(await RedisSessionStore.connect(asset_type=Ticket, deadline=1.0), RedisSessionStore[Ticket])
 
@@ -73,6 +76,13 @@ async def asyncio_stores(client: redis.asyncio.Redis, turn: ConversationTurn) ->
         await store.update("id", 1)  # type: ignore[arg-type]
         open_store(retries=3)  # type: ignore[call-overload]  # no such option
 
+    async with open_store(Path("p"), asset_type=Ticket) as files:
+        assert_type(await files.load("id"), Ticket)
+        await files.append("id", turn)  # type: ignore[attr-defined]  # files have what SessionStore has
+        files.watch()  # type: ignore[attr-defined]
+        open_store(Path("p"), namespace="n")  # type: ignore[call-overload]  # and no option of Redis
+        await RedisSessionStore.connect(Path("p"))  # type: ignore[call-overload]
+
 
 def blocking_stores(client: redis.Redis, turn: ConversationTurn) -> None:
     assert_type(sync.open_store(), AbstractContextManager[sync.RedisSessionStore[SessionAsset]])
@@ -83,6 +93,11 @@ def blocking_stores(client: redis.Redis, turn: ConversationTurn) -> None:
 
     with sync.open_store() as plain:
         assert_type(plain.load("id"), SessionAsset)
+
+    with sync.open_store(Path("p"), asset_type=Ticket) as files:
+        assert_type(files, sync.LocalFileStore[Ticket])
+        files.append("id", turn)  # type: ignore[attr-defined]
+        files.watch()  # type: ignore[attr-defined]
 
     with sync.open_store(asset_type=Ticket) as store:
         ticket = store.load("id")

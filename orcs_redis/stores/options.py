@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
 from ..model.asset import SessionAsset
@@ -76,7 +78,7 @@ _UNKNOWN: dict[object, frozenset[str]] = {
 
 
 def choose(
-    function: str, url: str | None, client: object, arguments: Mapping[str, Any]
+    function: str, url: str | os.PathLike[str] | None, client: object, arguments: Mapping[str, Any]
 ) -> tuple[Options[Any], Target | None]:
     """Check the arguments of a public function that opens a store.
 
@@ -90,7 +92,7 @@ def choose(
     """
     target: Target | None = None
     if client is None:
-        target = resolve(url)
+        target = FileFolder(Path(url)) if isinstance(url, os.PathLike) else resolve(url)
     elif url is not None:
         raise ValueError("a store takes a URL or a client, not both")
     for name in arguments:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from ...errors import StorageError
 from ...model.asset import SessionAsset
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RedisSessionStore", "open_store"]
 
 A = TypeVar("A", bound=SessionAsset)
+B = TypeVar("B", bound=SessionAsset)  # for class methods, where A would be that of a class that is not known yet
 
 
 class RedisSessionStore(Generic[A]):
@@ -65,9 +67,9 @@ class RedisSessionStore(Generic[A]):
         url: str | None = None,
         *,
         client: redis.Redis | None = None,
-        asset_type: type[A],
+        asset_type: type[B],
         **options: Unpack[OptionArguments],
-    ) -> RedisSessionStore[A]: ...
+    ) -> RedisSessionStore[B]: ...
 
     @classmethod
     def connect(
@@ -355,17 +357,25 @@ def open_store(
 ) -> AbstractContextManager[RedisSessionStore[A]]: ...
 
 
+@overload
+def open_store(url: os.PathLike[str]) -> AbstractContextManager[LocalFileStore[SessionAsset]]: ...
+
+
+@overload
+def open_store(url: os.PathLike[str], *, asset_type: type[A]) -> AbstractContextManager[LocalFileStore[A]]: ...
+
+
 @contextlib.contextmanager
 def open_store(
-    url: str | None = None, *, client: redis.Redis | None = None, **options: Any
-) -> Iterator[RedisSessionStore[Any]]:
+    url: str | os.PathLike[str] | None = None, *, client: redis.Redis | None = None, **options: Any
+) -> Iterator[Any]:  # the overloads say what
     """Open a store for a `with` block.
 
     Args:
         url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (the docs' page of
             options has the table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A
-            file:// URL gives a LocalFileStore, which has the methods of SessionStore only and takes no option but
-            asset_type.
+            folder's path, such as a `pathlib.Path`, and a file:// URL give a LocalFileStore, which has the methods of
+            SessionStore only and takes no option but asset_type. Type checkers know that of a path, not of a URL.
         client: a blocking redis-py client to use instead; it is never closed and never reconfigured.
         options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
             asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);
@@ -383,7 +393,7 @@ def open_store(
     chosen, target = choose("open_store", url, client, options)
     if isinstance(target, FileFolder):
         with LocalFileStore(target.path, asset_type=chosen.asset_type) as files:
-            yield cast(RedisSessionStore[Any], files)
+            yield files
         return
     with RedisSessionStore._open(chosen, target, client) as store:
         yield store
