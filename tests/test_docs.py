@@ -347,6 +347,18 @@ def test_numbers_of_the_protocol() -> None:
     assert f"{int(numbers['TOMBSTONES']):,} tombstones are kept" in protocol
 
 
+def test_windows_are_written_once() -> None:
+    """What both writing scripts know of commands and dedup windows is the same text."""
+    function = re.compile(r"^( *)(?:local )?function (\w+)\(.*?^\1end$", re.MULTILINE | re.DOTALL)
+    write, lease = (
+        {found[2]: found[0] for found in function.finditer((PACKAGE / f"scripts/{name}.lua").read_text())}
+        for name in ("write", "lease")
+    )
+    both = write.keys() & lease.keys()
+    assert both >= {"struct_pack", "struct_unpack", "not_callable", "load_window", "find_entry", "pack_window"}
+    assert {name: write[name] for name in both} == {name: lease[name] for name in both}
+
+
 # The server's settings
 
 

@@ -8,145 +8,211 @@
 -- ARGV  1 incarnation of the namespace
 --       2 kind: "acquire", "renew" or "release"
 --       3 session id; it need not exist
---       4 renew, release: the token. acquire: the operation id of this claim, by which a repetition is recognised (20
---         bytes, see write.lua)
+--       4 renew, release: the token. acquire: the operation id of this claim, the same in each attempt (20 bytes, see
+--         write.lua)
 --       5 acquire, renew: for how many ms from now
 --       6 acquire: who holds it, for people
---       7 acquire: seen, decimal: a revision of the partition that was known before the first sending
+--       7 acquire: seen, decimal: a revision of the partition that was known before the first attempt
 --       8 acquire: low-water mark, decimal: the lowest counter of the epoch's operations that are not finished
 --
 -- Reply, an array:
 --   "OK", token          it is held (release: no more), for the time given from now on
 --   "HELD", ms           acquire: another claim holds it, for so long unless renewed
 --   "LEASELOST"          renew, release: this token holds it no more
---   "FORGOTTEN", revision  acquire: a late sending; or an earlier one may have been applied, and forgotten
+--   "FORGOTTEN", revision  acquire: it arrives late; or an earlier attempt was answered, or may have been
 --   "DENIED", command    the user may not call it
 --   "MISSING", command   the server has no such command, or it was renamed
 --   "RESET", revision    another incarnation (revision -1), or revisions went back
 --   "LAYOUT", part       a key has a foreign type
 -- For every reply but "OK" nobody's lease has changed. An error that was raised while the script ran leaves it open.
 --
--- A claim that was answered is noted in its dedup window like a write: should it arrive again after the release, nobody
--- would give the lease back.
+-- A claim that was answered is in its dedup window like a write: should it arrive again after the release, nobody would
+-- give the lease back.
 --
 -- Message, on the channel {p}:leases:<incarnation>: the session id, when its lease was released.
 
 local WRITERS = 10000 -- as in write.lua
-local FIELDS = 5
+local FIELDS = 5      -- of the state, beside the windows
+local ENTRY = 16      -- bytes of an entry in a dedup window
 
-local kind, id, mine, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local acquiring = kind == 'acquire'
-local lua_pcall, may = pcall, redis.acl_check_cmd -- fakeredis has no rights to check
+local state_key, lease_key, fence_key, leases_key = unpack(KEYS)
+local kind, id, ttl = ARGV[2], ARGV[3], ARGV[5]
+local acquires = kind == 'acquire'
 
-local number, pack
+-- As in write.lua.
+
+local struct_pack, struct_unpack
 if struct then
-  number, pack = struct.unpack, struct.pack
-else
-  function number(width, bytes, at)
-    local n = 0
-    for i = at, at + string.sub(width, 3) - 1 do n = n * 256 + string.byte(bytes, i) end
-    return n
-  end
-  function pack(width, n)
-    local bytes = ''
-    for _ = 1, tonumber(string.sub(width, 3)) do
-      bytes, n = string.char(n % 256) .. bytes, math.floor(n / 256)
+  struct_pack, struct_unpack = struct.pack, struct.unpack
+else -- fakeredis has none: as much of it as is used here
+  function struct_pack(layout, ...)
+    local packed, i = '', 0
+    for width in layout:gmatch('%d') do
+      i = i + 1
+      local n, bytes = select(i, ...), ''
+      for _ = 1, tonumber(width) do
+        bytes, n = string.char(n % 256) .. bytes, math.floor(n / 256)
+      end
+      packed = packed .. bytes
     end
-    return bytes
+    return packed
+  end
+  function struct_unpack(layout, packed, at)
+    local values = {}
+    at = at or 1
+    for kind, width in layout:gmatch('(%a)(%d*)') do
+      local value, stop = 0, at + (tonumber(width) or 1)
+      for i = at, stop - 1 do value = value * 256 + packed:byte(i) end
+      values[#values + 1] = kind == 'c' and packed:sub(at, stop - 1) or value
+      at = stop
+    end
+    values[#values + 1] = at
+    return unpack(values)
   end
 end
 
-local function failed(reply) return type(reply) == 'table' and reply.err end
-
-local function refused(reply, part)
-  if string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then return {'LAYOUT', part} end
+-- The item if a reply is an error, else nil: for a foreign type that with the code, else the error as it is.
+local function error_item(reply, code, part)
+  if type(reply) ~= 'table' or not reply.err then return nil end
+  if code and tostring(reply.err):find('WRONGTYPE', 1, true) then return {code, part} end
   return reply
 end
 
--- The answer if one of the commands can't be called, else nil. They are tried with arguments, without which Valkey crashes.
-local function lacks(...)
-  for _, command in ipairs(may and {...} or {}) do
-    local known, allowed = lua_pcall(may, command, KEYS[1], command == 'UNLINK' and KEYS[1] or '0')
-    if not known then return {'MISSING', command} end
-    if not allowed then return {'DENIED', command} end
+-- The item if a command can't be called, else false. It is tried with arguments, without which Valkey crashes.
+local rights = {}
+local function not_callable(command)
+  local item = rights[command]
+  if item == nil then
+    item = false
+    if redis.acl_check_cmd then -- fakeredis has no rights to check
+      local known, allowed
+      if command == 'RENAME' then
+        known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], KEYS[1])
+      elseif command == 'UNLINK' then
+        known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1])
+      else
+        known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], '0', '0')
+      end
+      item = not known and {'MISSING', command} or not allowed and {'DENIED', command}
+    end
+    rights[command] = item
   end
+  return item
 end
 
-local window = 'w' .. string.sub(mine, 1, 12)
-local state = redis.pcall('HMGET', KEYS[1], 'incarnation', 'revision', 'forgotten', window)
-if failed(state) then return refused(state, 'state') end
+local function load_window(window, packed) -- false: it is none
+  if #packed < 2 * ENTRY or #packed % ENTRY ~= 0 then return false end
+  local entries_at
+  window.low_water_mark, window.highest, window.forgotten, entries_at = struct_unpack('>I4I4I8', packed)
+  window.exists, window.size, window.entries = true, #packed, packed:sub(entries_at)
+  return true
+end
+
+-- The revision in an operation's entry, 8 bytes; nil if it has none.
+local function find_entry(window, identity)
+  local entries = window.entries .. table.concat(window.added)
+  local at = entries:find(identity, 1, true)
+  while at and at % ENTRY ~= 1 do at = entries:find(identity, at + 1, true) end
+  return at and entries:sub(at + #identity, at + ENTRY - 1)
+end
+
+-- What is stored of the partition and the lease, and the time.
+
+local window = {
+  name = 'w' .. ARGV[4]:sub(1, 12), exists = false, -- of the claim; a token has none
+  low_water_mark = 0, highest = 0, forgotten = nil, entries = '', added = {}, size = 0,
+}
+local state = redis.pcall('HMGET', state_key, 'incarnation', 'revision', 'forgotten', window.name)
+local item = error_item(state, 'LAYOUT', 'state')
+if item then return item end
 if state[1] ~= ARGV[1] then return {'RESET', -1} end
-local revision, forgotten = tonumber(state[2]), tonumber(state[3])
-local packed = acquiring and state[4]
-if not (revision and forgotten) or packed and #packed < 32 then return {'LAYOUT', 'state'} end
-local held = redis.pcall('HMGET', KEYS[2], 'token', 'claim')
-if failed(held) then return refused(held, 'lease') end
+local partition = {revision = tonumber(state[2]), forgotten = tonumber(state[3])}
+if not (partition.revision and partition.forgotten) or acquires and state[4] and not load_window(window, state[4]) then
+  return {'LAYOUT', 'state'}
+end
+local held = redis.pcall('HMGET', lease_key, 'token', 'claim')
+item = error_item(held, 'LAYOUT', 'lease')
+if item then return item end
 local clock = redis.pcall('TIME')
-if failed(clock) then return lacks('TIME') or clock end
+if error_item(clock) then return not_callable('TIME') or clock end
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
--- Whether this claim was answered before, or may have been; it was given back since, or it would be the holder's.
-local function answered()
-  local seen = tonumber(ARGV[7])
-  if not packed then return forgotten > seen end
-  local at = string.find(packed, string.sub(mine, 13, 20), 17, true)
-  while at and at % 16 ~= 1 do at = string.find(packed, string.sub(mine, 13, 20), at + 1, true) end
-  return at or number('>I4', mine, 13) < number('>I4', packed, 1) or number('>I8', packed, 9) > seen
-end
-
-local function note()
-  local floor, highest, born, entries = tonumber(ARGV[8]), 0, pack('>I8', forgotten), ''
-  if packed then
-    floor, highest = math.max(floor, (number('>I4', packed, 1))), number('>I4', packed, 5)
-    born, entries = string.sub(packed, 9, 16), string.sub(packed, 17)
-  else
-    local count = redis.pcall('HLEN', KEYS[1])
-    if failed(count) or count >= FIELDS + WRITERS then return end -- the next write makes room
+-- Entries at the front that are below the low-water mark are dropped, but for the last.
+local function pack_window(window)
+  local entries, first = window.entries .. table.concat(window.added), 1
+  while first + ENTRY < #entries and struct_unpack('>I4', entries, first) < window.low_water_mark do
+    first = first + ENTRY
   end
-  entries = entries .. string.sub(mine, 13, 20) .. pack('>I8', revision)
-  local from = 1
-  while from + 16 < #entries and number('>I4', entries, from) < floor do from = from + 16 end
-  local new = pack('>I4', floor) .. pack('>I4', math.max(highest, (number('>I4', mine, 13)))) .. born
-    .. string.sub(entries, from)
-  redis.pcall('HSET', KEYS[1], window, new)
-  redis.pcall('HINCRBY', KEYS[1], 'dedup_bytes', #new - (packed and #packed or 0))
+  window.entries, window.added, window.forgotten = entries:sub(first), {}, window.forgotten or partition.forgotten
+  return struct_pack('>I4I4I8', window.low_water_mark, window.highest, window.forgotten) .. window.entries
 end
 
-local token = acquiring and held[1] or mine
-if acquiring and held[2] ~= mine then
-  if revision < tonumber(ARGV[7]) then return {'RESET', revision} end
-  if answered() then return {'FORGOTTEN', revision} end
+-- Enters a claim that is answered in its window.
+local function add_entry(identity)
+  if not window.exists then
+    local count = redis.pcall('HLEN', state_key)
+    if error_item(count) or count >= FIELDS + WRITERS then return end -- the next write makes room
+  end
+  window.added[1] = identity .. struct_pack('>I8', partition.revision)
+  window.low_water_mark = math.max(window.low_water_mark, tonumber(ARGV[8]))
+  window.highest = math.max(window.highest, (struct_unpack('>I4', identity)))
+  local packed = pack_window(window)
+  redis.pcall('HSET', state_key, window.name, packed)
+  redis.pcall('HINCRBY', state_key, 'dedup_bytes', #packed - window.size)
+end
+
+-- Whether a claim was answered before, or may have been. It was given back since, or it would be the holder's.
+local function answered_before(identity, seen)
+  if not window.exists then return partition.forgotten > seen end
+  return struct_unpack('>I4', identity) < window.low_water_mark or find_entry(window, identity)
+    or window.forgotten > seen
+end
+
+local function acquire(claim, seen)
+  local identity = claim:sub(13) -- counter and nonce
+  if partition.revision < seen then return {'RESET', partition.revision} end
+  if answered_before(identity, seen) then return {'FORGOTTEN', partition.revision} end
   if held[1] then
-    local left = redis.pcall('PTTL', KEYS[2])
-    if failed(left) then return lacks('PTTL') or left end
-    note()
+    local left = redis.pcall('PTTL', lease_key)
+    if error_item(left) then return not_callable('PTTL') or left end
+    add_entry(identity)
     return {'HELD', left}
   end
-  local lack = lacks('HSET', 'PEXPIRE', 'ZADD', 'ZREMRANGEBYSCORE')
-  if lack then return lack end
-  local next = redis.pcall('INCR', KEYS[3])
-  if failed(next) then return lacks('INCR') or refused(next, 'fence') end
-  local swept = redis.pcall('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
-  if failed(swept) then return refused(swept, 'leases') end
-  token = string.format('%.0f', next)
-  redis.call('ZADD', KEYS[4], now + tonumber(ttl), id)
-  redis.call('HSET', KEYS[2], 'token', token, 'claim', mine, 'holder', ARGV[6], 'since', now)
-  redis.call('PEXPIRE', KEYS[2], ttl)
-  note()
-elseif held[1] ~= token then
-  return {'LEASELOST'}
-elseif kind == 'release' then
-  local lack = lacks('UNLINK', 'ZREM')
-  if lack then return lack end
-  local gone = redis.pcall('ZREM', KEYS[4], id)
-  if failed(gone) then return refused(gone, 'leases') end
-  redis.call('UNLINK', KEYS[2])
-  redis.pcall('PUBLISH', KEYS[4] .. ':' .. ARGV[1], id)
-else
-  local lack = lacks('PEXPIRE')
-  if lack then return lack end
-  local ends = redis.pcall('ZADD', KEYS[4], now + tonumber(ttl), id)
-  if failed(ends) then return lacks('ZADD') or refused(ends, 'leases') end
-  redis.call('PEXPIRE', KEYS[2], ttl)
+  item = not_callable('HSET') or not_callable('PEXPIRE') or not_callable('ZADD') or not_callable('ZREMRANGEBYSCORE')
+  if item then return item end
+  local next_token = redis.pcall('INCR', fence_key)
+  item = error_item(next_token, 'LAYOUT', 'fence')
+  if item then return not_callable('INCR') or item end
+  item = error_item(redis.pcall('ZREMRANGEBYSCORE', leases_key, '-inf', now), 'LAYOUT', 'leases')
+  if item then return item end
+  local token = string.format('%.0f', next_token)
+  redis.call('ZADD', leases_key, now + tonumber(ttl), id)
+  redis.call('HSET', lease_key, 'token', token, 'claim', claim, 'holder', ARGV[6], 'since', now)
+  redis.call('PEXPIRE', lease_key, ttl)
+  add_entry(identity)
+  return {'OK', next_token}
 end
-return {'OK', tonumber(token)}
+
+local function renew(token)
+  item = not_callable('PEXPIRE')
+  if item then return item end
+  item = error_item(redis.pcall('ZADD', leases_key, now + tonumber(ttl), id), 'LAYOUT', 'leases')
+  if item then return not_callable('ZADD') or item end
+  redis.call('PEXPIRE', lease_key, ttl)
+  return {'OK', tonumber(token)}
+end
+
+local function release(token)
+  item = not_callable('UNLINK') or not_callable('ZREM')
+    or error_item(redis.pcall('ZREM', leases_key, id), 'LAYOUT', 'leases')
+  if item then return item end
+  redis.call('UNLINK', lease_key)
+  redis.pcall('PUBLISH', leases_key .. ':' .. ARGV[1], id)
+  return {'OK', tonumber(token)}
+end
+
+if acquires and held[2] ~= ARGV[4] then return acquire(ARGV[4], tonumber(ARGV[7])) end
+local token = acquires and held[1] or ARGV[4]
+if held[1] ~= token then return {'LEASELOST'} end
+if kind == 'release' then return release(token) end
+return renew(token) -- or the claim that holds it arrives again

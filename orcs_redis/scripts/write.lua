@@ -1,4 +1,4 @@
--- The only writer of sessions: checks everything, then changes everything, then notifies the peers. One call performs one
+-- The only writer of sessions: checks everything, then changes everything, then publishes. One call performs one
 -- operation or several of a partition, in their order; each has its own outcome, and what they share is written once.
 --
 -- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten, dedup_bytes,
@@ -17,20 +17,20 @@
 -- ARGV  1 incarnation of the namespace, from its descriptor
 --       2 version of the session schema, msgpack
 --     then for each operation, of which there are 1,000 at most
---      +0 its head, bytes:
+--       . its header, bytes:
 --          1 u32: how many of the following arguments are this operation's
 --          5 u8: how many keys are
---          6 operation id, 20 bytes: origin (8, of the store), epoch (4), counter (u32, grows by one from one operation
---            of an epoch to the next), nonce (4)
+--          6 operation id, 20 bytes: the writer (origin, 8, and epoch, 4), then which of its operations it is (counter,
+--            u32, which grows by one from one to the next, and nonce, 4)
 --         26 seen, u64: a revision of this partition that the writer knew before it first sent this operation
 --         34 low-water mark, u32: the lowest counter of the epoch's operations that are not finished
---         38 "a" append, "s" save, "d" delete; after it letters for what follows, in this order:
---            "r" and "l" for the next two arguments, "b" for the third; "k": the time of the index never goes back
+--         38 kind: "a" append, "s" save, "d" delete
+--         39 flags. "r", "l", "b": these arguments follow, in this order; "k": the time in the index never goes back
 --       . r: the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the
 --         operation id that made it: after a restore a revision may be given anew
 --       . l: fencing token of the lease under which to write
---       . b: what is barred, 12 bytes each: epoch (of the same origin), counter and nonce of an operation that was given up
---         without an answer; counter 0xffffffff: an epoch all of whose operations are finished
+--       . b: what is barred, 12 bytes each: epoch (of the same origin), counter and nonce of an operation that was
+--         given up without an answer; counter 0xffffffff: an epoch all of whose operations are finished
 --       append: the turns. save:
 --       . updated_at_ms, decimal (an append takes the server's now, but never goes backwards)
 --       . tail of the packed metadata (an append leaves it as it is)
@@ -41,7 +41,7 @@
 --         pairs of index and turn, the pairs, then turns to push
 --
 -- Reply, an array with one item for each operation: an error of the server's, or an array
---   "OK", revision, updated_at_ms    applied now, or by an earlier sending of this operation id (updated_at_ms: 0 then)
+--   "OK", revision, updated_at_ms    applied now, or by an earlier attempt of this operation (updated_at_ms: 0 then)
 --   "CONFLICT", revision             the session is at another revision (0: absent)
 --   "LEASELOST"                      the lease ended or passed to another
 --   "NOTFOUND"                       append, delete: no such session
@@ -49,503 +49,610 @@
 --   "VERSION", msgpack               the stored session has another schema version
 --   "STAGING"                        the staged turns are not all there: their own commands failed
 --   "EMPTY", part                    a turn or section of no bytes
---   "FORGOTTEN", revision            an earlier sending of this one may have been applied, and forgotten
+--   "FORGOTTEN", revision            barred, or below the low-water mark; or it may have been in an evicted window
 --   "DENIED", command                the user may not call it
 --   "MISSING", command               the server has no such command, or it was renamed
 --   "RESET", revision                another incarnation (revision -1), or revisions went back
 --   "LAYOUT", part                   a partition's key has a foreign type
--- For every item but "OK" nothing was written. An error in place of the array that was raised while the script ran leaves
--- it open what was.
+-- For every item but "OK" nothing was written. An error in place of the array that was raised while the script ran
+-- leaves it open what was.
 --
 -- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
--- root_path], of which the first four have fixed widths (34 bytes with the array's head) and the rest is the tail. The
--- origin is the store that wrote last, the first 8 bytes of its operation ids. updated_at_ms is at most the server's now.
+-- root_path], of which the first four have fixed widths (34 bytes with the array's first) and the rest is the tail. The
+-- origin is the store that wrote last. updated_at_ms is at most the server's now.
 -- .op: the id of the operation that made the revision.
--- Dedup window, a field of the state: "w", origin and epoch. It holds u32 low-water mark, u32 the highest counter so far,
--- u64 `forgotten` when it was made; then 16 bytes for each of the epoch's operations that were applied, in order: u32
--- counter, nonce, u64 revision; and for each that was barred: instead of its own, the partition's revision then, with
--- the first byte 0x80. Those at the front that are below the mark go, but for the last. What is neither in the window nor
--- below its mark was not applied, unless it may have been in an earlier window: then `seen` is below the third number. A
--- window that is dropped leaves its last revision in `forgotten`.
+-- Dedup window, a field of the state: "w" and the writer. It holds u32 low-water mark, u32 the highest counter so far,
+-- u64 `forgotten` when it was made; then entries of 16 bytes in the order of writing, one for each of the writer's
+-- operations that were applied: u32 counter, nonce, u64 revision; and one for each that was barred: instead of its own,
+-- the partition's revision then, with the first byte 0x80. Entries at the front that are below the mark are dropped,
+-- but for the last. What is neither in the window nor below its mark was not applied, unless it may have been in an
+-- earlier window: then `seen` is below the third number. A window that is evicted leaves its last revision in
+-- `forgotten`.
 -- Message, on the channel {p}:changes:<incarnation>: msgpack array [revision u64, updated_at_ms u64, kind (0 saved,
 -- 1 deleted), origin bin 8, id].
 
-local WRITERS = 10000        -- windows per partition; beyond them one of those goes that were not used for long
+local WRITERS = 10000        -- windows per partition; beyond them one is evicted that was not used for long
 local DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
 local TOMBSTONES = 10000     -- per partition
+local BATCH = 4000           -- values in one command at most: Lua's stack is short
+local ENTRY = 16             -- bytes of an entry in a dedup window
 local CLOSED = 4294967295    -- low-water mark of an epoch of which nothing is to come
-local BARRED = 128           -- first byte of the revision of what was not applied and is not to be
+local BARRED = 128           -- first byte of the revision in the entry of what is barred
 
-local lua_pcall, may = pcall, redis.acl_check_cmd -- fakeredis has no rights to check
-local call, pcall, sub, byte = redis.call, redis.pcall, string.sub, string.byte
-local find, format = string.find, string.format
-
-local pack, number -- of '>I4' and '>I8'
-if struct then -- Redis and Valkey have it, fakeredis has not
-  pack, number = struct.pack, struct.unpack
-else
-  function pack(width, n)
-    local bytes = ''
-    for _ = 1, tonumber(sub(width, 3)) do
-      bytes, n = string.char(n % 256) .. bytes, math.floor(n / 256)
+local struct_pack, struct_unpack
+if struct then
+  struct_pack, struct_unpack = struct.pack, struct.unpack
+else -- fakeredis has none: as much of it as is used here
+  function struct_pack(layout, ...)
+    local packed, i = '', 0
+    for width in layout:gmatch('%d') do
+      i = i + 1
+      local n, bytes = select(i, ...), ''
+      for _ = 1, tonumber(width) do
+        bytes, n = string.char(n % 256) .. bytes, math.floor(n / 256)
+      end
+      packed = packed .. bytes
     end
-    return bytes
+    return packed
   end
-  function number(width, bytes, at)
-    local n = 0
-    for i = at or 1, (at or 1) + sub(width, 3) - 1 do n = n * 256 + byte(bytes, i) end
-    return n
+  function struct_unpack(layout, packed, at)
+    local values = {}
+    at = at or 1
+    for kind, width in layout:gmatch('(%a)(%d*)') do
+      local value, stop = 0, at + (tonumber(width) or 1)
+      for i = at, stop - 1 do value = value * 256 + packed:byte(i) end
+      values[#values + 1] = kind == 'c' and packed:sub(at, stop - 1) or value
+      at = stop
+    end
+    values[#values + 1] = at
+    return unpack(values)
   end
 end
 
-local function natural(text)
+local function whole_number(text)
   local n = text and tonumber(text)
   return n and n >= 0 and n < 9007199254740992 and n % 1 == 0 and n
 end
 
-local function failed(reply) return type(reply) == 'table' and reply.err end
-
--- A foreign type is an answer of ours; any other error (missing rights, say) passes as it is.
-local function refused(reply, code, part)
-  if find(tostring(reply.err), 'WRONGTYPE', 1, true) then return {code, part} end
+-- The item if a reply is an error, else nil: for a foreign type that with the code, else the error as it is.
+local function error_item(reply, code, part)
+  if type(reply) ~= 'table' or not reply.err then return nil end
+  if code and tostring(reply.err):find('WRONGTYPE', 1, true) then return {code, part} end
   return reply
 end
 
--- The answer if a command can't be called, else false. It is tried with arguments, without which Valkey crashes.
+-- The item if a command can't be called, else false. It is tried with arguments, without which Valkey crashes.
 local rights = {}
-local function lacks(command)
-  local answer = rights[command]
-  if answer == nil then
-    answer = false
-    if may then
+local function not_callable(command)
+  local item = rights[command]
+  if item == nil then
+    item = false
+    if redis.acl_check_cmd then -- fakeredis has no rights to check
       local known, allowed
       if command == 'RENAME' then
-        known, allowed = lua_pcall(may, command, KEYS[1], KEYS[1])
+        known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], KEYS[1])
       elseif command == 'UNLINK' then
-        known, allowed = lua_pcall(may, command, KEYS[1])
+        known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1])
       else
-        known, allowed = lua_pcall(may, command, KEYS[1], '0', '0')
+        known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], '0', '0')
       end
-      answer = not known and {'MISSING', command} or not allowed and {'DENIED', command}
+      item = not known and {'MISSING', command} or not allowed and {'DENIED', command}
     end
-    rights[command] = answer
+    rights[command] = item
   end
-  return answer
+  return item
 end
 
--- The operations, and what is the same for all.
+-- What is asked for: the operations, and the dedup windows of their writers.
 
-local heads, keys, ids, replies = {}, {}, {}, {} -- where their arguments and keys begin
-local windows, writers = {}, {} -- in order, and by origin and epoch; that of each operation
-local fields = {'incarnation', 'revision', 'compacted', 'forgotten'}
-local argument, key, name = 3, 7, #KEYS[3] + 5 -- an id is as far into {p}:session:<id>
+local state_key, updated_key, meta_key, changes_key, deleted_key, deleted_meta_key = unpack(KEYS, 1, 6)
+local operations, ids = {}, {}
+local windows = {} -- in the order of their first operations, and by writer
+local fields = {'incarnation', 'revision', 'compacted', 'forgotten'} -- of the state; the windows' follow
+
+local function new_window(writer)
+  local window = {
+    name = 'w' .. writer, exists = false,
+    low_water_mark = 0, highest = 0, forgotten = nil, entries = '', -- as stored
+    added = {}, -- entries that are not yet stored
+    size = 0, -- bytes of it in dedup_bytes
+  }
+  windows[writer], windows[#windows + 1] = window, window
+  return window
+end
+
+local function load_window(window, packed) -- false: it is none
+  if #packed < 2 * ENTRY or #packed % ENTRY ~= 0 then return false end
+  local entries_at
+  window.low_water_mark, window.highest, window.forgotten, entries_at = struct_unpack('>I4I4I8', packed)
+  window.exists, window.size, window.entries = true, #packed, packed:sub(entries_at)
+  return true
+end
+
+-- The arguments that the flags announce.
+local function parse_conditions(operation, flags, lease_key)
+  local first = operation.first
+  if flags:find('r', 1, true) then
+    operation.expected, operation.expected_op = ARGV[first]:match('^(%d*):(.*)$')
+    operation.expected, first = operation.expected or ARGV[first], first + 1
+  end
+  if flags:find('l', 1, true) then
+    operation.token, operation.lease_key, first = ARGV[first], lease_key, first + 1
+  end
+  if flags:find('b', 1, true) then
+    operation.barred, first = ARGV[first], first + 1
+  end
+  if flags:find('k', 1, true) then operation.keeps_time = true end
+  operation.first = first
+end
+
+local n, key, argument, id_at = 0, 7, 3, #meta_key + 5 -- where the id begins in {p}:session:<id>
 while ARGV[argument] do
-  local head, n = ARGV[argument], #ids + 1
-  heads[n], keys[n], ids[n] = argument, key, sub(KEYS[key], name)
-  argument, key = argument + 1 + number('>I4', head), key + byte(head, 5)
-  local writer = sub(head, 6, 17)
+  local header = ARGV[argument]
+  local argument_count, key_count, writer, identity, seen, low_water_mark, kind, flags_at =
+    struct_unpack('>I4Bc12c8I8I4c1', header)
   local window = windows[writer]
   if not window then
-    window = {known = false, floor = 0, highest = 0, size = 0, added = {}, name = 'w' .. writer}
-    windows[writer], windows[#windows + 1], fields[#fields + 1] = window, window, window.name
+    window = new_window(writer)
+    fields[#fields + 1] = window.name
   end
-  writers[n] = window
+  local operation = { -- parse_conditions and parse_save add to it
+    kind = kind, id = KEYS[key]:sub(id_at), session_key = KEYS[key], turns_key = KEYS[key + 1],
+    op = writer .. identity, identity = identity, counter = struct_unpack('>I4', identity), window = window,
+    seen = seen, low_water_mark = low_water_mark,
+    mode = 'push', first = argument + 1, last = argument + argument_count, -- its arguments: the rest of them are turns
+  }
+  if key_count > 2 then operation.staging_key = KEYS[key + key_count - 1] end
+  if #header >= flags_at then parse_conditions(operation, header:sub(flags_at), KEYS[key + 2]) end
+  n, key, argument = n + 1, key + key_count, operation.last + 1
+  operations[n], ids[n] = operation, operation.id
 end
-heads[#heads + 1] = argument
-if #ids > 1000 then return redis.error_reply('ERR too many operations in one call') end
+if n > 1000 then return redis.error_reply('ERR too many operations in one call') end
 
-local function everyone(reply)
-  for n = 1, #ids do replies[n] = reply end
-  return replies
-end
+-- What is stored of the partition, and the time.
 
-local state = pcall('HMGET', KEYS[1], unpack(fields))
-if failed(state) then return everyone(refused(state, 'LAYOUT', 'state')) end
-if state[1] ~= ARGV[1] then return everyone({'RESET', -1}) end
-local written, compacted, forgotten = natural(state[2]), natural(state[3]), natural(state[4])
-if not (written and compacted and forgotten) then return everyone({'LAYOUT', 'state'}) end
+local items = {} -- the reply
+
+local state = redis.pcall('HMGET', state_key, unpack(fields))
+local state_item = error_item(state, 'LAYOUT', 'state') or state[1] ~= ARGV[1] and {'RESET', -1}
+local partition = {
+  revision = whole_number(state[2]), compacted = whole_number(state[3]), forgotten = whole_number(state[4]),
+}
+local sound = partition.revision and partition.compacted and partition.forgotten
 for i, window in ipairs(windows) do
   local packed = state[4 + i]
-  if packed then
-    if #packed < 32 or #packed % 16 ~= 0 then return everyone({'LAYOUT', 'state'}) end
-    window.known, window.packed, window.size = true, packed, #packed
-    window.floor, window.highest = number('>I4', packed), number('>I4', packed, 5)
+  if packed and not load_window(window, packed) then sound = false end
+end
+if state_item or not sound then
+  for i = 1, n do items[i] = state_item or {'LAYOUT', 'state'} end
+  return items
+end
+local metas = redis.pcall('HMGET', meta_key, unpack(ids))
+local written_metas = {} -- by id, of this call; false: deleted
+
+-- A time in the forms that are needed, from decimal ms.
+local function time_of(text)
+  local ms = tonumber(text)
+  return {text = text, ms = ms, u64 = struct_pack('>I8', ms)}
+end
+
+local now
+local clock = redis.pcall('TIME')
+local clock_item = error_item(clock) and (not_callable('TIME') or clock)
+if not clock_item then now = time_of(clock[1] .. string.format('%03d', math.floor(clock[2] / 1000))) end
+
+-- The item of every save and append if they can't be done.
+local write_item = error_item(metas, 'LAYOUT', 'meta') or not_callable('HSET') or clock_item
+
+-- Dedup windows: which operations were applied.
+
+-- The revision in an operation's entry, 8 bytes; nil if it has none.
+local function find_entry(window, identity)
+  local entries = window.entries .. table.concat(window.added)
+  local at = entries:find(identity, 1, true)
+  while at and at % ENTRY ~= 1 do at = entries:find(identity, at + 1, true) end
+  return at and entries:sub(at + #identity, at + ENTRY - 1)
+end
+
+-- The item of an operation that was applied before, or may have been; else false.
+local function earlier_item(operation)
+  local window, forgotten = operation.window, partition.forgotten
+  if window.exists then
+    if operation.counter < window.low_water_mark then
+      return {'FORGOTTEN', partition.revision} -- it arrives late: its writer has gone on
+    end
+    if operation.counter <= window.highest then
+      local revision64 = find_entry(window, operation.identity)
+      if revision64 and revision64:byte() == BARRED then return {'FORGOTTEN', partition.revision} end
+      if revision64 then return {'OK', (struct_unpack('>I8', revision64)), 0} end
+    end
+    forgotten = window.forgotten or forgotten
+  end
+  return forgotten > operation.seen and {'FORGOTTEN', partition.revision}
+end
+
+-- Of an epoch that is closed and of operations that were given up nothing is applied any more, however late it arrives.
+local function bar(origin, barred)
+  for i = 1, #barred, 12 do
+    local writer, identity = origin .. barred:sub(i, i + 3), barred:sub(i + 4, i + 11)
+    local counter, window = struct_unpack('>I4', identity), windows[writer]
+    if not window then
+      window = new_window(writer)
+      local packed = redis.pcall('HGET', state_key, window.name)
+      if packed and not error_item(packed) then load_window(window, packed) end
+    end
+    if counter >= window.low_water_mark and window.low_water_mark < CLOSED then
+      window.exists = true
+      if counter == CLOSED then
+        window.low_water_mark = CLOSED
+      elseif counter > window.highest then
+        window.highest = counter
+      end
+      -- What was begun before has seen less.
+      window.added[#window.added + 1] = identity .. string.char(BARRED) .. struct_pack('>I8', partition.revision):sub(2)
+    end
   end
 end
-local metas, known = pcall('HMGET', KEYS[3], unpack(ids)), {} -- packed metadata; by id what was written since
 
-local now, now64, now_text
-local function clock() -- the answer if it can't be read
-  local time = pcall('TIME')
-  if failed(time) then return lacks('TIME') or time end
-  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  now64, now_text = pack('>I8', now), format('%.0f', now)
-end
-
-local function message(revision64, updated64, kind, origin, id)
-  return '\149\207' .. revision64 .. '\207' .. updated64 .. kind .. '\196\8' .. origin .. '\217'
-    .. string.char(#id) .. id
-end
-
--- The answer to an operation that was applied before, or may have been.
-local function repeated(window, head, counter, seen)
-  if not window.known then return forgotten > seen and {'FORGOTTEN', written} end
-  if counter < window.floor then return {'FORGOTTEN', written} end -- a late sending: its writer has gone on
-  if counter <= window.highest then
-    local packed, bytes = (window.packed or '................') .. table.concat(window.added), sub(head, 18, 25)
-    local at = find(packed, bytes, 17, true)
-    while at and at % 16 ~= 1 do at = find(packed, bytes, at + 1, true) end
-    if at and byte(packed, at + 8) == BARRED then return {'FORGOTTEN', written} end
-    if at then return {'OK', (number('>I8', packed, at + 8)), 0} end
+-- Entries at the front that are below the low-water mark are dropped, but for the last.
+local function pack_window(window)
+  local entries, first = window.entries .. table.concat(window.added), 1
+  while first + ENTRY < #entries and struct_unpack('>I4', entries, first) < window.low_water_mark do
+    first = first + ENTRY
   end
-  return (window.packed and number('>I8', window.packed, 9) or forgotten) > seen and {'FORGOTTEN', written}
+  window.entries, window.added, window.forgotten = entries:sub(first), {}, window.forgotten or partition.forgotten
+  return struct_pack('>I4I4I8', window.low_water_mark, window.highest, window.forgotten) .. window.entries
 end
 
-local function remember(window, head, counter, revision64)
-  local floor = number('>I4', head, 34)
-  window.known, window.added[#window.added + 1] = true, sub(head, 18, 25) .. revision64
-  if counter > window.highest then window.highest = counter end
-  if floor > window.floor then window.floor = floor end
-end
-
-local function packed_window(window)
-  local born64 = window.packed and sub(window.packed, 9, 16) or pack('>I8', forgotten)
-  local entries = (window.packed and sub(window.packed, 17) or '') .. table.concat(window.added)
-  local from = 1
-  while from + 16 < #entries and number('>I4', entries, from) < window.floor do from = from + 16 end
-  return pack('>I4', window.floor) .. pack('>I4', window.highest) .. born64 .. sub(entries, from)
-end
-
--- Like Redis evicts: of some at random the one that was used least lately; of long ones, if bytes are too many.
-local function drop_windows(bytes)
+-- As Redis evicts keys: of some at random the one that was used least lately; of long ones, if bytes are too many.
+local function evict_windows(bytes)
   for _ = 1, 20 do
-    local count, long = pcall('HLEN', KEYS[1]), bytes > DEDUP_BYTES
-    local many = not failed(count) and count > 5 + WRITERS -- beside the state's own fields
-    if failed(count) or not (many or long) then return end
-    local some = pcall('HRANDFIELD', KEYS[1], 20, 'WITHVALUES')
-    if failed(some) or lacks('HDEL') then return end
-    local oldest, last, size
+    local count, too_long = redis.pcall('HLEN', state_key), bytes > DEDUP_BYTES
+    local too_many = not error_item(count) and count > 5 + WRITERS -- beside the state's own fields
+    if error_item(count) or not (too_many or too_long) then return end
+    local some = redis.pcall('HRANDFIELD', state_key, 20, 'WITHVALUES')
+    if error_item(some) or not_callable('HDEL') then return end
+    local oldest, last_revision, size
     for i = 1, #some, 2 do
-      local length = #some[i] == 13 and sub(some[i], 1, 1) == 'w' and #some[i + 1]
-      if length and (many or length > 64) then
-        local revision = number('>I8', '\0' .. sub(some[i + 1], length - 6))
-        if not last or revision < last then oldest, last, size = some[i], revision, length end
+      local name, packed = some[i], some[i + 1]
+      if #name == 13 and name:sub(1, 1) == 'w' and (too_many or #packed > 64) then
+        local revision = struct_unpack('>I8', '\0' .. packed:sub(-7)) -- without the byte that may say BARRED
+        if not oldest or revision < last_revision then oldest, last_revision, size = name, revision, #packed end
       end
     end
     if oldest then
-      forgotten, bytes = math.max(forgotten, last), bytes - size
-      call('HSET', KEYS[1], 'forgotten', format('%d', forgotten), 'dedup_bytes', format('%d', bytes))
-      call('HDEL', KEYS[1], oldest)
-      local window = windows[sub(oldest, 2)]
+      partition.forgotten, bytes = math.max(partition.forgotten, last_revision), bytes - size
+      redis.call('HSET', state_key, 'forgotten', string.format('%d', partition.forgotten),
+        'dedup_bytes', string.format('%d', bytes))
+      redis.call('HDEL', state_key, oldest)
+      local window = windows[oldest:sub(2)]
       if window then window.size = 0 end
     end
   end
 end
 
--- What the operations since the last `flush` share. Only the first of a call goes into the indices at once, see `put`.
-local indexed, times, changes, packed, messages = false, {}, {}, {}, {}
-local channel = KEYS[4] .. ':' .. ARGV[1]
-
--- Of an epoch that is closed, and of an operation that was given up, nothing is applied any more, however late it arrives.
-local function bar(origin, barred)
-  for i = 1, #barred, 12 do
-    local writer, id, counter = origin .. sub(barred, i, i + 3), sub(barred, i + 4, i + 11), number('>I4', barred, i + 4)
-    local window = windows[writer]
-    if not window then
-      local old = pcall('HGET', KEYS[1], 'w' .. writer)
-      if failed(old) or old and #old < 32 then old = nil end
-      window = {
-        known = true, floor = old and number('>I4', old) or 0, highest = old and number('>I4', old, 5) or 0,
-        size = old and #old or 0, packed = old or nil, added = {}, name = 'w' .. writer,
-      }
-      windows[writer], windows[#windows + 1] = window, window
-    end
-    if counter >= window.floor and window.floor < CLOSED then
-      window.known = true
-      if counter == CLOSED then window.floor = CLOSED elseif counter > window.highest then window.highest = counter end
-      -- What was begun before has seen less.
-      window.added[#window.added + 1] = id .. string.char(BARRED) .. sub(pack('>I8', written), 2)
-    end
-  end
-end
+-- What the operations since the last `flush` write together.
+local indexed = false -- whether the indexes have the first of the call: see add_to_indexes
+local updated, changes, packed_metas, messages = {}, {}, {}, {}
 
 local function flush()
   if #messages == 0 then return end
-  if #times > 0 then
-    call('ZADD', KEYS[2], unpack(times))
-    call('ZADD', KEYS[4], unpack(changes))
+  if #updated > 0 then
+    redis.call('ZADD', updated_key, unpack(updated))
+    redis.call('ZADD', changes_key, unpack(changes))
   end
-  if #packed > 0 then call('HSET', KEYS[3], unpack(packed)) end
-  local values, grown = {'revision', format('%d', written)}, 0
+  if #packed_metas > 0 then redis.call('HSET', meta_key, unpack(packed_metas)) end
+  local values, growth = {'revision', string.format('%d', partition.revision)}, 0
   for _, window in ipairs(windows) do
     if #window.added > 0 then
-      window.packed, window.added = packed_window(window), {}
-      grown, window.size = grown + #window.packed - window.size, #window.packed
-      values[#values + 1], values[#values + 2] = window.name, window.packed
+      local packed = pack_window(window)
+      growth, window.size = growth + #packed - window.size, #packed
+      values[#values + 1], values[#values + 2] = window.name, packed
     end
   end
-  local new, bytes = call('HSET', KEYS[1], unpack(values)), nil
-  if grown ~= 0 or new > 0 then bytes = pcall('HINCRBY', KEYS[1], 'dedup_bytes', grown) end
-  if bytes and not failed(bytes) and (new > 0 or bytes > DEDUP_BYTES) then drop_windows(bytes) end
-  for _, text in ipairs(messages) do pcall('PUBLISH', channel, text) end
-  times, changes, packed, messages = {}, {}, {}, {}
+  local new, bytes = redis.call('HSET', state_key, unpack(values)), nil
+  if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
+  if bytes and not error_item(bytes) and (new > 0 or bytes > DEDUP_BYTES) then evict_windows(bytes) end
+  local channel = changes_key .. ':' .. ARGV[1]
+  for _, message in ipairs(messages) do redis.pcall('PUBLISH', channel, message) end
 end
 
--- The session as it is stored; or nil and the answer.
-local function read(id, kind, session)
-  local stored = pcall('HMGET', session, '.revision', 'version', '.turns', '.op')
-  local foreign = failed(stored)
+-- Notes that an operation was applied, for `flush` and for the operations that follow. Returns its item.
+local function applied(operation, time, turns, tail)
+  local ARRAY_5, ARRAY_7, U32, U64, BIN_8, STR = '\149', '\151', '\206', '\207', '\196\8', '\217' -- msgpack
+  local id, window, revision64 = operation.id, operation.window, struct_pack('>I8', partition.revision)
+  local origin, kind = operation.op:sub(1, 8), '\1'
+  window.exists, window.added[#window.added + 1] = true, operation.identity .. revision64
+  if operation.counter > window.highest then window.highest = operation.counter end
+  if operation.low_water_mark > window.low_water_mark then window.low_water_mark = operation.low_water_mark end
+  if operation.barred then bar(origin, operation.barred) end
+
+  local revision_and_time = U64 .. revision64 .. U64 .. time.u64
+  if turns then
+    local meta = ARRAY_7 .. revision_and_time .. U32 .. struct_pack('>I4', turns) .. BIN_8 .. origin .. tail
+    local n = #packed_metas
+    packed_metas[n + 1], packed_metas[n + 2] = id, meta
+    written_metas[id], kind = meta, '\0'
+  else
+    written_metas[id] = false
+  end
+  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  return {'OK', partition.revision, time.ms}
+end
+
+-- The item if the session can't be read; or nil, then what is stored: revision (nil: absent), version, turns, op.
+-- `foreign` is said of what a delete removes although it is no session.
+local function read_session(operation)
+  local kind, session_key = operation.kind, operation.session_key
+  local stored = redis.pcall('HMGET', session_key, '.revision', 'version', '.turns', '.op')
+  local item = error_item(stored, 'CORRUPT', 'session')
+  local foreign = item ~= nil
   if foreign then
-    local answer = refused(stored, 'CORRUPT', 'session')
-    if kind ~= 'd' or answer.err then return nil, answer end
+    if kind ~= 'd' or item.err then return item end
     stored = {}
   end
-  local current = natural(stored[1])
-  if not current and not foreign then
-    local there = pcall('EXISTS', session)
-    if failed(there) then return nil, there end
-    if there == 1 then
-      if kind ~= 'd' then return nil, {'CORRUPT', '.revision'} end
+  local revision = whole_number(stored[1])
+  if not revision and not foreign then
+    local exists = redis.pcall('EXISTS', session_key)
+    item = error_item(exists)
+    if item then return item end
+    if exists == 1 then
+      if kind ~= 'd' then return {'CORRUPT', '.revision'} end
       foreign = true
     else
-      local tombstone = pcall('HGET', KEYS[6], id)
-      if failed(tombstone) then return nil, refused(tombstone, 'LAYOUT', 'deleted:meta') end
-      local change = not tombstone and pcall('ZSCORE', KEYS[4], id)
-      if failed(change) then return nil, refused(change, 'LAYOUT', 'changes') end
+      local tombstone = redis.pcall('HGET', deleted_meta_key, operation.id)
+      local change = not tombstone and redis.pcall('ZSCORE', changes_key, operation.id)
+      item = error_item(tombstone, 'LAYOUT', 'deleted:meta') or error_item(change, 'LAYOUT', 'changes')
+      if item then return item end
       if change then -- no tombstone, and yet it was there: its hash was evicted
-        if kind == 'a' then return nil, {'CORRUPT', 'session'} end
+        if kind == 'a' then return {'CORRUPT', 'session'} end
         foreign = kind == 'd'
       end
     end
   end
-  return {
-    exists = current and true or false, foreign = foreign, current = current or 0, version = stored[2],
-    turns = tonumber(stored[3]) or -1, op = stored[4],
+  if foreign then operation.foreign = true end
+  return nil, revision, stored[2], tonumber(stored[3]), stored[4]
+end
+
+local function delete(operation)
+  local id = operation.id
+  local item = error_item(redis.pcall('ZCARD', updated_key), 'LAYOUT', 'updated')
+    or error_item(redis.pcall('HGET', meta_key, id), 'LAYOUT', 'meta')
+    or error_item(redis.pcall('ZCARD', changes_key), 'LAYOUT', 'changes')
+    or error_item(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
+    or error_item(redis.pcall('HGET', deleted_meta_key, id), 'LAYOUT', 'deleted:meta')
+    or not_callable('UNLINK') or not_callable('ZREM') or not_callable('HDEL') or not_callable('ZADD')
+    or not_callable('HSET') or not_callable('ZRANGE') or clock_item
+  if item then return item end
+  local unlinked = redis.pcall('UNLINK', operation.session_key, operation.turns_key)
+  if error_item(unlinked) then return unlinked end -- a replica refuses the first write
+  partition.revision = partition.revision + 1
+  local revision = string.format('%d', partition.revision)
+  redis.call('ZREM', updated_key, id)
+  redis.call('HDEL', meta_key, id)
+  redis.call('ZADD', changes_key, revision, id)
+  redis.call('ZADD', deleted_key, revision, id)
+  redis.call('HSET', deleted_meta_key, id, now.u64 .. operation.op:sub(1, 8))
+  if redis.call('ZCARD', deleted_key) > TOMBSTONES then
+    local oldest = redis.call('ZRANGE', deleted_key, 0, 0, 'WITHSCORES')
+    redis.call('ZREM', deleted_key, oldest[1])
+    redis.call('ZREM', changes_key, oldest[1])
+    redis.call('HDEL', deleted_meta_key, oldest[1])
+    redis.call('HSET', state_key, 'compacted', oldest[2])
+  end
+  return applied(operation, now)
+end
+
+-- Save and append, in steps. A step that refuses returns the item.
+
+local function parse_save(operation)
+  local first, mode = operation.first, ARGV[operation.first + 2]
+  local sections = first + 4
+  local removals = sections + 2 * ARGV[first + 3] + 1
+  local rest = removals + ARGV[removals - 1]
+  operation.mode, operation.first = mode, rest
+  operation.save = {
+    updated_at_ms = ARGV[first], tail = ARGV[first + 1],
+    sections = sections, sections_last = removals - 2, removals = removals, removals_last = rest - 1,
   }
+  if mode == 'edit' then
+    local pairs_last = rest + 2 + 2 * ARGV[rest + 2]
+    operation.edit = {first = ARGV[rest], last = ARGV[rest + 1], pairs = rest + 3, pairs_last = pairs_last}
+    operation.first = pairs_last + 1
+  elseif mode == 'staged' then
+    operation.staged, operation.first = tonumber(ARGV[rest]), operation.last + 1
+  end
+  for i = sections + 1, removals - 2, 2 do
+    if ARGV[i] == '' then return {'EMPTY', ARGV[i - 1]} end
+  end
+  return not_callable('ZREM') or not_callable('HDEL')
+    or mode == 'replace' and (not_callable('UNLINK') or not_callable('RPUSH'))
+    or mode == 'staged' and (not_callable('RENAME') or not_callable('PERSIST'))
+    or mode == 'edit' and (not_callable('LTRIM') or not_callable('LSET') or not_callable('RPUSH'))
 end
 
-local function delete(op, id, session, turns)
-  for i, part in ipairs({'updated', 'meta', 'changes', 'deleted', 'deleted:meta'}) do
-    local look = (i == 2 or i == 5) and {'HGET', KEYS[1 + i], id} or {'ZCARD', KEYS[1 + i]}
-    local reply = pcall(unpack(look))
-    if failed(reply) then return refused(reply, 'LAYOUT', part) end
+local function check_turns(operation)
+  local edit = operation.edit
+  if edit then
+    edit.kept = edit.last - edit.first + 1
+    for i = edit.pairs, edit.pairs_last, 2 do
+      if ARGV[i + 1] == '' then return {'EMPTY', 'turn'} end
+      if not (ARGV[i] - edit.kept < 0) then return {'CORRUPT', 'history.turns'} end
+    end
   end
-  local lack = lacks('UNLINK') or lacks('ZREM') or lacks('HDEL') or lacks('ZADD') or lacks('HSET') or lacks('ZRANGE')
-  if lack then return lack end
-  local unclear = not now and clock()
-  if unclear then return unclear end
-  local gone = pcall('UNLINK', session, turns) -- the first write: a replica refuses it
-  if failed(gone) then return gone end
-  written = written + 1
-  local revision, revision64, origin = format('%d', written), pack('>I8', written), sub(op, 1, 8)
-  call('ZREM', KEYS[2], id)
-  call('HDEL', KEYS[3], id)
-  call('ZADD', KEYS[4], revision, id)
-  call('ZADD', KEYS[5], revision, id)
-  call('HSET', KEYS[6], id, now64 .. origin)
-  if call('ZCARD', KEYS[5]) > TOMBSTONES then
-    local oldest = call('ZRANGE', KEYS[5], 0, 0, 'WITHSCORES')
-    call('ZREM', KEYS[5], oldest[1])
-    call('ZREM', KEYS[4], oldest[1])
-    call('HDEL', KEYS[6], oldest[1])
-    call('HSET', KEYS[1], 'compacted', oldest[2])
-    compacted = tonumber(oldest[2])
+  for i = operation.first, operation.last do
+    if ARGV[i] == '' then return {'EMPTY', 'turn'} end
   end
-  known[id] = false
-  messages[#messages + 1] = message(revision64, now64, '\1', origin, id)
-  return {'OK', written, now}, revision64
 end
 
--- The answer, after the turns that were pushed are gone again.
-local function taken_back(turns, pushed, answer)
-  if pushed == 0 or not failed(pcall('LTRIM', turns, 0, -1 - pushed)) then return answer end
+-- Returns the item, once the turns that were pushed are gone again.
+local function undo_push(operation, pushed, item)
+  if pushed == 0 or not error_item(redis.pcall('LTRIM', operation.turns_key, 0, -1 - pushed)) then return item end
   return redis.error_reply('ERR stopped in user_script: turns could not be taken back') -- the outcome is open
 end
 
--- A save or an append. Its own arguments are from `from` to `stop`.
-local function put(s, op, id, appending, keeps, session, turns, staging, from, stop, meta)
-  if s.exists and s.version ~= ARGV[2] then return {'VERSION', s.version or ''} end
-  if failed(metas) then return refused(metas, 'LAYOUT', 'meta') end
-  local lack
-  if not now then -- the first of the call
-    lack = lacks('HSET') or clock()
-    if lack then return lack end
-  end
-  local mode, was, tail = 'push', nil, nil -- was: when it was updated
-  local sound = meta and #meta >= 35 and sub(meta, 1, 2) == '\151\207'
-  if sound then was, tail = number('>I8', meta, 12), sub(meta, 35) end
-
-  local updated, updated64, updated_text, sections, removed, removals = now, now64, now_text, nil, nil, nil
-  if appending then
-    keeps = true
-  else
-    updated, tail, mode, sections = tonumber(ARGV[from]), ARGV[from + 1], ARGV[from + 2], from + 4
-    if updated < now then updated64, updated_text = pack('>I8', updated), ARGV[from] else updated = now end
-    removed = sections + 2 * ARGV[from + 3] + 1
-    removals = tonumber(ARGV[removed - 1])
-    from = removed + removals
-    for i = sections + 1, removed - 2, 2 do
-      if ARGV[i] == '' then return {'EMPTY', ARGV[i - 1]} end
-    end
-    lack = lacks('ZREM') or lacks('HDEL')
-      or mode == 'replace' and (lacks('UNLINK') or lacks('RPUSH'))
-      or mode == 'staged' and (lacks('RENAME') or lacks('PERSIST'))
-      or mode == 'edit' and (lacks('LTRIM') or lacks('LSET') or lacks('RPUSH'))
-    if lack then return lack end
-  end
-  if keeps and was and was > updated then
-    updated, updated64, updated_text = was, sub(meta, 12, 19), format('%.0f', was)
-  end
-  if not sound and (mode == 'push' or mode == 'edit') then return {'CORRUPT', 'meta'} end
-  if not s.exists then
-    local tombstones = pcall('ZCARD', KEYS[5])
-    if failed(tombstones) then return refused(tombstones, 'LAYOUT', 'deleted') end
-  end
-  local edits, kept, pairs_end
-  if mode == 'edit' then
-    kept, edits = ARGV[from + 1] - ARGV[from] + 1, from + 3
-    pairs_end = edits + 2 * ARGV[from + 2]
-    for i = edits, pairs_end - 2, 2 do
-      if ARGV[i + 1] == '' then return {'EMPTY', 'turn'} end
-      if not (ARGV[i] - kept < 0) then return {'CORRUPT', 'history.turns'} end
-    end
-  end
-  if mode ~= 'staged' then
-    for i = pairs_end or from, stop do
-      if ARGV[i] == '' then return {'EMPTY', 'turn'} end
-    end
-  end
-
-  -- What is pushed is pushed at once: the list's own answer tells whether it is what it should be.
+-- What is pushed is pushed at once: the list's own reply says whether it is what it should be. The item if it is not;
+-- or nil, the length of the list, and how many were pushed.
+local function push_turns(operation, stored_turns)
+  local mode, first = operation.mode, operation.first
   local length, pushed = nil, 0
-  if mode == 'push' and from <= stop then
-    pushed = math.min(stop - from + 1, 4000)
-    length = pcall('RPUSH', turns, unpack(ARGV, from, from + pushed - 1))
-    from = from + pushed
+  if mode == 'push' and first <= operation.last then
+    pushed = math.min(operation.last - first + 1, BATCH)
+    length = redis.pcall('RPUSH', operation.turns_key, unpack(ARGV, first, first + pushed - 1))
+    operation.first = first + pushed
   else
-    length = pcall('LLEN', turns)
+    length = redis.pcall('LLEN', operation.turns_key)
   end
-  if failed(length) then return pushed > 0 and lacks('RPUSH') or refused(length, 'CORRUPT', 'history.turns') end
-  if (mode == 'push' or mode == 'edit') and length ~= s.turns + pushed or mode == 'edit' and ARGV[from + 1] - length >= 0 then
-    return taken_back(turns, pushed, {'CORRUPT', 'history.turns'})
+  local item = error_item(length, 'CORRUPT', 'history.turns')
+  if item then return pushed > 0 and not_callable('RPUSH') or item end
+  if (mode == 'push' or mode == 'edit') and length ~= stored_turns + pushed
+    or mode == 'edit' and operation.edit.last - length >= 0 then
+    return undo_push(operation, pushed, {'CORRUPT', 'history.turns'})
   end
   if mode == 'staged' then
-    local ready = pcall('LLEN', staging)
-    if failed(ready) then return ready end
-    if ready ~= tonumber(ARGV[from]) then return {'STAGING'} end
+    local staged = redis.pcall('LLEN', operation.staging_key)
+    if error_item(staged) then return staged end
+    if staged ~= operation.staged then return {'STAGING'} end
   end
+  return nil, length, pushed
+end
 
-  -- The first write of a call is one that a full server refuses; that of a foreign index is undone.
-  local revision = format('%d', written + 1)
+-- The first of a call is entered at once: a full server refuses that, and if the second index has a foreign type, the
+-- first is as before. The others follow in `flush`.
+local function add_to_indexes(id, time, revision, updated_before)
   if indexed then
-    local n = #times
-    times[n + 1], times[n + 2], changes[n + 1], changes[n + 2] = updated_text, id, revision, id
-  else
-    local part, reply = 'updated', pcall('ZADD', KEYS[2], updated_text, id)
-    if not failed(reply) then
-      part, reply = 'changes', pcall('ZADD', KEYS[4], revision, id)
-      if failed(reply) then
-        if was then call('ZADD', KEYS[2], format('%.0f', was), id) else call('ZREM', KEYS[2], id) end
-      end
-    end
-    if failed(reply) then
-      return taken_back(turns, pushed, lacks('ZADD') or refused(reply, 'LAYOUT', part))
-    end
-    indexed = true
+    local n = #updated
+    updated[n + 1], updated[n + 2], changes[n + 1], changes[n + 2] = time.text, id, revision, id
+    return
   end
+  local item = error_item(redis.pcall('ZADD', updated_key, time.text, id), 'LAYOUT', 'updated')
+  if not item then
+    item = error_item(redis.pcall('ZADD', changes_key, revision, id), 'LAYOUT', 'changes')
+    if item and updated_before then
+      redis.call('ZADD', updated_key, string.format('%.0f', updated_before), id)
+    elseif item then
+      redis.call('ZREM', updated_key, id)
+    end
+  end
+  indexed = not item
+  return item and (not_callable('ZADD') or item)
+end
 
-  written = written + 1
-  local revision64, origin = pack('>I8', written), sub(op, 1, 8)
+-- Calls a command with arguments of this script. Returns the last reply, nil if there are no arguments.
+local function call_in_batches(command, key, first, last)
+  local reply
+  for i = first, last, BATCH do reply = redis.call(command, key, unpack(ARGV, i, math.min(i + BATCH - 1, last))) end
+  return reply
+end
+
+-- What becomes of the turns that are there. Returns their number.
+local function rewrite_turns(operation, length)
+  local mode, turns_key, edit = operation.mode, operation.turns_key, operation.edit
   if mode == 'replace' then
-    call('UNLINK', turns)
+    redis.call('UNLINK', turns_key)
     length = 0
   elseif mode == 'staged' then
-    call('RENAME', staging, turns)
-    call('PERSIST', turns)
-    length, from = tonumber(ARGV[from]), stop + 1
+    redis.call('RENAME', operation.staging_key, turns_key)
+    redis.call('PERSIST', turns_key)
+    length = operation.staged
   elseif mode == 'edit' then
-    length = kept
-    call('LTRIM', turns, ARGV[from], ARGV[from + 1])
-    for i = edits, pairs_end - 2, 2 do call('LSET', turns, ARGV[i], ARGV[i + 1]) end
-    from = pairs_end
+    redis.call('LTRIM', turns_key, edit.first, edit.last)
+    for i = edit.pairs, edit.pairs_last, 2 do redis.call('LSET', turns_key, ARGV[i], ARGV[i + 1]) end
+    length = edit.kept
   end
-  for i = from, stop, 4000 do length = call('RPUSH', turns, unpack(ARGV, i, math.min(i + 3999, stop))) end
-
-  -- Revisions and the like as text: Redis takes long over a number that a script passes.
-  length = format('%d', length)
-  if appending then
-    call('HSET', session, '.revision', revision, '.op', op, '.turns', length, 'updated_at_ms', '\207' .. updated64)
-  else
-    local last = math.min(sections + 3999, removed - 2)
-    call('HSET', session, '.revision', revision, '.op', op, '.turns', length, unpack(ARGV, sections, last))
-    for i = last + 1, removed - 2, 4000 do
-      call('HSET', session, unpack(ARGV, i, math.min(i + 3999, removed - 2)))
-    end
-    for i = removed, removed + removals - 1, 4000 do
-      call('HDEL', session, unpack(ARGV, i, math.min(i + 3999, removed + removals - 1)))
-    end
-  end
-  if not s.exists then
-    call('ZREM', KEYS[5], id)
-    call('HDEL', KEYS[6], id)
-  end
-
-  meta = '\151\207' .. revision64 .. '\207' .. updated64 .. '\206' .. pack('>I4', length) .. '\196\8' .. origin .. tail
-  local n = #packed
-  packed[n + 1], packed[n + 2], known[id] = id, meta, meta
-  messages[#messages + 1] = message(revision64, updated64, '\0', origin, id)
-  return {'OK', written, updated}, revision64
+  return length
 end
 
-for n, id in ipairs(ids) do
-  local start, where = heads[n], keys[n]
-  local head, from, stop = ARGV[start], start + 1, heads[n + 1] - 1
-  local op, counter, seen, kind = sub(head, 6, 25), number('>I4', head, 18), number('>I8', head, 26), sub(head, 38, 38)
-  local session, turns, expected, maker, lease, token, barred = KEYS[where], KEYS[where + 1], nil, nil, nil, nil, nil
-  if #head > 38 then
-    if find(head, 'r', 39, true) then
-      expected, from = ARGV[from], from + 1
-      if sub(expected, -21, -21) == ':' then expected, maker = sub(expected, 1, -22), sub(expected, -20) end
-    end
-    if find(head, 'l', 39, true) then
-      token, lease, from = ARGV[from], KEYS[where + 2], from + 1
-    end
-    if find(head, 'b', 39, true) then
-      barred, from = ARGV[from], from + 1
-    end
-  end
+local function write_sections(operation, revision, length)
+  local session_key, save = operation.session_key, operation.save
+  local last = math.min(save.sections + BATCH - 1, save.sections_last)
+  redis.call('HSET', session_key, '.revision', revision, '.op', operation.op, '.turns', length,
+    unpack(ARGV, save.sections, last))
+  call_in_batches('HSET', session_key, last + 1, save.sections_last)
+  call_in_batches('HDEL', session_key, save.removals, save.removals_last)
+end
 
-  local window, s, answer, revision64 = writers[n], nil, nil, nil
-  if kind == 'd' then flush() end
-  answer = written < seen and {'RESET', written} or repeated(window, head, counter, seen)
-  if not answer then s, answer = read(id, kind, session) end
-  if not answer then
-    local held = token and pcall('HGET', lease, 'token')
-    answer = barred and lacks('HGET') or nil -- which `bar` calls, when it is too late to refuse
-    if answer then
-      -- nothing was written
-    elseif failed(held) then
-      answer = refused(held, 'LAYOUT', 'lease')
-    elseif held ~= token then
-      answer = {'LEASELOST'}
-    elseif expected and tonumber(expected) ~= s.current or maker and s.op ~= maker then
-      answer = {'CONFLICT', s.current}
-    elseif not s.exists and not s.foreign and kind ~= 's' then
-      answer = {'NOTFOUND'}
-    elseif kind == 'd' then
-      answer, revision64 = delete(op, id, session, turns)
-    else
-      local meta = known[id]
-      if meta == nil then meta = metas[n] end
-      local staging, keeps = KEYS[where + byte(head, 5) - 1], #head > 38 and find(head, 'k', 39, true)
-      answer, revision64 = put(s, op, id, kind == 'a', keeps, session, turns, staging, from, stop, meta)
-    end
-    if revision64 then
-      remember(window, head, counter, revision64)
-      if barred then bar(sub(op, 1, 8), barred) end
-    end
+-- When the session was updated before, in ms, and the tail of its metadata; nil if that is none.
+local function parse_meta(meta)
+  local UPDATED_AT, TAIL = 12, 35 -- where they begin
+  if not meta or #meta < TAIL or meta:sub(1, 2) ~= '\151\207' then return nil end -- an array of 7, u64
+  return struct_unpack('>I8', meta, UPDATED_AT), meta:sub(TAIL)
+end
+
+local function save_or_append(operation, exists, stored_turns, stored_meta)
+  if write_item then return write_item end
+  local appends, time, meta, item = operation.kind == 'a', now, written_metas[operation.id], nil
+  if meta == nil then meta = stored_meta end
+  local updated_before, tail = parse_meta(meta)
+  if not appends then
+    item = parse_save(operation)
+    if item then return item end
+    time, tail = time_of(operation.save.updated_at_ms), operation.save.tail
+    if time.ms > now.ms then time = now end
   end
-  replies[n] = answer
+  if updated_before and updated_before > time.ms and (appends or operation.keeps_time) then
+    time = time_of(string.format('%.0f', updated_before))
+  end
+  if not updated_before and (operation.mode == 'push' or operation.mode == 'edit') then return {'CORRUPT', 'meta'} end
+  if not exists then
+    item = error_item(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
+    if item then return item end
+  end
+  item = check_turns(operation)
+  if item then return item end
+  local length, pushed
+  item, length, pushed = push_turns(operation, stored_turns)
+  if item then return item end
+  local revision = string.format('%d', partition.revision + 1)
+  item = add_to_indexes(operation.id, time, revision, updated_before)
+  if item then return undo_push(operation, pushed, item) end
+
+  partition.revision = partition.revision + 1
+  if operation.mode ~= 'push' then length = rewrite_turns(operation, length) end
+  length = call_in_batches('RPUSH', operation.turns_key, operation.first, operation.last) or length
+  length = string.format('%d', length)
+  if appends then
+    redis.call('HSET', operation.session_key, '.revision', revision, '.op', operation.op, '.turns', length,
+      'updated_at_ms', '\207' .. time.u64)
+  else
+    write_sections(operation, revision, length)
+  end
+  if not exists then
+    redis.call('ZREM', deleted_key, operation.id)
+    redis.call('HDEL', deleted_meta_key, operation.id)
+  end
+  return applied(operation, time, length, tail)
+end
+
+-- The item if a condition of the operation is not met.
+local function check_conditions(operation, revision, op)
+  local item = operation.barred and not_callable('HGET') -- which `bar` calls, when it is too late to refuse
+  if item then return item end
+  if operation.token then
+    local held = redis.pcall('HGET', operation.lease_key, 'token')
+    item = error_item(held, 'LAYOUT', 'lease') or held ~= operation.token and {'LEASELOST'}
+    if item then return item end
+  end
+  local expected, expected_op = operation.expected, operation.expected_op
+  if expected and tonumber(expected) ~= (revision or 0) or expected_op and op ~= expected_op then
+    return {'CONFLICT', revision or 0}
+  end
+  if not revision and not operation.foreign and operation.kind ~= 's' then return {'NOTFOUND'} end
+end
+
+for i = 1, n do
+  local operation = operations[i]
+  local deletes, revision, version, turns, op = operation.kind == 'd', nil, nil, nil, nil
+  if deletes then -- else what is pending would be written after it
+    flush()
+    updated, changes, packed_metas, messages = {}, {}, {}, {}
+  end
+  local item = partition.revision < operation.seen and {'RESET', partition.revision} or earlier_item(operation)
+  if not item then item, revision, version, turns, op = read_session(operation) end
+  item = item or check_conditions(operation, revision, op)
+  if not item and deletes then item = delete(operation) end
+  if not item and revision and version ~= ARGV[2] then item = {'VERSION', version or ''} end
+  items[i] = item or save_or_append(operation, revision, turns or -1, metas[i])
 end
 flush()
-return replies
+return items

@@ -175,128 +175,126 @@ _ALL = (
     # Dedup windows
     write(
         "unknown-in-window", "an operation in its window gets its first answer", "faults", 60,
-        "if counter <= window.highest then", "if false then",
+        "if operation.counter <= window.highest then", "if false then",
     ),
     write(
         "highest-is-last", "a window knows the highest counter, in whatever order they came", "faults", 1000,
-        "if counter > window.highest then window.highest = counter end\n  if floor",
-        "window.highest = counter\n  if floor",
+        "if operation.counter > window.highest then window.highest", "if true then window.highest",
     ),
     write(
         "one-entry-a-call", "each operation of a joined call is remembered", "faults", 100,
-        "window.known, window.added[#window.added + 1] =", "window.known, window.added[1] =",
+        "window.exists, window.added[#window.added + 1] =", "window.exists, window.added[1] =",
     ),
     write(
         "trims-unfinished", "only what is below the low-water mark is dropped from a window", "faults", 300,
-        "number('>I4', entries, from) < window.floor do", "number('>I4', entries, from) <= window.floor do",
+        "struct_unpack('>I4', entries, first) < window", "struct_unpack('>I4', entries, first) <= window",
     ),
     write(
         "no-low-water-mark", "what is below the low-water mark is refused", "faults", 300,
-        "if counter < window.floor then return {'FORGOTTEN', written} end", "",
+        "if operation.counter < window.low_water_mark then", "if false then",
     ),
     write(
         "no-birth", "what is not in a window had seen its birth, else it is FORGOTTEN", "forgetting", 4000,
-        "return (window.packed and number('>I8', window.packed, 9) or forgotten) > seen and {'FORGOTTEN', written}",
-        "return nil",
+        "forgotten = window.forgotten or forgotten", "return nil",
     ),
     write(
         "no-forgotten", "without a window, it is FORGOTTEN if it had seen less than what was dropped", "windows", 200,
-        "if not window.known then return forgotten > seen and {'FORGOTTEN', written} end",
-        "if not window.known then return nil end",
+        "forgotten = operation.window, partition.forgotten", "forgotten = operation.window, 0",
     ),
     write(
         "dropped-unnoted", "a window that is dropped leaves its last revision", "windows", 200,
-        "forgotten, bytes = math.max(forgotten, last)", "forgotten, bytes = forgotten",
+        "forgotten, bytes = math.max(partition.forgotten, last_revision)", "forgotten, bytes = partition.forgotten",
     ),
     write(
         "never-closed", "an epoch that is named as finished is closed", "abandoned", 1000,
-        "if counter == CLOSED then window.floor = CLOSED elseif", "if counter == CLOSED then return elseif",
+        "== CLOSED then\n        window.low_water_mark = CLOSED", "== CLOSED then\n        return",
     ),
     write(
         "never-barred", "an operation that is named as given up is barred", "abandoned", 1000,
-        "if counter >= window.floor and window.floor", "if counter == CLOSED and window.floor",
+        "if counter >= window.low_water_mark and window", "if counter == CLOSED and window",
     ),
     write(
         "windows-unbounded", "windows are bounded in number", "windows", 60,
-        "local many = not failed(count) and count > 5 + WRITERS", "local many = false",
+        "local too_many = not error_item(count) and count > 5 + WRITERS", "local too_many = false",
     ),
     write(
         "bytes-unbounded", "windows are bounded in bytes", "forgetting", 1500,
-        "pcall('HLEN', KEYS[1]), bytes > DEDUP_BYTES", "pcall('HLEN', KEYS[1]), false",
+        "pcall('HLEN', state_key), bytes > DEDUP_BYTES", "pcall('HLEN', state_key), false",
     ),
     write(
         "bytes-miscounted", "the bytes of windows are counted", "windows", 60,
-        "math.max(forgotten, last), bytes - size", "math.max(forgotten, last), bytes",
+        "last_revision), bytes - size", "last_revision), bytes",
     ),
     write(
         "growth-uncounted", "the bytes that windows grow by are counted", "calm", 20,
-        "if grown ~= 0 or new > 0 then", "if false then",
+        "if growth ~= 0 or new > 0 then", "if false then",
     ),
     # Writes
     write(
         "no-conflict", "a write meets the revision that it names", "calm", 60,
-        "elseif expected and tonumber(expected) ~= s.current or maker", "elseif maker",
+        "if expected and tonumber(expected) ~= (revision or 0) or expected_op", "if expected_op",
     ),
     write(
         "no-maker", "a save of changes meets the operation that made the revision", "restores", 600,
-        "~= s.current or maker and s.op ~= maker then", "~= s.current then",
+        "(revision or 0) or expected_op and op ~= expected_op then", "(revision or 0) then",
     ),
     write(
         "no-lease", "a write meets its lease", "leases", 60,
-        "elseif held ~= token then", "elseif false then",
+        "held ~= operation.token and {'LEASELOST'}", "nil",
     ),
     write(
         "no-reset", "data that went back behind what a writer had seen is RESET", "restores", 400,
-        "answer = written < seen and {'RESET', written} or repeated(", "answer = repeated(",
+        "partition.revision < operation.seen and {'RESET', partition.revision} or earlier_item(", "earlier_item(",
     ),
     write(
         "refusal-spoils", "one member's refusal leaves the others of a call as they are", "faults", 200,
-        "  replies[n] = answer\n", "  replies[n] = answer\n  if answer[1] == 'CONFLICT' then return replies end\n",
+        "turns or -1, metas[i])\n",
+        "turns or -1, metas[i])\n  if items[i][1] == 'CONFLICT' then return items end\n",
     ),
     write(
         "unprotected-read", "a foreign key of one member leaves the others of a call as they are", "leases", 1000,
-        "local held = token and pcall('HGET', lease, 'token')", "local held = token and call('HGET', lease, 'token')",
+        "redis.pcall('HGET', operation.lease_key", "redis.call('HGET', operation.lease_key",
     ),
     write(
         "one-message-a-call", "each write is published", "calm", 60,
-        "in ipairs(messages) do pcall('PUBLISH'", "in ipairs({messages[1]}) do pcall('PUBLISH'",
+        "in ipairs(messages) do redis.pcall('PUBLISH'", "in ipairs({messages[1]}) do redis.pcall('PUBLISH'",
     ),
     write(
         "unindexed", "each write of a call comes into the index of changes", "calm", 60,
-        "call('ZADD', KEYS[4], unpack(changes))", "",
+        "redis.call('ZADD', changes_key, unpack(changes))", "",
     ),
     write(
         "compaction-unnoted", "a tombstone that is dropped leaves its revision", "calm", 100,
-        "call('HSET', KEYS[1], 'compacted', oldest[2])", "",
+        "redis.call('HSET', state_key, 'compacted', oldest[2])", "",
     ),
     # Leases
     lease_script(
         "token-of-time", "tokens only grow", "leases", 60,
-        "local next = redis.pcall('INCR', KEYS[3])", "local next = 1 + now % 7",
+        "local next_token = redis.pcall('INCR', fence_key)", "local next_token = 1 + now % 7",
     ),
     lease_script(
         "two-holders", "a lease has one holder", "leases", 60,
-        "  if held[1] then\n    local left", "  if held[1] and now % 2 == 0 then\n    local left",
+        "if held[1] then\n", "if held[1] and now % 2 == 0 then\n",
     ),
     lease_script(
         "claim-unnoted", "a claim that was granted is noted, so that it is refused after its release", "leases", 400,
-        "redis.call('PEXPIRE', KEYS[2], ttl)\n  note()", "redis.call('PEXPIRE', KEYS[2], ttl)",
+        "redis.call('PEXPIRE', lease_key, ttl)\n  add_entry(identity)", "redis.call('PEXPIRE', lease_key, ttl)",
     ),
     lease_script(
         "late-claim", "a claim that its store has finished with is refused", "leases", 400,
-        "if answered() then return {'FORGOTTEN', revision} end", "",
+        "if answered_before(identity, seen) then return {'FORGOTTEN', partition.revision} end", "",
     ),
     lease_script(
         "claim-over-reset", "a claim is refused if the data went back", "restores", 1000,
-        "if revision < tonumber(ARGV[7]) then return {'RESET', revision} end", "",
+        "if partition.revision < seen then return {'RESET', partition.revision} end", "",
     ),
     lease_script(
         "no-ttl", "a lease has a time to live from its first moment", "leases", 20,
-        "redis.call('PEXPIRE', KEYS[2], ttl)\n  note()", "note()",
+        "redis.call('PEXPIRE', lease_key, ttl)\n  add_entry(identity)", "add_entry(identity)",
     ),
     lease_script(
         "renewal-of-nothing", "a renewal prolongs the lease", "leases", 100,
-        "  redis.call('PEXPIRE', KEYS[2], ttl)\nend", "end",
+        "redis.call('PEXPIRE', lease_key, ttl)\n  return", "return",
     ),
     # Changes
     changes_script(
