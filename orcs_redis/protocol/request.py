@@ -34,7 +34,7 @@ class Request(Generic[T]):
         raise NotImplementedError
 
     def decode(self, replies: Sequence[Reply]) -> T:
-        """Return what the replies mean, or raise: a StorageError, or a AttemptError if another attempt may succeed."""
+        """Return what the replies mean, or raise: a StorageError, or an AttemptError if another attempt may succeed."""
         raise NotImplementedError
 
     def is_conclusive(self, error: StorageError) -> bool:
