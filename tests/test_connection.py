@@ -417,7 +417,8 @@ async def test_lost_answers_are_not_doubled(
             raise ConnectionError
         return None
 
-    store = await open_store(way, between(answer, server.port).port, deadline=DEADLINE)
+    port = between(answer, server.port).port
+    store, hasty = await open_store(way, port), await open_store(way, port, deadline=DEADLINE)
     asset = session("first")
     await store.save(asset)
     lose = 2
@@ -425,8 +426,9 @@ async def test_lost_answers_are_not_doubled(
     assert arrived == 2
     assert [turn.content for turn in await store.turns(asset.id)] == ["first", "second"]
     assert (await store.load_versioned(asset.id)).revision == revision
+    await hasty.load(asset.id)
     lose = 10**6
-    await fails(OutcomeUnknownError, store.append(asset.id, turn("third")))
+    await fails(OutcomeUnknownError, hasty.append(asset.id, turn("third")))
     lose = 0
     assert [turn.content for turn in await store.turns(asset.id)] == ["first", "second", "third"]
 
@@ -456,12 +458,13 @@ async def test_nonsense_later(
     def answer(command: list[bytes]) -> bytes | None:
         return b"nonsense\r\n" if broken and command[0] in (b"HGETALL", b"EVALSHA") else None
 
-    store = await open_store(way, between(answer, server.port).port, deadline=DEADLINE)
+    port = between(answer, server.port).port
+    store, hasty = await open_store(way, port), await open_store(way, port, deadline=DEADLINE)
     asset = session()
     await store.save(asset)
     broken = True
-    await fails(UnavailableError, store.load(asset.id))
-    await fails(OutcomeUnknownError, store.append(asset.id, turn()))
+    await fails(UnavailableError, hasty.load(asset.id))
+    await fails(OutcomeUnknownError, hasty.append(asset.id, turn()))
     broken = False
     assert (await store.load(asset.id)).history == asset.history
 

@@ -64,6 +64,7 @@ async def test_deadlines_begin_at_sending(proxy: Proxy, open_in: Open, form: str
     store = await open_in(form, url(proxy), deadline=1.5)
     assets = [session(f"s{n}", 2000) for n in range(1500)]
     ids = [asset.id for asset in assets]
+    await store.save(assets[0])  # the server knows the script from now on
     proxy.strike(delay(0.04))  # for each 64 KiB, at most
     for many in (partial(store.save_many, assets), partial(store.load_many, ids)):
         begin = time.monotonic()
