@@ -322,8 +322,8 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
     """Return the parts of a call of any kind, by any writer, more or less up to date."""
     kind = rng.choices(["append", "save", "delete"], [6, 3, 1])[0]
     seen = max(0, revision - rng.choice([0, 0, 0, 1, 5, 30]))
-    floor = max(0, number - rng.choice([0, 3, 10]))
-    ticket = rng.choice(writers) + number.to_bytes(4) + bytes(4) + seen.to_bytes(8) + floor.to_bytes(4)
+    low_water_mark = max(0, number - rng.choice([0, 3, 10]))
+    ticket = rng.choice(writers) + number.to_bytes(4) + bytes(4) + seen.to_bytes(8) + low_water_mark.to_bytes(4)
     expected = rng.choice(["", "", "", "0", str(revision), str(max(0, revision - 1))])
     token = rng.choice(["", "", "", "", "7", "8"])
     turns = [f"turn {number}.{n}" for n in range(rng.randrange(1, 4))]

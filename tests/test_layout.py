@@ -355,7 +355,7 @@ def test_clones_have_other_ids() -> None:
 
 
 def test_windows() -> None:
-    """The floor is the lowest counter that is not finished; what one write holds back is bounded by a new window."""
+    """The low-water mark is the lowest unfinished counter; what one write holds back is bounded by a new window."""
     namespace = Namespace("orcs", 2, b"x")
     one, two = namespace.keyspace.partitions
     hanging, beside = namespace.begin(one), namespace.begin(two)

@@ -20,7 +20,7 @@ from orcs_redis import (
     StorageError,
     UnavailableError,
 )
-from orcs_redis.protocol.attempts import ConnectionLost, fresh
+from orcs_redis.protocol.attempts import ConnectionLost, copy_of_error
 from orcs_redis.protocol.codec import Codec
 from orcs_redis.protocol.commands import Command, Reply
 from orcs_redis.protocol.namespace import Create, ReadLayout
@@ -133,9 +133,9 @@ def test_what_is_refused_here_says_nothing_of_the_server() -> None:
     with pytest.raises(SerializationError):
         performer.perform(Refused())
     assert [type(error) for error in performer.each([plan()])] == [SerializationError]
-    assert lifecycle.answered < 0
+    assert lifecycle.last_answer_at < 0
     performer.perform(requests()[4])
-    assert lifecycle.answered > 0
+    assert lifecycle.last_answer_at > 0
 
 
 async def test_each_that_waits_gets_an_error_of_its_own() -> None:
@@ -154,7 +154,7 @@ async def test_each_that_waits_gets_an_error_of_its_own() -> None:
 def test_a_fresh_error() -> None:
     """It is equal, with all that was noted of it."""
     for error in (ConnectionLost("broke", sent=True, size=2**20), NotFoundError("s"), UnavailableError("gone")):
-        other = fresh(error)
+        other = copy_of_error(error)
         assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))
         assert other is not error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 STORES = Path(__file__).parents[1] / "orcs_redis/stores"
 MADE = STORES / "blocking"
 SOURCES = ("base", "files", "leasing", "redis")
-HEAD = "# Made from ../{name} by tools/unasync.py: change that one.\n"
+HEAD = "# Made from ../{name}: change that one, then run `python tools/unasync.py`.\n"
 
 WORDS = {  # whole lines and sentences first
     "        async with await ": "        with ",
@@ -76,7 +76,7 @@ def main() -> int:
             if "--check" not in sys.argv:
                 path.write_text(text)
     if stale and "--check" in sys.argv:
-        print("not as tools/unasync.py makes them:", *stale)
+        print("not what `python tools/unasync.py` makes: run it", *(MADE / name for name in stale), sep="\n")
         return 1
     return 0
 

@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:  # they are in the extra "cli"; a traceback
 from ..errors import ConflictError, NotFoundError, StorageError
 from ..model.asset import SessionAsset
 from ..sync import LocalFileStore, RedisSessionStore
-from ..transport.address import Address, EmbeddedFolder, FileFolder, MemoryName, resolve
+from ..transport.address import Address, FileFolder, resolve
 from .terminal import (
     change_line,
     complain,
@@ -82,7 +82,7 @@ class Files(LocalFileStore[SessionAsset]):
 Store: TypeAlias = RedisSessionStore[SessionAsset] | Files
 
 
-class Target(NamedTuple):
+class CommonOptions(NamedTuple):
     """The options that every command has."""
 
     url: str | None
@@ -122,7 +122,7 @@ Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=
 
 
 @app.callback()
-def options(
+def common_options(
     context: typer.Context,
     url: Url = None,
     namespace: Namespace = None,
@@ -130,23 +130,23 @@ def options(
     version: Version = False,
 ) -> None:
     """Sessions of AI agents, in Redis, Valkey or files."""
-    context.obj = Target(url, namespace, json)
+    context.obj = CommonOptions(url, namespace, json)
 
 
 def command(name: str) -> Callable[[Callable[..., int | None]], None]:
-    """Add a command, which takes a Target. Its options may stand before the command's name and after it."""
+    """Add a command, which takes CommonOptions. Its options may stand before the command's name and after it."""
 
     def add(call: Callable[..., int | None]) -> None:
         def run(
             context: typer.Context, url: Url = None, namespace: Namespace = None, json: Json = False, **own: Any
         ) -> int | None:
-            before: Target = context.obj
-            target = Target(url or before.url, namespace or before.namespace, json or before.json)
-            return call(target, **own)
+            before: CommonOptions = context.obj
+            options = CommonOptions(url or before.url, namespace or before.namespace, json or before.json)
+            return call(options, **own)
 
-        common = list(inspect.signature(run, eval_str=True).parameters.values())[:-1]
+        shared = list(inspect.signature(run, eval_str=True).parameters.values())[:-1]
         own = list(inspect.signature(call, eval_str=True).parameters.values())[1:]
-        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *common)]
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__doc__ = call.__doc__
@@ -157,13 +157,13 @@ def command(name: str) -> Callable[[Callable[..., int | None]], None]:
 
 @command("ls")
 def ls(
-    target: Target,
+    options: CommonOptions,
     limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 50,
     everything: Annotated[bool, typer.Option("--all", help="Without a limit.")] = False,
     project: Annotated[str | None, typer.Option(metavar="PATH", help="Only those of this project.")] = None,
 ) -> int:
     """List sessions, the last updated first."""
-    with target.open() as store:
+    with options.open() as store:
         if isinstance(store, Files):
             metas = [meta for meta in store.list() if project in (None, meta.project_path)]
             code = FAILED if store.unreadable() else DONE  # the log says which
@@ -173,7 +173,7 @@ def ls(
     if not everything and len(metas) > limit:
         del metas[limit:]
         complain(f"there are more than {limit}: see --limit and --all")
-    if target.json:
+    if options.json:
         print_json([msgspec.to_builtins(meta) for meta in metas])
     else:
         print_text(list_table(metas))
@@ -182,14 +182,14 @@ def ls(
 
 @command("show")
 def show(
-    target: Target,
+    options: CommonOptions,
     id: Annotated[str, typer.Argument(metavar="ID")],
     turns: Annotated[int, typer.Option(min=0, metavar="N", help="Show the last N turns.")] = 20,
 ) -> None:
     """Show a session; with --json exactly as in orcs' file."""
-    with target.open() as store:
+    with options.open() as store:
         asset = store.load(id)
-    if target.json:
+    if options.json:
         print_document(asset.to_json())
     else:
         print_text(describe_session(asset, turns))
@@ -197,7 +197,7 @@ def show(
 
 @command("import")
 def import_(
-    target: Target,
+    options: CommonOptions,
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False)],
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Skip sessions that the store has.")] = False,
 ) -> int:
@@ -205,7 +205,7 @@ def import_(
     imported, skipped, failed = 0, 0, list[dict[str, str]]()
     files = Files(folder)
     names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.name[0] != ".")
-    with target.open() as store, progress_bar("importing", len(names)) as advance:
+    with options.open() as store, progress_bar("importing", len(names)) as advance:
 
         def save_absent(asset: SessionAsset) -> int:
             if isinstance(store, RedisSessionStore):
@@ -228,15 +228,15 @@ def import_(
                     imported += 1
                 advance()
     summary = f"{imported} imported, {skipped} skipped, {len(failed)} failed"
-    _finish(target, summary, {"imported": imported, "skipped": skipped, "failed": failed})
+    _finish(options, summary, {"imported": imported, "skipped": skipped, "failed": failed})
     return FAILED if failed else DONE
 
 
 @command("export")
-def export(target: Target, folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False)]) -> int:
+def export(options: CommonOptions, folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False)]) -> int:
     """Write every session to a folder as orcs' own file."""
     exported, failed = 0, list[dict[str, str]]()
-    with target.open() as store:
+    with options.open() as store:
         ids = [meta.id for meta in store.list()]
         if isinstance(store, Files):
             failed += [_failure(path.stem, error) for path, error in store.unreadable()]
@@ -250,42 +250,43 @@ def export(target: Target, folder: Annotated[Path, typer.Argument(metavar="DIR",
                     elif not isinstance(result, NotFoundError):  # which was deleted meanwhile
                         failed.append(_failure(id, result))
                     advance()
-    _finish(target, f"{exported} exported, {len(failed)} failed", {"exported": exported, "failed": failed})
+    _finish(options, f"{exported} exported, {len(failed)} failed", {"exported": exported, "failed": failed})
     return FAILED if failed else DONE
 
 
 @command("rm")
-def rm(target: Target, ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> int:
+def rm(options: CommonOptions, ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> int:
     """Delete sessions."""
-    with target.open() as store:
+    with options.open() as store:
         results = list(zip(ids, store.delete_many(ids), strict=True))
     deleted = [id for id, error in results if error is None]
     failed = [_failure(id, error) for id, error in results if error is not None]
-    _finish(target, f"{len(deleted)} deleted, {len(failed)} failed", {"deleted": deleted, "failed": failed})
+    _finish(options, f"{len(deleted)} deleted, {len(failed)} failed", {"deleted": deleted, "failed": failed})
     codes = {_code(error) for _, error in results if error is not None} or {DONE}
     return codes.pop() if len(codes) == 1 else FAILED
 
 
 @command("ping")
-def ping(target: Target, count: Annotated[int, typer.Option(min=1, help="The number of round trips.")] = 10) -> None:
+def ping(
+    options: CommonOptions, count: Annotated[int, typer.Option(min=1, help="The number of round trips.")] = 10
+) -> None:
     """Print whether the store can be reached, and how long a round trip takes."""
-    where = resolve(target.url)
-    kinds = {Address: "server", EmbeddedFolder: "embedded", FileFolder: "files", MemoryName: "memory"}
+    where = resolve(options.url)
     # As text an address has no user and no password.
     address = str(where if isinstance(where, Address) else getattr(where, "path", None) or "")
-    found: dict[str, object] = {"kind": kinds[type(where)], "address": address}
+    found: dict[str, object] = {"kind": where.kind, "address": address}
     text = f"{found['kind']} {address}".rstrip()
-    with target.open() as store:
+    with options.open() as store:
         if isinstance(store, RedisSessionStore):
             median = statistics.median(store.ping() for _ in range(count)) * 1000
-            found |= {"namespace": target.namespace or "orcs", "round_trip_ms": round(median, 4)}
+            found |= {"namespace": options.namespace or "orcs", "round_trip_ms": round(median, 4)}
             text += f", namespace {found['namespace']}: {median:.3f} ms, median of {count}"
-    _finish(target, text, found)
+    _finish(options, text, found)
 
 
 @command("watch")
 def watch(
-    target: Target,
+    options: CommonOptions,
     since: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on from there; default: from now.")] = None,
     ids: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Only this session; repeatable.")] = None,
 ) -> int:
@@ -293,14 +294,14 @@ def watch(
 
     In the end the cursor to go on from is printed.
     """
-    if isinstance(resolve(target.url), FileFolder):
+    if isinstance(resolve(options.url), FileFolder):
         raise ValueError("files publish no changes: watch needs a Redis store")
-    with target.open() as store:
+    with options.open() as store:
         assert isinstance(store, RedisSessionStore)  # noqa: S101  # of a file: URL alone it is another
         cursor = since or store.cursor()
         try:
             for change in store.watch(since=cursor, ids=ids or None):
-                if target.json:
+                if options.json:
                     document = change._asdict() | {"updated_at": change.updated_at.isoformat()}
                     print_line(document)
                 else:
@@ -315,7 +316,7 @@ def watch(
 
 @command("demo")
 def demo(
-    target: Target,
+    options: CommonOptions,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long the workers work.")] = 10.0,
     workers: Annotated[int, typer.Option(min=1, max=64, help="The number of processes.")] = 4,
 ) -> int:
@@ -326,10 +327,10 @@ def demo(
     """
     from .demo import run
 
-    if target.namespace is not None:
+    if options.namespace is not None:
         raise ValueError("the demo makes a namespace of its own")
-    result = run(target.url, seconds=seconds, workers=workers, console=output(stderr=target.json))
-    if target.json:
+    result = run(options.url, seconds=seconds, workers=workers, console=output(stderr=options.json))
+    if options.json:
         print_json(msgspec.to_builtins(result) | {"ok": result.ok})
     return DONE if result.ok else FAILED
 
@@ -396,8 +397,8 @@ def _failure(name: str, error: StorageError) -> dict[str, str]:
     return {"id": name, "error": str(error)}
 
 
-def _finish(target: Target, text: str, document: object) -> None:
-    if target.json:
+def _finish(options: CommonOptions, text: str, document: object) -> None:
+    if options.json:
         print_json(document)
     else:
         print_text(Text(safe(text)))

@@ -35,12 +35,12 @@ A = TypeVar("A", bound="SessionAsset")
 
 SESSION_VERSION: Final = 1
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_datetime(ms: int) -> datetime:
     """Return an aware datetime, at most the end of the year 9999."""
-    return _EPOCH + timedelta(milliseconds=min(ms, MAX_TIME_MS))
+    return _UNIX_EPOCH + timedelta(milliseconds=min(ms, MAX_TIME_MS))
 
 
 class SessionAsset(Part, kw_only=True, dict=True):

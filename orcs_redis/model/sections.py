@@ -58,6 +58,7 @@ class ToolCallRecord(Part, kw_only=True, gc=False):
 
     _shown = ("tool_name", "success")
 
+    # In Redis an array in this order: new fields only at the end (docs/decisions/0006).
     tool_name: str
     args: Any = start(dict)
     result: Any = None
@@ -70,6 +71,7 @@ class ConversationTurn(Part, kw_only=True, gc=False):
 
     _shown = ("id", "role")
 
+    # In Redis an array in this order, as in codec.py: new fields only at the end (docs/decisions/0006).
     id: str = start(new_id)
     timestamp_ms: U64 = start(now_ms)
     role: str

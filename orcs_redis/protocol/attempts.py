@@ -1,8 +1,8 @@
 """What an attempt can end in, and when the next one is due.
 
-Here alone, what goes wrong between us and a server gets its name. `AttemptError` and its kinds are what an attempt may
-end in while another one may still succeed. They never reach the caller: `Retry` turns the last one into an error of
-ours when the deadline has come.
+Here alone, what goes wrong between a store and its server gets its name. `AttemptError` and its kinds are what an
+attempt may end in while another one may still succeed. They never reach the caller: when the deadline has come, `Retry`
+turns the last one into a StorageError.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ __all__ = [
     "WrongServer",
     "check",
     "check_server",
-    "detached",
-    "fresh",
+    "copy_of_error",
+    "not_callable",
     "translate",
+    "without_traceback",
 ]
 
 E = TypeVar("E", bound=Exception)
@@ -70,7 +71,7 @@ class ConnectionLost(AttemptError):
         """`size`: bytes of the request over which a connection broke, 0 if it did not break."""
         self.sent = sent
         self.large = size >= _LARGE
-        hint = f": a limit of the server's on the size of requests? This one has {size} bytes" if self.large else ""
+        hint = f": does the server limit the size of requests? This one has {size} bytes" if self.large else ""
         super().__init__(reason + hint)
 
 
@@ -83,7 +84,7 @@ class ServerBusy(AttemptError):
 
 
 class WrongServer(ServerBusy):
-    """The connection leads to a server that does not do it: it was not executed, and may be over another connection."""
+    """The connection leads to a server that can't serve the request (a replica, say): another connection may."""
 
 
 class ScriptNotLoaded(AttemptError):
@@ -104,15 +105,15 @@ class OperationEvicted(AttemptError):
     pause = False
 
 
-def fresh(error: E) -> E:
-    """Return an error like this one, for each of those who are to raise it: a raised one has a traceback of its own."""
-    made = type(error).__new__(type(error), *error.args)
-    vars(made).update(vars(error))
-    return made
+def copy_of_error(error: E) -> E:
+    """Return an error like this one: each caller raises its own, as a raised one gets a traceback."""
+    copy = type(error).__new__(type(error), *error.args)
+    vars(copy).update(vars(error))
+    return copy
 
 
-def detached(error: E) -> E:
-    """Return the error as a value: without tracebacks, whose frames would keep alive what was being done."""
+def without_traceback(error: E) -> E:
+    """Return the error, its causes included, without tracebacks: their frames would keep alive what was being done."""
     found: BaseException | None = error
     while found is not None:
         found.__traceback__ = found.__context__ = None
@@ -129,12 +130,11 @@ class Retried(Protocol):
         ...
 
     def is_conclusive(self, error: StorageError) -> bool:
-        """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
+        """Whether a refusal also means that no earlier attempt, still on its way perhaps, will be applied."""
         ...
 
 
-# Refusals that may pass: nothing was executed. In a script they come before its first write.
-_LEAST = 0.05  # seconds for the last attempt at a write
+_MIN_LAST_ATTEMPT = 0.05  # seconds for the last attempt at a write
 
 
 class Retry:
@@ -144,7 +144,7 @@ class Retry:
 
     def __init__(self, expires: float) -> None:
         self._expires = expires
-        self._delay = 0.0  # the first repetition comes at once, in the order of the first sendings
+        self._delay = 0.0  # the second attempts come at once, in the order of the first
         self._maybe_applied = False
         self._before = ""  # the last reason other than that the time was over
 
@@ -153,24 +153,24 @@ class Retry:
 
         Raises:
             UnavailableError: the deadline has come; a write was certainly not applied.
-            OutcomeUnknownError: the deadline has come, or the answer is no final one; it may have been applied, or
-                may yet be.
+            OutcomeUnknownError: the deadline has come, or the answer is not conclusive; it may have been applied,
+                or may yet be.
             StorageError: the final answer.
 
         """
         if isinstance(problem, StorageError):
             if self._maybe_applied and not request.is_conclusive(problem):
-                raise OutcomeUnknownError(f"an answer was lost, and sent again it was refused: {problem}") from None
+                raise OutcomeUnknownError(f"an answer was lost, and the next attempt was refused: {problem}") from None
             try:
                 raise problem
             finally:
                 del problem  # else it and this frame are a cycle
         self._maybe_applied |= problem.sent and request.writes
         if isinstance(problem, OperationEvicted) and self._maybe_applied:
-            raise OutcomeUnknownError("an answer was lost, and the server has forgotten what it was") from None
+            raise OutcomeUnknownError("an answer was lost, and the server has evicted what it knew of it") from None
         delay = self._delay * random.uniform(0.5, 1.5) if problem.pause else 0.0
         # Refused so far: an attempt that is cut short by the deadline would only leave the outcome open.
-        least = _LEAST if request.writes and not self._maybe_applied else 0.0
+        least = _MIN_LAST_ATTEMPT if request.writes and not self._maybe_applied else 0.0
         if now + delay + least >= self._expires:
             raise problem.final(self._before, maybe_applied=self._maybe_applied) from None
         if not isinstance(problem, AttemptTimeout):
@@ -183,7 +183,7 @@ class Retry:
 
 
 def check(replies: Sequence[Reply]) -> None:
-    """Raise the first error among the replies, in our terms."""
+    """Raise the first error among the replies, translated."""
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             raise translate(str(reply))
@@ -193,7 +193,7 @@ _MINIMUM = {"redis": 7, "valkey": 7}  # major versions
 
 
 def check_server(hello: Reply) -> None:
-    """Raise UnsupportedServerError if the answer to HELLO comes from a server that won't do."""
+    """Raise UnsupportedServerError if the answer to HELLO comes from a server that can't be used."""
     try:
         about = as_map(hello)
         server = str(about.get(b"server", b"redis"), errors="replace")
@@ -208,7 +208,8 @@ def check_server(hello: Reply) -> None:
         raise UnsupportedServerError(f"{server} {version} is too old: Redis 7.0 or Valkey 7.2 is needed")
 
 
-_FOR_NOW = {
+# Refusals that may pass: nothing was executed. In a script they come before its first write.
+_TRANSIENT_CODES = {
     "BUSY": "a script keeps it busy",
     "CLUSTERDOWN": "its cluster is down",
     "LOADING": "it is loading its data",
@@ -216,7 +217,7 @@ _FOR_NOW = {
     "NOREPLICAS": "too few replicas are connected to it",
     "TRYAGAIN": "a slot is moving",
 }
-_ELSEWHERE = {
+_WRONG_SERVER_CODES = {
     "MASTERDOWN": "it is a replica without its master",
     "NOAUTH": "the connection is not authenticated any more",
     "READONLY": "it is a replica",
@@ -226,7 +227,7 @@ _DENIED = ("NOPERM", "NOAUTH", "WRONGPASS", "DENIED")
 
 
 def translate(text: str, *, opening: bool = False) -> StorageError | AttemptError:
-    """Name a server's error in our terms; `opening`: it refuses a new connection.
+    """Return the error to raise for a server's error reply; `opening`: it refuses a new connection.
 
     Arguments that it quotes (they may be a payload) are left out.
     """
@@ -236,12 +237,12 @@ def translate(text: str, *, opening: bool = False) -> StorageError | AttemptErro
         return ScriptNotLoaded(gist)
     if code == "EXECABORT" and (why := text.partition("because of: ")[2]):
         return translate(why, opening=opening)
-    if code in _FOR_NOW:
-        return ServerBusy(f"the server refuses for now: {_FOR_NOW[code]} ({code})")
+    if code in _TRANSIENT_CODES:
+        return ServerBusy(f"the server refuses for now: {_TRANSIENT_CODES[code]} ({code})")
     if "max number of clients" in text:
         return ServerBusy(f"the server refuses for now: {gist}")
-    if code in _ELSEWHERE and not (opening and code == "NOAUTH"):
-        return WrongServer(f"the server refuses: {_ELSEWHERE[code]} ({code})")
+    if code in _WRONG_SERVER_CODES and not (opening and code == "NOAUTH"):
+        return WrongServer(f"the server refuses: {_WRONG_SERVER_CODES[code]} ({code})")
     if code == "NOPROTO" or "nknown command" in text or "Unknown Redis command" in text:
         found = _COMMAND.search(text)
         name = f"the command {found[1].upper()}" if found else "a command"
@@ -259,7 +260,8 @@ def translate(text: str, *, opening: bool = False) -> StorageError | AttemptErro
     return StorageError(f"the server answered: {gist}")
 
 
-def unable(answer: bytes, commands: str) -> StorageError:
+def not_callable(answer: bytes, commands: str) -> StorageError:
+    """Return the error for a script's answer that commands can't be called: `answer` is DENIED or MISSING."""
     if answer == b"DENIED":
         return PermissionDeniedError(f"the user may not call {commands}: nothing was written")
     return UnsupportedServerError(f"the server has no command {commands}, or it was renamed")

@@ -29,7 +29,7 @@ from .writer import Namespace
 
 __all__ = ["Change", "Changes", "Watcher", "waking"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BATCH = 1000  # changes read at once
 _RETRY_DELAY = 0.01  # seconds
 _PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
@@ -200,7 +200,7 @@ class Changes:
             "deleted" if entry.deleted else "saved",
             entry.id,
             entry.revision,
-            _EPOCH + timedelta(milliseconds=entry.updated_at_ms),
+            _UNIX_EPOCH + timedelta(milliseconds=entry.updated_at_ms),
             self.encode(positions),
             entry.origin.hex(),
         )

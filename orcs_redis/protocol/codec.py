@@ -293,14 +293,14 @@ def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
     # As one array: a call for each turn would cost as much again.
     wire, refusal = attempt(_decode_wire_turns, b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
     if refusal is None:
-        return _plain(wire)
+        return _as_public(wire)
     for n, data in enumerate(turns):
         _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
     raise CorruptSessionError(id, "history.turns")
 
 
-def _plain(turns: list[_WireTurn]) -> list[ConversationTurn]:
-    """Make of the decoded what the caller knows. The layout is the same: to convert them would double the cost."""
+def _as_public(turns: list[_WireTurn]) -> list[ConversationTurn]:
+    """Give decoded turns the public class. The layout is the same: to convert them would double the cost."""
     for turn in turns:
         turn.__class__ = ConversationTurn  # type: ignore[assignment]
         for call in turn.tool_calls:
@@ -317,6 +317,7 @@ def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
     calls = [astuple(call) for call in turn.tool_calls if type(call) is ToolCallRecord]
     if len(calls) != len(turn.tool_calls):
         raise TypeError
+    # In the class' order; written out, as this is in the way of each save.
     return turn.id, turn.timestamp_ms, turn.role, turn.content, calls, turn.tags, turn.metadata
 
 

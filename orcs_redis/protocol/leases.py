@@ -1,4 +1,7 @@
-"""Leases: one worker at a time has the right to a session, and a token by which its late writes are recognised."""
+"""Leases: one worker at a time has the right to a session. Claim, renewal and release.
+
+A fencing token, by which late writes are recognised, goes with each; stores/leasing.py has what the holder sees.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from .writes import Identified, check_script, refusal
 
 __all__ = ["LeaseInfo", "Leases", "check_terms", "waking"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TTL = 7 * 86400.0
 
 
@@ -53,14 +56,14 @@ class _Request(Identified[int]):
         super().__init__(namespace, id)
         self._id = id
         self._arguments = (namespace.incarnation, kind, id, *arguments)
-        self.sent = 0.0  # when it was last sent, of `time.monotonic`: the server counts from then or later
+        self.sent = 0.0  # `time.monotonic` at the last attempt: the server counts from then or later
 
     def commands(self) -> Sequence[Command]:
         """Call the script."""
         return self._call(self._arguments)
 
     def is_conclusive(self, error: StorageError) -> bool:
-        """Whether it says who holds the lease. For another reason the script may refuse what it has given before."""
+        """Whether it says who holds the lease. For another reason the script may refuse what it has granted before."""
         return isinstance(error, (LeaseHeldError, LeaseLostError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> int:
@@ -174,13 +177,13 @@ class Leases:
 
     def acquire_when_free(self, claim: Request[int], wait: float, wake: Any) -> Plan[int]:
         """Take the lease within `wait` seconds; `wake` is an event that is set when one may be free."""
-        until = time.monotonic() + wait
+        expires = time.monotonic() + wait
         while True:
             wake.clear()
             try:
                 token: int = yield claim
             except LeaseHeldError as held:
-                left = until - time.monotonic()
+                left = expires - time.monotonic()
                 if left <= 0:
                     raise
                 # Released, it wakes us; a holder that died is noticed when its time is over.
@@ -188,27 +191,27 @@ class Leases:
             else:
                 return token
 
-    def keep(self, id: str, token: int, ttl: float, since: float, leasing: weakref.ref[Any]) -> Plan[None]:
-        """Renew a lease, granted or renewed last at `since` (`time.monotonic`) or later, until it is lost.
+    def renew(self, id: str, token: int, ttl: float, since: float, leasing: weakref.ref[Any]) -> Plan[None]:
+        """Renew a lease, three times in each ttl, until it is lost; `since`: when it was claimed, of `time.monotonic`.
 
         Also until `leasing`, the context manager, is gone: a signal handler's exception may have ended its block before
         `__exit__` could do anything.
         """
-        until = since + ttl
+        expires = since + ttl
         while True:
-            yield Pause(min(ttl / 3, max(0.0, until - time.monotonic())))
+            yield Pause(min(ttl / 3, max(0.0, expires - time.monotonic())))
             sent = time.monotonic()
-            if sent >= until or leasing() is None:
+            if sent >= expires or leasing() is None:
                 return
-            renew = _Request(self._namespace, id, "renew", token, _milliseconds(ttl))
-            renew.deadline = until - sent
+            renewal = _Request(self._namespace, id, "renew", token, _milliseconds(ttl))
+            renewal.deadline = expires - sent
             try:
-                yield renew
+                yield renewal
             except (LeaseLostError, StoreResetError):
                 return
             except StorageError:  # a full server's, say: it may pass while the lease lasts
                 continue
-            until = sent + ttl
+            expires = sent + ttl
 
     def release(self, id: str, token: int) -> Request[int]:
         """Give the lease back; LeaseLostError if it is held no more."""
@@ -248,4 +251,4 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _moment(milliseconds: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=milliseconds)
+    return _UNIX_EPOCH + timedelta(milliseconds=milliseconds)

@@ -32,7 +32,7 @@ __all__ = ["LeaseToken", "Sessions"]
 
 A = TypeVar("A", bound=SessionAsset)
 _ALL: tuple[Argument, Argument] = ("-inf", "+inf")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _STAGED_TURNS = 16  # from so many turns on, a history is staged by plain commands, not passed through Lua
 _LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
@@ -250,7 +250,7 @@ class Sessions(Generic[A]):
 
 def _position(meta: SessionMeta) -> tuple[int, str]:
     """Return a session's place in the order of lists, in which equal times are ordered by id."""
-    return (meta.updated_at - _EPOCH) // _MILLISECOND, meta.id
+    return (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id
 
 
 def _span(after: datetime | None, before: datetime | None) -> tuple[Argument, Argument]:
@@ -261,7 +261,7 @@ def _span(after: datetime | None, before: datetime | None) -> tuple[Argument, Ar
 def _ms(moment: datetime) -> int:
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise ValueError("a datetime with a time zone is needed")
-    return -((_EPOCH - moment) // _MILLISECOND)  # rounded up
+    return -((_UNIX_EPOCH - moment) // _MILLISECOND)  # rounded up
 
 
 def _limit(limit: int, least: int) -> int:

@@ -18,9 +18,9 @@ from .keys import Keyspace, Partition
 
 __all__ = ["Namespace", "OperationToken"]
 
-_WINDOW = 1024  # operations that a dedup window may come to hold: what one that hangs keeps the server from forgetting
+_MAX_SPREAD = 1024  # between counters in flight in one epoch: a write that hangs keeps the window from being trimmed
 _CLOSED = 2**32 - 1  # in place of a counter: nothing more is to come of an epoch
-_BARRED = 100  # of what is not to be applied any more, so many are named by one write at most
+_MAX_BARRED = 100  # at most this many are named by one write
 
 
 def _heads(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPrefix]:
@@ -47,7 +47,7 @@ class OperationToken:
         self.barred: Sequence[_Barred] = ()  # what the server must not apply any more, should it arrive late
 
     def head(self) -> tuple[bytes, int, int, int, int]:
-        """Return what the scripts need to recognise it: writer, counter, nonce, seen, floor."""
+        """Return what the scripts need to recognise it: writer, counter, nonce, high-water mark, low-water mark."""
         return self.window.writer, self.counter, self.nonce, self.high_water_mark, self.low_water_mark
 
     @property
@@ -122,13 +122,13 @@ class Namespace:
                 window = self._retire(number, window)
             operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
             operation.low_water_mark = window.low_water_mark(operation.counter)
-            if operation.counter - operation.low_water_mark >= _WINDOW or operation.counter > 0xFFFFFFF0:
+            if operation.counter - operation.low_water_mark >= _MAX_SPREAD or operation.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
                 operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
             window.unfinished[operation.counter] = weakref.ref(operation), operation.nonce
             if self._retired[number] or window.given_up:
                 barred = itertools.chain(window.barred(operation.low_water_mark), *map(_barred, self._retired[number]))
-                operation.barred = list(itertools.islice(barred, _BARRED))
+                operation.barred = list(itertools.islice(barred, _MAX_BARRED))
             return operation
 
     def end(self, operation: OperationToken, *, answered: bool = True) -> None:

@@ -22,7 +22,7 @@ from ..errors import (
     VersionIncompatibleError,
 )
 from ..model.asset import SESSION_VERSION
-from .attempts import OperationEvicted, ScriptNotLoaded, ServerBusy, unable
+from .attempts import OperationEvicted, ScriptNotLoaded, ServerBusy, not_callable
 from .codec import decode_version
 from .commands import Argument, Command, Reply, ScriptCall, as_error
 from .keys import Partition
@@ -223,7 +223,7 @@ def refusal(partition: Partition, answer: bytes, value: Any) -> StorageError:
         case b"LAYOUT":
             return LayoutError(f"{partition.prefix}{value.decode()} is not of this store's layout")
         case b"DENIED" | b"MISSING":
-            return unable(answer, value.decode())
+            return not_callable(answer, value.decode())
     return StorageError("a script gave an unknown answer")
 
 

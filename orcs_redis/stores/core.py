@@ -12,9 +12,9 @@ from ..protocol.leases import Leases
 from ..protocol.namespace import open_namespace
 from ..protocol.request import Plan
 from ..protocol.sessions import Sessions
-from ..transport.address import Target
+from ..transport.address import FileFolder, Target
 from ..transport.lifecycle import Lifecycle
-from ..transport.opening import Connecting
+from ..transport.opening import ConnectionSpec
 from .options import Options
 
 __all__ = ["Core"]
@@ -53,12 +53,16 @@ class Core(Generic[A]):
             raise UnavailableError("the store is not connected")
         return self._changes
 
-    def connecting(self, target: Target | None, client: Any) -> Connecting:
-        """Return what is to be reached, and how."""
+    def connection_spec(self, target: Target | None, client: Any) -> ConnectionSpec:
+        """Return what is to be reached, and how; ValueError if it is no server."""
+        if isinstance(target, FileFolder):
+            raise ValueError("file: is a LocalFileStore's: use open_store")
         options = self.options
-        return Connecting(target, client, options.deadline, options.heartbeat, options.max_connections, self._connected)
+        return ConnectionSpec(
+            target, client, options.deadline, options.heartbeat, options.max_connections, self._on_connect
+        )
 
-    def _connected(self) -> None:
+    def _on_connect(self) -> None:
         """Note that a connection was opened: a process that was cloned since must not go on as its twin does."""
         if self._sessions is not None:
             self._sessions.renew()

@@ -1,4 +1,4 @@
-"""Leases as their holders see them."""
+"""Leases as their holders see them: handle and context manager. protocol/leases.py claims, renews and releases."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Leasing:
             finally:
                 leave()
         self._lease = Lease(id, token)
-        keep = leases.keep(id, token, self._ttl, claim.sent, weakref.ref(self))
-        self._stop = driver.in_background(keep, self._lease.end)
+        renewal = leases.renew(id, token, self._ttl, claim.sent, weakref.ref(self))
+        self._stop = driver.in_background(renewal, self._lease.end)
         return self._lease
 
     async def __aexit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from ..model.asset import SessionAsset
 from ..protocol.keys import MAX_PARTITIONS, check_namespace
 from ..transport.address import Address, Credentials, EmbeddedFolder, FileFolder, MemoryName, Target, resolve
 
-__all__ = ["OptionArguments", "Options", "choose"]
+__all__ = ["OptionArguments", "Options", "check_arguments"]
 
 A = TypeVar("A", bound=SessionAsset)
 
@@ -68,16 +68,16 @@ class OptionArguments(TypedDict, total=False):
     credentials: Credentials | None
 
 
-# The options that stand for nothing there.
-_UNKNOWN: dict[object, frozenset[str]] = {
-    None: frozenset({"credentials"}),  # a client of the caller's
+# By target, the options that mean nothing there.
+_INAPPLICABLE: dict[object, frozenset[str]] = {
+    None: frozenset({"credentials"}),  # the caller's client
     MemoryName: frozenset({"credentials"}),
     EmbeddedFolder: frozenset({"credentials"}),
     FileFolder: frozenset(OptionArguments.__optional_keys__),
 }
 
 
-def choose(
+def check_arguments(
     function: str, url: str | os.PathLike[str] | None, client: object, arguments: Mapping[str, Any]
 ) -> tuple[Options[Any], Target | None]:
     """Check the arguments of a public function that opens a store.
@@ -98,7 +98,7 @@ def choose(
     for name in arguments:
         if name != "asset_type" and name not in OptionArguments.__optional_keys__:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-        if name in _UNKNOWN.get(target and type(target), ()):
+        if name in _INAPPLICABLE.get(target and type(target), ()):
             raise TypeError(f"{function}(): this kind of store has no option {name!r}")
     options: Options[Any] = Options(**{"asset_type": SessionAsset, **arguments})
     if isinstance(target, Address) and options.credentials is not None:

@@ -23,7 +23,7 @@ from ..transport.driver import Driver
 from .core import Core
 from .files import LocalFileStore
 from .leasing import Lease, Leasing
-from .options import OptionArguments, Options, choose
+from .options import OptionArguments, Options, check_arguments
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -79,15 +79,15 @@ class RedisSessionStore(Generic[A]):
         **options: Any,
     ) -> RedisSessionStore[Any]:
         """Open a store; the caller closes it with `aclose`. For the arguments and errors see `open_store`."""
-        chosen, target = choose("RedisSessionStore.connect", url, client, options)
-        return await cls._open(chosen, target, client)
+        checked, target = check_arguments("RedisSessionStore.connect", url, client, options)
+        return await cls._open(checked, target, client)
 
     @classmethod
     async def _open(
         cls, options: Options[Any], target: Target | None, client: redis.asyncio.Redis | None
     ) -> RedisSessionStore[Any]:
         core = Core(options)
-        return cls(core, await Driver.open(core.lifecycle, core.connecting(target, client), core.open()))
+        return cls(core, await Driver.open(core.lifecycle, core.connection_spec(target, client), core.open()))
 
     async def aclose(self) -> None:
         """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
@@ -393,10 +393,10 @@ async def open_store(
         ValueError, TypeError: a URL, client or option that can't be, or that means nothing for this kind of store.
 
     """
-    chosen, target = choose("open_store", url, client, options)
+    checked, target = check_arguments("open_store", url, client, options)
     if isinstance(target, FileFolder):
-        async with LocalFileStore(target.path, asset_type=chosen.asset_type) as files:
+        async with LocalFileStore(target.path, asset_type=checked.asset_type) as files:
             yield files
         return
-    async with await RedisSessionStore._open(chosen, target, client) as store:
+    async with await RedisSessionStore._open(checked, target, client) as store:
         yield store

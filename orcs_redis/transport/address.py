@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from ..errors import PermissionDeniedError
@@ -20,13 +20,25 @@ from ..interrupts import raise_interruption
 from ..protocol.attempts import ConnectionLost, check_server, translate
 from ..protocol.commands import Command, Reply, as_error
 
-__all__ = ["Address", "Credentials", "EmbeddedFolder", "FileFolder", "MemoryName", "Target", "parse_url", "resolve"]
+__all__ = [
+    "Address",
+    "Credentials",
+    "EmbeddedFolder",
+    "FileFolder",
+    "MemoryName",
+    "ServerTarget",
+    "Target",
+    "parse_url",
+    "resolve",
+]
 
 Credentials: TypeAlias = Callable[[], tuple[str | None, str]]
 """Gives the user name (None: the default user) and the password."""
 
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_ARGUMENTS: dict[str, tuple[str, ...]] = {  # by scheme, which arguments its query may have
+# By scheme, which arguments its query may have. A new scheme has its target here; opening.py, stores/options.py and
+# docs/reference/options.md name it.
+_QUERY_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "redis": (),
     "rediss": _TLS_FILES,
     "valkey": (),
@@ -36,14 +48,16 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {  # by scheme, which arguments its que
     "memory": (),
     "file": (),
 }
-_ENCODE = " (special characters in a password are percent-encoded)"
+_ENCODING_HINT = " (special characters in a password are percent-encoded)"
 _NOT_IN_A_HOST = re.compile(r"[^\w.-]")
 _BROKEN_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where one server listens and how to introduce oneself. The password stays out of its repr."""
+    """Where one server listens, and what a connection's handshake needs. The password stays out of its repr."""
+
+    kind: ClassVar[str] = "server"
 
     host: str = "localhost"
     port: int = 6379
@@ -67,7 +81,7 @@ class Address:
         """
         username, password = self.username, self.password
         if self.credentials is not None:
-            username, password = _given(self.credentials)
+            username, password = _call_credentials(self.credentials)
         hello: list[str] = ["HELLO", "3"]
         if password is not None or username is not None:
             hello += ["AUTH", username or "default", password or ""]
@@ -76,7 +90,7 @@ class Address:
 
     @staticmethod
     def check(replies: list[Reply]) -> None:
-        """Judge the answers to `introduction`.
+        """Judge the replies to `handshake`.
 
         Raises:
             UnsupportedServerError: older than Redis 7.0 or Valkey 7.2, or a cluster's node.
@@ -92,7 +106,7 @@ class Address:
         check_server(replies[0])
 
 
-def _given(credentials: Credentials) -> tuple[str | None, str]:
+def _call_credentials(credentials: Credentials) -> tuple[str | None, str]:
     try:
         given: object = credentials()
     except OSError as exc:  # a service that is asked for them, say: it may be there at the next attempt
@@ -111,7 +125,9 @@ def _given(credentials: Credentials) -> tuple[str | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFolder:
-    """A folder for a server of our own; None: the default one."""
+    """The folder of an embedded server; None: the default one."""
+
+    kind: ClassVar[str] = "embedded"
 
     path: Path | None
 
@@ -120,6 +136,8 @@ class EmbeddedFolder:
 class MemoryName:
     """A fakeredis in this process; shared by name, unless the name is empty."""
 
+    kind: ClassVar[str] = "memory"
+
     name: str
 
 
@@ -127,10 +145,13 @@ class MemoryName:
 class FileFolder:
     """A folder of orcs' own files."""
 
+    kind: ClassVar[str] = "files"
+
     path: Path
 
 
-Target: TypeAlias = Address | EmbeddedFolder | MemoryName | FileFolder
+ServerTarget: TypeAlias = Address | EmbeddedFolder | MemoryName
+Target: TypeAlias = ServerTarget | FileFolder
 
 
 class _Parts(NamedTuple):
@@ -178,17 +199,17 @@ def parse_url(url: str) -> Target:
 def _split(url: str) -> _Parts:
     scheme, _, rest = url.partition(":")
     scheme = scheme.lower()
-    if scheme not in _ARGUMENTS:
-        raise ValueError(f"unknown scheme of a store URL: {', '.join(_ARGUMENTS)} are known")
+    if scheme not in _QUERY_ARGUMENTS:
+        raise ValueError(f"unknown scheme of a store URL: {', '.join(_QUERY_ARGUMENTS)} are known")
     if "#" in rest or any(unicodedata.category(char) in ("Cc", "Cs") for char in rest):
-        raise ValueError(f"a store URL has no fragment, control characters or surrogates{_ENCODE}")
+        raise ValueError(f"a store URL has no fragment, control characters or surrogates{_ENCODING_HINT}")
     rest, has_query, query = rest.partition("?")
     authority: str | None = None
     if rest.startswith("//"):
         authority, slash, rest = rest[2:].partition("/")
         rest = slash + rest
     if authority and "@" in authority and "@" in rest:  # which of them ends the password?
-        raise ValueError(f"an @ in the path of a store URL is written %40{_ENCODE}")
+        raise ValueError(f"an @ in the path of a store URL is written %40{_ENCODING_HINT}")
     path = _decoded(rest)
     if "\0" in path:
         raise ValueError("a path has no NUL")
@@ -196,14 +217,14 @@ def _split(url: str) -> _Parts:
 
 
 def _query(scheme: str, text: str) -> dict[str, str]:
-    known = _ARGUMENTS[scheme]
+    known = _QUERY_ARGUMENTS[scheme]
     query: dict[str, str] = {}
     for argument in text.split("&"):
         name, _, value = argument.partition("=")
         # Not named: after a password with a ? in it, they are its rest.
         if name not in known or name in query or "@" in value:
             takes = f"these arguments, each once: {', '.join(known)}" if known else "no query arguments"
-            raise ValueError(f"a {scheme}: URL takes {takes}{_ENCODE}")
+            raise ValueError(f"a {scheme}: URL takes {takes}{_ENCODING_HINT}")
         query[name] = _decoded(value)
     return query
 
@@ -218,7 +239,7 @@ def _network(parts: _Parts) -> Address:
         host, _, port = place.partition(":")
         valid = not _NOT_IN_A_HOST.search(host)
     if not valid or not _is_number(port or "0", 65535):
-        raise ValueError(f"malformed host or port in a store URL{_ENCODE}")
+        raise ValueError(f"malformed host or port in a store URL{_ENCODING_HINT}")
     if username is not None and not host:
         raise ValueError("user name and password go with a host")
     return Address(
@@ -234,7 +255,7 @@ def _network(parts: _Parts) -> Address:
 def _unix(parts: _Parts) -> Address:
     username, password, host = _authority(parts)
     if host or not parts.path.strip("/"):
-        raise ValueError(f"unix: takes an absolute path: unix:///run/redis.sock{_ENCODE}")
+        raise ValueError(f"unix: takes an absolute path: unix:///run/redis.sock{_ENCODING_HINT}")
     return Address(path=parts.path, username=username, password=password, db=_database(parts.query.get("db", "0")))
 
 
@@ -254,12 +275,12 @@ def _decoded(text: str) -> str:
     if not _BROKEN_ESCAPE.search(text):
         with contextlib.suppress(UnicodeDecodeError):
             return unquote_to_bytes(text).decode()
-    raise ValueError(f"malformed percent-encoding in a store URL: a % itself is written %25{_ENCODE}")
+    raise ValueError(f"malformed percent-encoding in a store URL: a % itself is written %25{_ENCODING_HINT}")
 
 
 def _database(text: str) -> int:
     if not _is_number(text, 2**31):
-        raise ValueError(f"the database of a store URL is a number: redis://host/0, unix:///path?db=0{_ENCODE}")
+        raise ValueError(f"the database of a store URL is a number: redis://host/0, unix:///path?db=0{_ENCODING_HINT}")
     return int(text)
 
 

@@ -14,7 +14,7 @@ import redis.asyncio
 
 from ..errors import UnavailableError
 from ..interrupts import interruption, raise_interruption
-from ..protocol.attempts import AttemptTimeout, ConnectionLost, fresh
+from ..protocol.attempts import AttemptTimeout, ConnectionLost, copy_of_error
 from ..protocol.commands import Command, Packed, Reply, pack
 from .base import OnMessage, PubSub, attempt_timeout, nothing
 from .client_connections import AsyncConnection, BlockingConnection, check_client, failure_of
@@ -135,7 +135,7 @@ class AsyncClientLink:
                     await self._connection.close()
                     for call in batch or self._queue:
                         size = len(call.packed.data) if call.sent else 0
-                        call.fail(interruption(exc) or fresh(failure_of(exc, sent=call.sent, size=size)))
+                        call.fail(interruption(exc) or copy_of_error(failure_of(exc, sent=call.sent, size=size)))
                     if not batch:  # no connection could be had
                         self._queue.clear()
                 batch.clear()

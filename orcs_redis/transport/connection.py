@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import interruption
-from ..protocol.attempts import AttemptError, AttemptTimeout, fresh
+from ..protocol.attempts import AttemptError, AttemptTimeout, copy_of_error
 from ..protocol.commands import Command, Reply
 from .address import Address
 from .base import OnMessage, Prepare, PubSub, attempt_timeout, nothing
@@ -92,7 +92,7 @@ class Link:
             raise AttemptTimeout(f"no connection to {self._address} in time", sent=False)
         error = connecting.exception()
         if isinstance(error, (AttemptError, StorageError)) and interruption(error) is None:
-            raise fresh(error) from error.__cause__
+            raise copy_of_error(error) from error.__cause__
         return connecting.result()
 
     async def _connect(self) -> Connection:

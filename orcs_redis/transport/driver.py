@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
-from ..protocol.attempts import AttemptError, Retry, WrongServer, detached
+from ..protocol.attempts import AttemptError, Retry, WrongServer, without_traceback
 from ..protocol.request import Listener, Pause, Plan, Request
 from .base import AsyncLink
-from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle, read
-from .opening import Connecting, open_link
+from .lifecycle import IN_FLIGHT, NO_ANSWER, NOT_SENT, Lifecycle, decode_replies
+from .opening import ConnectionSpec, open_link
 from .pubsub import Subscription
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ class Driver:
         self._subscription = Subscription(link.open_pubsub, heartbeat)
 
     @classmethod
-    async def open(cls, lifecycle: Lifecycle, connecting: Connecting, plan: Plan[None]) -> Driver:
+    async def open(cls, lifecycle: Lifecycle, spec: ConnectionSpec, plan: Plan[None]) -> Driver:
         """Connect, and run the plan that opens the store."""
         until = asyncio.get_running_loop().time() + lifecycle.deadline
-        driver = cls(lifecycle, *await open_link(connecting), connecting.heartbeat)
+        driver = cls(lifecycle, *await open_link(spec), spec.heartbeat)
         try:
             await driver.run(plan, until)
         except BaseException:
@@ -90,7 +90,7 @@ class Driver:
                 try:
                     commands = request.commands()
                     sent = loop.time()
-                    return read(request, await self.link.call(commands, expires), self.link)
+                    return decode_replies(request, await self.link.call(commands, expires), self.link)
                 except (AttemptError, StorageError) as problem:
                     raise_interruption(problem)
                     if isinstance(problem, WrongServer):
@@ -101,7 +101,7 @@ class Driver:
                     await asyncio.sleep(delay)
         except BaseException as exc:
             error = exc
-            if self._waiting and isinstance(exc, NO_OUTCOME):
+            if self._waiting and isinstance(exc, NO_ANSWER):
                 self._give_up(began, expires)
             raise
         finally:
@@ -169,8 +169,8 @@ class Driver:
                     results[n] = await self.run(plan)
                 except StorageError as error:
                     raise_interruption(error)
-                    results[n] = detached(error)
-                    dead |= isinstance(error, NO_OUTCOME) and self.lifecycle.answered < began
+                    results[n] = without_traceback(error)
+                    dead |= isinstance(error, NO_ANSWER) and self.lifecycle.last_answer_at < began
 
         await _all(work() for _ in range(min(len(waiting), IN_FLIGHT // 2)))  # other callers have their half
         return results
@@ -222,7 +222,7 @@ class Driver:
 
     def _give_up(self, began: float, expires: float) -> None:
         """Wait for a dead server once, not again for each that waits: one has done nothing for a whole deadline."""
-        if self.lifecycle.answered < began <= expires - 0.9 * self.lifecycle.deadline:
+        if self.lifecycle.last_answer_at < began <= expires - 0.9 * self.lifecycle.deadline:
             for turn in self._waiting.values():
                 if not turn.done():
                     turn.set_exception(UnavailableError(NOT_SENT))

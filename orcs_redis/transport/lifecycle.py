@@ -1,4 +1,7 @@
-"""What a store has under way, whether it is open, and how it stands with its server. Nothing here waits."""
+"""What a store has under way and how much of it at a time, whether it is open, how it stands with its server.
+
+Nothing here waits.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +21,36 @@ from ..protocol.commands import Reply
 from ..protocol.request import Request
 from .base import AsyncLink, BlockingLink
 
-__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_OUTCOME", "Lifecycle", "read"]
+__all__ = ["IN_FLIGHT", "NOT_SENT", "NO_ANSWER", "Lifecycle", "decode_replies"]
 
 T = TypeVar("T")
 _DENIAL_TIME = 1.0  # seconds
 
 IN_FLIGHT = 256
-"""How many calls a store has under way at a time, where its callers would have more."""
+"""How many calls a store has under way at a time; the others wait."""
 
-NO_OUTCOME = (UnavailableError, OutcomeUnknownError)
-"""What a call ends in if no server has done what it was asked for."""
+NO_ANSWER = (UnavailableError, OutcomeUnknownError)
+"""What a call ends in if no server gave it an answer that counts."""
 
 NOT_SENT = "not sent: the server has done nothing for a deadline"
-"""What is said of calls that wait for others when nothing comes of those."""
+"""Why a call that waited for others failed: those got no answer."""
+
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of decoding what is no answer
 
 
-_NONSENSE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # of decoding what is no answer
-
-
-def read(request: Request[T], replies: Sequence[Reply], link: AsyncLink | BlockingLink) -> T:
+def decode_replies(request: Request[T], replies: Sequence[Reply], link: AsyncLink | BlockingLink) -> T:
     """Return what the replies mean, or raise what `Request.decode` raises.
 
     Raises:
-        OutcomeUnknownError: the replies to a write are no answer to it.
-        StorageError: the same of a read.
+        OutcomeUnknownError: the replies to a write can't be decoded.
+        StorageError: those to a read can't be decoded.
 
     """
     try:
         return request.decode(replies)
     except (AttemptError, StorageError):
         raise
-    except _NONSENSE as error:
+    except _UNREADABLE as error:
         raise_interruption(error)
         link.drop(time.monotonic())  # they may be another's, and so may those that follow
         text = f"the server's reply is no answer ({type(error).__name__})"
@@ -70,12 +72,12 @@ class Lifecycle:
         self.is_open = False
         self.closed = False
         self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
-        self.answered = -math.inf  # when a request last had an outcome, in seconds of time.monotonic()
+        self.last_answer_at = -math.inf  # of any request, in seconds of time.monotonic()
         self._pid = os.getpid()
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
-        self._denied: str | None = None  # why writing was refused when the server was last asked,
-        self._denied_until = 0.0  # which is not done again until then
+        self._denied: str | None = None  # why the server last refused writes; None: it did not
+        self._denied_until = 0.0  # when it may be asked again
 
     def begin_plan(self, call: object) -> None:
         """Let a call of several requests in, which goes on though the store is closing, until it is out of `active`.
@@ -119,11 +121,11 @@ class Lifecycle:
                 self.deny(error)
         if error is None:
             self._failing = False
-            self.answered, self._last_success = now, time.time()
-        elif isinstance(error, NO_OUTCOME):
+            self.last_answer_at, self._last_success = now, time.time()
+        elif isinstance(error, NO_ANSWER):
             self._failing = True
         elif isinstance(error, StorageError):
-            self.answered = now
+            self.last_answer_at = now
 
     def is_busy(self) -> bool:
         """Whether another thread has something under way."""

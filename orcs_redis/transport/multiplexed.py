@@ -286,7 +286,7 @@ class Connection(asyncio.BufferedProtocol):
 async def connect(
     address: Address, attempt_timeout: float, prepare: Prepare | None, role: Role, on_push: OnPush | None = None
 ) -> Connection:
-    """Open a connection and introduce ourselves, within `attempt_timeout` seconds."""
+    """Open a connection, handshake included, within `attempt_timeout` seconds."""
     loop = asyncio.get_running_loop()
     connection = Connection(loop, attempt_timeout, on_push)
     try:

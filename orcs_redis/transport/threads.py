@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption
-from ..protocol.attempts import AttemptError, Retry, WrongServer, detached, fresh
+from ..protocol.attempts import AttemptError, Retry, WrongServer, copy_of_error, without_traceback
 from ..protocol.commands import Command, Reply, batches
 from ..protocol.request import Listener, Pause, Plan, Request
 from .base import BlockingLink
-from .lifecycle import IN_FLIGHT, NO_OUTCOME, NOT_SENT, Lifecycle, read
-from .opening import Connecting, open_blocking_link
+from .lifecycle import IN_FLIGHT, NO_ANSWER, NOT_SENT, Lifecycle, decode_replies
+from .opening import ConnectionSpec, open_blocking_link
 from .pubsub import Background, Subscription
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class Driver:
         self._listeners: tuple[Background, Subscription] | None = None
 
     @classmethod
-    def open(cls, lifecycle: Lifecycle, connecting: Connecting, plan: Plan[None]) -> Driver:
+    def open(cls, lifecycle: Lifecycle, spec: ConnectionSpec, plan: Plan[None]) -> Driver:
         """Connect, and run the plan that opens the store."""
         until = time.monotonic() + lifecycle.deadline
-        driver = cls(lifecycle, *open_blocking_link(connecting), connecting.heartbeat)
+        driver = cls(lifecycle, *open_blocking_link(spec), spec.heartbeat)
         try:
             driver.run(plan, until)
         except BaseException:
@@ -88,7 +88,7 @@ class Driver:
                 try:
                     commands = request.commands()
                     sent = time.monotonic()
-                    return read(request, self.link.call(commands, expires), self.link)
+                    return decode_replies(request, self.link.call(commands, expires), self.link)
                 except (AttemptError, StorageError) as problem:
                     raise_interruption(problem)
                     if isinstance(problem, WrongServer):
@@ -167,7 +167,7 @@ class Driver:
                     self._run_batch(plans, batch, results, call)
             finally:
                 lifecycle.active.pop(call, None)
-            dead |= lifecycle.answered < began and any(isinstance(results[n], NO_OUTCOME) for n in batch)
+            dead |= lifecycle.last_answer_at < began and any(isinstance(results[n], NO_ANSWER) for n in batch)
         return results
 
     def in_background(self, plan: Plan[None], ended: Callable[[], None]) -> Callable[[], object]:
@@ -246,7 +246,7 @@ class Driver:
             results[n] = stop.value
         except StorageError as error:
             raise_interruption(error)
-            results[n] = detached(error)
+            results[n] = without_traceback(error)
 
     def _commands(self, requests: dict[int, Request[Any]]) -> tuple[dict[int, Sequence[Command]], dict[int, Answer]]:
         """Return each request's commands, and why others are not to be sent."""
@@ -270,14 +270,14 @@ class Driver:
             found = self.link.call([batch.frame() for batch in together], expires)
         except (AttemptError, StorageError) as problem:
             raise_interruption(problem)
-            return {n: fresh(problem) for n in commands}
+            return {n: copy_of_error(problem) for n in commands}
         replies = (own for batch, reply in zip(together, found, strict=True) for own in batch.split(reply))
         return {n: list(itertools.islice(replies, len(own))) for n, own in commands.items()}
 
     def _read(self, request: Request[T], answer: Answer) -> T:
         if isinstance(answer, Exception):
             raise answer
-        return read(request, answer, self.link)
+        return decode_replies(request, answer, self.link)
 
 
 class Latch:

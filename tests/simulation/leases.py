@@ -187,8 +187,8 @@ class Holding:
             self.release()
             return
         self._given = self.world.clock.now
-        keep = self.writer.leases.keep(self.id, self.token, self.ttl, self._claim.sent, weakref.ref(self))
-        self._keeper = Flow(self.world, self.writer, keep, self._ended)
+        renewal = self.writer.leases.renew(self.id, self.token, self.ttl, self._claim.sent, weakref.ref(self))
+        self._keeper = Flow(self.world, self.writer, renewal, self._ended)
 
     def _ended(self, outcome: Any) -> None:
         if outcome is CANCELLED:

@@ -114,7 +114,7 @@ def _name_once(ticket: writer.OperationToken, *_: Any) -> None:
         window.given_up.pop(counter, None)
 
 
-def _trust_floor(ticket: writer.OperationToken, *_: Any) -> None:
+def _trust_low_water_mark(ticket: writer.OperationToken, *_: Any) -> None:
     ticket.window.acknowledge(ticket.low_water_mark)
 
 
@@ -122,7 +122,7 @@ def _answered(original: Any) -> Any:
     return lambda self, ticket, *, answered=True: original(self, ticket)
 
 
-def _floor_at_once(ticket: writer.OperationToken, *_: Any) -> None:
+def _raise_low_water_mark(ticket: writer.OperationToken, *_: Any) -> None:
     ticket.low_water_mark = ticket.counter
 
 
@@ -348,11 +348,11 @@ _ALL = (
     ),
     Plant(
         "low-water-trusted", "a low-water mark bars what was given up once it is acknowledged", "abandoned", 2000,
-        patch=after(Namespace, "begin", _trust_floor),
+        patch=after(Namespace, "begin", _trust_low_water_mark),
     ),
     Plant(
         "low-water-too-high", "the low-water mark is the lowest unfinished counter", "faults", 200,
-        patch=after(Namespace, "begin", _floor_at_once),
+        patch=after(Namespace, "begin", _raise_low_water_mark),
     ),
     Plant(
         "window-without-end", "an epoch ends when one operation keeps too much of it", "faults", 1500,

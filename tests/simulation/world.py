@@ -158,7 +158,7 @@ class World:
         swaps += [(module, "time", self.clock) for module in (asset, leases, reads, writers, changes)]
         swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
-            (os, "urandom", self.random.randbytes), (writers, "_WINDOW", self.window),
+            (os, "urandom", self.random.randbytes), (writers, "_MAX_SPREAD", self.window),
             (changes, "_BATCH", self.batch), (changes, "_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]

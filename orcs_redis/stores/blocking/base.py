@@ -1,4 +1,4 @@
-# Made from ../base.py by tools/unasync.py: change that one.
+# Made from ../base.py: change that one, then run `python tools/unasync.py`.
 """What every store can do."""
 
 from __future__ import annotations

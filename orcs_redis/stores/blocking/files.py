@@ -1,4 +1,4 @@
-# Made from ../files.py by tools/unasync.py: change that one.
+# Made from ../files.py: change that one, then run `python tools/unasync.py`.
 """The store of orcs' own files."""
 
 from __future__ import annotations

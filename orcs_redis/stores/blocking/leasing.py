@@ -1,5 +1,5 @@
-# Made from ../leasing.py by tools/unasync.py: change that one.
-"""Leases as their holders see them."""
+# Made from ../leasing.py: change that one, then run `python tools/unasync.py`.
+"""Leases as their holders see them: handle and context manager. protocol/leases.py claims, renews and releases."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Leasing:
             finally:
                 leave()
         self._lease = Lease(id, token)
-        keep = leases.keep(id, token, self._ttl, claim.sent, weakref.ref(self))
-        self._stop = driver.in_background(keep, self._lease.end)
+        renewal = leases.renew(id, token, self._ttl, claim.sent, weakref.ref(self))
+        self._stop = driver.in_background(renewal, self._lease.end)
         return self._lease
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-# Made from ../redis.py by tools/unasync.py: change that one.
+# Made from ../redis.py: change that one, then run `python tools/unasync.py`.
 """The Redis store, blocking."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...protocol.request import single
 from ...transport.address import FileFolder, Target
 from ...transport.threads import Driver
 from ..core import Core
-from ..options import OptionArguments, Options, choose
+from ..options import OptionArguments, Options, check_arguments
 from .files import LocalFileStore
 from .leasing import Lease, Leasing
 
@@ -80,13 +80,13 @@ class RedisSessionStore(Generic[A]):
         **options: Any,
     ) -> RedisSessionStore[Any]:
         """Open a store; the caller closes it with `close`. For the arguments and errors see `open_store`."""
-        chosen, target = choose("RedisSessionStore.connect", url, client, options)
-        return cls._open(chosen, target, client)
+        checked, target = check_arguments("RedisSessionStore.connect", url, client, options)
+        return cls._open(checked, target, client)
 
     @classmethod
     def _open(cls, options: Options[Any], target: Target | None, client: redis.Redis | None) -> RedisSessionStore[Any]:
         core = Core(options)
-        return cls(core, Driver.open(core.lifecycle, core.connecting(target, client), core.open()))
+        return cls(core, Driver.open(core.lifecycle, core.connection_spec(target, client), core.open()))
 
     def close(self) -> None:
         """Let what is under way end, then close the connection. Later calls raise UnavailableError."""
@@ -390,10 +390,10 @@ def open_store(
         ValueError, TypeError: a URL, client or option that can't be, or that means nothing for this kind of store.
 
     """
-    chosen, target = choose("open_store", url, client, options)
+    checked, target = check_arguments("open_store", url, client, options)
     if isinstance(target, FileFolder):
-        with LocalFileStore(target.path, asset_type=chosen.asset_type) as files:
+        with LocalFileStore(target.path, asset_type=checked.asset_type) as files:
             yield files
         return
-    with RedisSessionStore._open(chosen, target, client) as store:
+    with RedisSessionStore._open(checked, target, client) as store:
         yield store
