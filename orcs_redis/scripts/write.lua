@@ -223,8 +223,9 @@ for i, window in ipairs(windows) do
   local packed = state[4 + i]
   if packed and not load_window(window, packed) then sound = false end
 end
-if state_item or not sound then
-  for i = 1, n do items[i] = state_item or {'LAYOUT', 'state'} end
+if not state_item and not sound then state_item = {'LAYOUT', 'state'} end
+if state_item then
+  for i = 1, n do items[i] = state_item end
   return items
 end
 local metas = redis.pcall('HMGET', meta_key, unpack(ids))
