@@ -60,8 +60,8 @@ StartServer: TypeAlias = Callable[..., Server]
 Open: TypeAlias = Callable[..., Awaitable[Any]]
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
-WRITERS, TOMBSTONES = map(
-    int, re.findall(r"^local (?:WRITERS|TOMBSTONES) = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE)
+MAX_WINDOWS, MAX_TOMBSTONES = map(
+    int, re.findall(r"^local (?:MAX_WINDOWS|MAX_TOMBSTONES) = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE)
 )
 
 forms = pytest.mark.parametrize("way", ["async", "sync"])
@@ -542,11 +542,11 @@ async def test_more_writers_than_remembered(server: Server, open_store: Open) ->
     (first,) = windows(raw)
     for _ in range(60):
         await store.append("s", turn("x"))
-    others = {b"w%012d" % n: bytes(24) + (50).to_bytes(8) for n in range(WRITERS)}
+    others = {b"w%012d" % n: bytes(24) + (50).to_bytes(8) for n in range(MAX_WINDOWS)}
     raw.hset(key("state"), mapping=others)
     raw.hset(key("state"), first, bytes(24) + (2).to_bytes(8))
     await (await open_store("async", server)).append("s", turn("x"))
-    assert len(windows(raw)) == WRITERS
+    assert len(windows(raw)) == MAX_WINDOWS
     assert raw.hget(key("state"), "forgotten") in (b"2", b"50")
     # Some that were used lately may outlive it, since a few at random are looked at; now it is gone as well.
     raw.hdel(key("state"), first)
@@ -638,7 +638,7 @@ async def test_repeated_delete_after_its_tombstone(server: Server, open_store: O
     await store.load("s")
     delete = store._core.sessions.delete("s", None, None)
     assert (await send(store, delete))[:2] == [b"OK", 3]
-    raw.zadd(key("deleted"), {f"t{n}": 3.5 for n in range(TOMBSTONES - 1)})
+    raw.zadd(key("deleted"), {f"t{n}": 3.5 for n in range(MAX_TOMBSTONES - 1)})
     assert (await send(store, delete))[:2] == [b"OK", 3]
     await other.delete("last")
     assert not raw.hexists(key("deleted:meta"), "s")

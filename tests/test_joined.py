@@ -248,9 +248,9 @@ def test_what_each_is_told() -> None:
 
 
 # So that tombstones, or windows, overflow after a few writes.
-FEW_TOMBSTONES, FEW_WRITERS = (
+FEW_TOMBSTONES, FEW_WINDOWS = (
     re.sub(b"(?m)^local %b = \\d+" % name, b"local %b = 4" % name, scripts.WRITE.source)
-    for name in (b"TOMBSTONES", b"WRITERS")
+    for name in (b"MAX_TOMBSTONES", b"MAX_WINDOWS")
 )
 IDS = ("a", "b", "c")
 
@@ -382,18 +382,18 @@ def test_windows_that_are_dropped(shared_server: Server, together: int) -> None:
         return twin.call("save", "a", ticket, "", "", [1000, b"\x01\xc0\xc0", "replace", 1, "version", b"\x01", 0])
 
     calls = [write(writer, 0) for writer in range(9)]
-    first = [answer for n in range(0, 3, together) for answer in twin.send(calls[n : n + together], FEW_WRITERS)]
+    first = [answer for n in range(0, 3, together) for answer in twin.send(calls[n : n + together], FEW_WINDOWS)]
     assert first == [[b"OK", 1], [b"OK", 2], [b"OK", 3]]
     # A new writer that has heard of nothing yet can't tell itself from one that was forgotten.
     calls[3:] = [write(writer, 3) for writer in range(3, 9)]
-    answers = [answer for n in range(3, 6, together) for answer in twin.send(calls[n : n + together], FEW_WRITERS)]
+    answers = [answer for n in range(3, 6, together) for answer in twin.send(calls[n : n + together], FEW_WINDOWS)]
     assert answers == [[b"OK", 4], [b"OK", 5], [b"OK", 6]]
     windows = {name for name in raw.hkeys(state) if name.startswith(b"w")}
     assert windows == {b"w" + bytes([writer]) * 12 for writer in (2, 3, 4, 5)}
     assert raw.hget(state, "forgotten") == b"2"
-    assert twin.send([calls[0]], FEW_WRITERS) == twin.send([calls[1]], FEW_WRITERS) == [[b"FORGOTTEN"]]
-    assert twin.send(calls[2:6], FEW_WRITERS) == [[b"OK", 3], [b"OK", 4], [b"OK", 5], [b"OK", 6]]
-    assert twin.send([write(0, 6)], FEW_WRITERS) == [[b"OK", 7]]
+    assert twin.send([calls[0]], FEW_WINDOWS) == twin.send([calls[1]], FEW_WINDOWS) == [[b"FORGOTTEN"]]
+    assert twin.send(calls[2:6], FEW_WINDOWS) == [[b"OK", 3], [b"OK", 4], [b"OK", 5], [b"OK", 6]]
+    assert twin.send([write(0, 6)], FEW_WINDOWS) == [[b"OK", 7]]
     raw.delete(*raw.scan_iter(match=f"{twin._partition.prefix}*", count=1000))
 
 

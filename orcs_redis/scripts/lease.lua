@@ -1,4 +1,4 @@
--- Takes, keeps or gives back the right to a session for some time.
+-- Claims, renews or releases the right to a session for some time.
 --
 -- KEYS  1 {p}:state       HASH    incarnation, revision, forgotten, dedup_bytes, dedup windows (see write.lua)
 --       2 {p}:lease:<id>  HASH    token, claim, holder, since (ms); it expires with the lease
@@ -12,7 +12,7 @@
 --         write.lua)
 --       5 acquire, renew: for how many ms from now
 --       6 acquire: who holds it, for people
---       7 acquire: seen, decimal: a revision of the partition that was known before the first attempt
+--       7 acquire: high-water mark, decimal: a revision of the partition that was known before the first attempt
 --       8 acquire: low-water mark, decimal: the lowest counter of the epoch's operations that are not finished
 --
 -- Reply, an array:
@@ -24,16 +24,16 @@
 --   "MISSING", command   the server has no such command, or it was renamed
 --   "RESET", revision    another incarnation (revision -1), or revisions went back
 --   "LAYOUT", part       a key has a foreign type
--- For every reply but "OK" nobody's lease has changed. An error that was raised while the script ran leaves it open.
+-- For every reply but "OK" nobody's lease has changed. An error that was raised while the script ran does not say.
 --
 -- A claim that was answered is in its dedup window like a write: should it arrive again after the release, nobody would
 -- give the lease back.
 --
 -- Message, on the channel {p}:leases:<incarnation>: the session id, when its lease was released.
 
-local WRITERS = 10000 -- as in write.lua
-local FIELDS = 5      -- of the state, beside the windows
-local ENTRY = 16      -- bytes of an entry in a dedup window
+local MAX_WINDOWS = 10000 -- as in write.lua
+local STATE_FIELDS = 5    -- beside the windows
+local ENTRY = 16          -- bytes of an entry in a dedup window
 
 local state_key, lease_key, fence_key, leases_key = unpack(KEYS)
 local kind, id, ttl = ARGV[2], ARGV[3], ARGV[5]
@@ -71,19 +71,22 @@ else -- fakeredis has none: as much of it as is used here
   end
 end
 
--- The item if a reply is an error, else nil: for a foreign type that with the code, else the error as it is.
-local function error_item(reply, code, part)
+-- A refusal is a reply that says why it was not done. What returns one returns nil or false where there is nothing to
+-- refuse.
+
+-- The refusal if a reply is an error: for a foreign type that with the code, else the error as it is.
+local function error_refusal(reply, code, part)
   if type(reply) ~= 'table' or not reply.err then return nil end
   if code and tostring(reply.err):find('WRONGTYPE', 1, true) then return {code, part} end
   return reply
 end
 
--- The item if a command can't be called, else false. It is tried with arguments, without which Valkey crashes.
+-- The refusal if a command can't be called. acl_check_cmd gets arguments, as Valkey crashes without.
 local rights = {}
 local function not_callable(command)
-  local item = rights[command]
-  if item == nil then
-    item = false
+  local refusal = rights[command]
+  if refusal == nil then
+    refusal = false
     if redis.acl_check_cmd then -- fakeredis has no rights to check
       local known, allowed
       if command == 'RENAME' then
@@ -93,17 +96,17 @@ local function not_callable(command)
       else
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], '0', '0')
       end
-      item = not known and {'MISSING', command} or not allowed and {'DENIED', command}
+      refusal = not known and {'MISSING', command} or not allowed and {'DENIED', command}
     end
-    rights[command] = item
+    rights[command] = refusal
   end
-  return item
+  return refusal
 end
 
 local function load_window(window, packed) -- false: it is none
   if #packed < 2 * ENTRY or #packed % ENTRY ~= 0 then return false end
   local entries_at
-  window.low_water_mark, window.highest, window.forgotten, entries_at = struct_unpack('>I4I4I8', packed)
+  window.low_water_mark, window.highest, window.forgotten_at_birth, entries_at = struct_unpack('>I4I4I8', packed)
   window.exists, window.size, window.entries = true, #packed, packed:sub(entries_at)
   return true
 end
@@ -120,38 +123,39 @@ end
 
 local window = {
   name = 'w' .. ARGV[4]:sub(1, 12), exists = false, -- of the claim; a token has none
-  low_water_mark = 0, highest = 0, forgotten = nil, entries = '', added = {}, size = 0,
+  low_water_mark = 0, highest = 0, forgotten_at_birth = nil, entries = '', added = {}, size = 0,
 }
 local state = redis.pcall('HMGET', state_key, 'incarnation', 'revision', 'forgotten', window.name)
-local item = error_item(state, 'LAYOUT', 'state')
-if item then return item end
+local refusal = error_refusal(state, 'LAYOUT', 'state')
+if refusal then return refusal end
 if state[1] ~= ARGV[1] then return {'RESET', -1} end
 local partition = {revision = tonumber(state[2]), forgotten = tonumber(state[3])}
 if not (partition.revision and partition.forgotten) or acquires and state[4] and not load_window(window, state[4]) then
   return {'LAYOUT', 'state'}
 end
 local held = redis.pcall('HMGET', lease_key, 'token', 'claim')
-item = error_item(held, 'LAYOUT', 'lease')
-if item then return item end
+refusal = error_refusal(held, 'LAYOUT', 'lease')
+if refusal then return refusal end
 local clock = redis.pcall('TIME')
-if error_item(clock) then return not_callable('TIME') or clock end
+if error_refusal(clock) then return not_callable('TIME') or clock end
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
--- Entries at the front that are below the low-water mark are dropped, but for the last.
+-- Entries at the front that are below the low-water mark are trimmed, but for the last.
 local function pack_window(window)
   local entries, first = window.entries .. table.concat(window.added), 1
   while first + ENTRY < #entries and struct_unpack('>I4', entries, first) < window.low_water_mark do
     first = first + ENTRY
   end
-  window.entries, window.added, window.forgotten = entries:sub(first), {}, window.forgotten or partition.forgotten
-  return struct_pack('>I4I4I8', window.low_water_mark, window.highest, window.forgotten) .. window.entries
+  window.entries, window.added = entries:sub(first), {}
+  window.forgotten_at_birth = window.forgotten_at_birth or partition.forgotten
+  return struct_pack('>I4I4I8', window.low_water_mark, window.highest, window.forgotten_at_birth) .. window.entries
 end
 
 -- Enters a claim that is answered in its window.
 local function add_entry(identity)
   if not window.exists then
     local count = redis.pcall('HLEN', state_key)
-    if error_item(count) or count >= FIELDS + WRITERS then return end -- the next write makes room
+    if error_refusal(count) or count >= STATE_FIELDS + MAX_WINDOWS then return end -- the next write makes room
   end
   window.added[1] = identity .. struct_pack('>I8', partition.revision)
   window.low_water_mark = math.max(window.low_water_mark, tonumber(ARGV[8]))
@@ -162,29 +166,29 @@ local function add_entry(identity)
 end
 
 -- Whether a claim was answered before, or may have been. It was given back since, or it would be the holder's.
-local function answered_before(identity, seen)
-  if not window.exists then return partition.forgotten > seen end
+local function answered_before(identity, high_water_mark)
+  if not window.exists then return partition.forgotten > high_water_mark end
   return struct_unpack('>I4', identity) < window.low_water_mark or find_entry(window, identity)
-    or window.forgotten > seen
+    or window.forgotten_at_birth > high_water_mark
 end
 
-local function acquire(claim, seen)
+local function acquire(claim, high_water_mark)
   local identity = claim:sub(13) -- counter and nonce
-  if partition.revision < seen then return {'RESET', partition.revision} end
-  if answered_before(identity, seen) then return {'FORGOTTEN', partition.revision} end
+  if partition.revision < high_water_mark then return {'RESET', partition.revision} end
+  if answered_before(identity, high_water_mark) then return {'FORGOTTEN', partition.revision} end
   if held[1] then
     local left = redis.pcall('PTTL', lease_key)
-    if error_item(left) then return not_callable('PTTL') or left end
+    if error_refusal(left) then return not_callable('PTTL') or left end
     add_entry(identity)
     return {'HELD', left}
   end
-  item = not_callable('HSET') or not_callable('PEXPIRE') or not_callable('ZADD') or not_callable('ZREMRANGEBYSCORE')
-  if item then return item end
+  refusal = not_callable('HSET') or not_callable('PEXPIRE') or not_callable('ZADD') or not_callable('ZREMRANGEBYSCORE')
+  if refusal then return refusal end
   local next_token = redis.pcall('INCR', fence_key)
-  item = error_item(next_token, 'LAYOUT', 'fence')
-  if item then return not_callable('INCR') or item end
-  item = error_item(redis.pcall('ZREMRANGEBYSCORE', leases_key, '-inf', now), 'LAYOUT', 'leases')
-  if item then return item end
+  refusal = error_refusal(next_token, 'LAYOUT', 'fence')
+  if refusal then return not_callable('INCR') or refusal end
+  refusal = error_refusal(redis.pcall('ZREMRANGEBYSCORE', leases_key, '-inf', now), 'LAYOUT', 'leases')
+  if refusal then return refusal end
   local token = string.format('%.0f', next_token)
   redis.call('ZADD', leases_key, now + tonumber(ttl), id)
   redis.call('HSET', lease_key, 'token', token, 'claim', claim, 'holder', ARGV[6], 'since', now)
@@ -194,18 +198,18 @@ local function acquire(claim, seen)
 end
 
 local function renew(token)
-  item = not_callable('PEXPIRE')
-  if item then return item end
-  item = error_item(redis.pcall('ZADD', leases_key, now + tonumber(ttl), id), 'LAYOUT', 'leases')
-  if item then return not_callable('ZADD') or item end
+  refusal = not_callable('PEXPIRE')
+  if refusal then return refusal end
+  refusal = error_refusal(redis.pcall('ZADD', leases_key, now + tonumber(ttl), id), 'LAYOUT', 'leases')
+  if refusal then return not_callable('ZADD') or refusal end
   redis.call('PEXPIRE', lease_key, ttl)
   return {'OK', tonumber(token)}
 end
 
 local function release(token)
-  item = not_callable('UNLINK') or not_callable('ZREM')
-    or error_item(redis.pcall('ZREM', leases_key, id), 'LAYOUT', 'leases')
-  if item then return item end
+  refusal = not_callable('UNLINK') or not_callable('ZREM')
+    or error_refusal(redis.pcall('ZREM', leases_key, id), 'LAYOUT', 'leases')
+  if refusal then return refusal end
   redis.call('UNLINK', lease_key)
   redis.pcall('PUBLISH', leases_key .. ':' .. ARGV[1], id)
   return {'OK', tonumber(token)}

@@ -1,4 +1,4 @@
--- The only writer of sessions: checks everything, then changes everything, then publishes. One call performs one
+-- The only script that writes sessions: checks everything, then changes it, then publishes. One call performs one
 -- operation or several of a partition, in their order; each has its own outcome, and what they share is written once.
 --
 -- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten, dedup_bytes,
@@ -12,7 +12,7 @@
 --       . {p}:session:<id> HASH  one msgpack field per section; .revision, .turns (their number), .op
 --       . {p}:turns:<id>   LIST  one msgpack value per turn
 --       . {p}:lease:<id>   HASH  (with a lease only) token and more: see lease.lua
---       . {p}:staging:<op> LIST  (mode "staged" only) the turns that are to replace the history
+--       . {p}:staging:<name> LIST (mode "staged" only) the turns that are to replace the history
 --
 -- ARGV  1 incarnation of the namespace, from its descriptor
 --       2 version of the session schema, msgpack
@@ -21,11 +21,11 @@
 --          1 u32: how many of the following arguments are this operation's
 --          5 u8: how many keys are
 --          6 operation id, 20 bytes: the writer (origin, 8, and epoch, 4), then which of its operations it is (counter,
---            u32, which grows by one from one to the next, and nonce, 4)
---         26 seen, u64: a revision of this partition that the writer knew before it first sent this operation
+--            u32, one more than the last one's, and nonce, 4)
+--         26 high-water mark, u64: a revision of this partition that the store knew before the first attempt
 --         34 low-water mark, u32: the lowest counter of the epoch's operations that are not finished
 --         38 kind: "a" append, "s" save, "d" delete
---         39 flags. "r", "l", "b": these arguments follow, in this order; "k": the time in the index never goes back
+--         39 flags. "r", "l", "b": these arguments follow, in this order; "k": updated_at_ms is not lowered
 --       . r: the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the
 --         operation id that made it: after a restore a revision may be given anew
 --       . l: fencing token of the lease under which to write
@@ -40,7 +40,7 @@
 --       . push, replace: the turns. staged: their number. edit: index of the first and last to keep, number of
 --         pairs of index and turn, the pairs, then turns to push
 --
--- Reply, an array with one item for each operation: an error of the server's, or an array
+-- Reply, an array with one item for each operation: a server error, or an array
 --   "OK", revision, updated_at_ms    applied now, or by an earlier attempt of this operation (updated_at_ms: 0 then)
 --   "CONFLICT", revision             the session is at another revision (0: absent)
 --   "LEASELOST"                      the lease ended or passed to another
@@ -55,29 +55,29 @@
 --   "RESET", revision                another incarnation (revision -1), or revisions went back
 --   "LAYOUT", part                   a partition's key has a foreign type
 -- For every item but "OK" nothing was written. An error in place of the array that was raised while the script ran
--- leaves it open what was.
+-- does not say what was written.
 --
 -- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
--- root_path], of which the first four have fixed widths (34 bytes with the array's first) and the rest is the tail. The
--- origin is the store that wrote last. updated_at_ms is at most the server's now.
+-- root_path], of which the first four have fixed widths (34 bytes with the array's first byte), and the rest is the
+-- tail. The origin is the store that wrote last. updated_at_ms is at most the server's now.
 -- .op: the id of the operation that made the revision.
 -- Dedup window, a field of the state: "w" and the writer. It holds u32 low-water mark, u32 the highest counter so far,
--- u64 `forgotten` when it was made; then entries of 16 bytes in the order of writing, one for each of the writer's
--- operations that were applied: u32 counter, nonce, u64 revision; and one for each that was barred: instead of its own,
--- the partition's revision then, with the first byte 0x80. Entries at the front that are below the mark are dropped,
--- but for the last. What is neither in the window nor below its mark was not applied, unless it may have been in an
--- earlier window: then `seen` is below the third number. A window that is evicted leaves its last revision in
--- `forgotten`.
+-- u64 `forgotten_at_birth`, the partition's `forgotten` when it was made; then entries of 16 bytes in the order of
+-- writing, one for each of the writer's operations that were applied: u32 counter, nonce, u64 revision; and one for
+-- each that was barred: instead of its own, the partition's revision then, with the first byte 0x80. Entries at the
+-- front that are below the low-water mark are trimmed, but for the last. What is neither in the window nor below that
+-- mark was not applied, unless it may have been in an earlier window: then its high-water mark is below
+-- `forgotten_at_birth`. A window that is evicted leaves its last revision in `forgotten`.
 -- Message, on the channel {p}:changes:<incarnation>: msgpack array [revision u64, updated_at_ms u64, kind (0 saved,
 -- 1 deleted), origin bin 8, id].
 
-local WRITERS = 10000        -- windows per partition; beyond them one is evicted that was not used for long
-local DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
-local TOMBSTONES = 10000     -- per partition
-local BATCH = 4000           -- values in one command at most: Lua's stack is short
-local ENTRY = 16             -- bytes of an entry in a dedup window
-local CLOSED = 4294967295    -- low-water mark of an epoch of which nothing is to come
-local BARRED = 128           -- first byte of the revision in the entry of what is barred
+local MAX_WINDOWS = 10000       -- per partition; beyond them one is evicted that was not used for long
+local MAX_DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
+local MAX_TOMBSTONES = 10000    -- per partition
+local BATCH = 4000              -- values in one command at most: Lua's stack is short
+local ENTRY = 16                -- bytes of an entry in a dedup window
+local CLOSED = 4294967295       -- low-water mark of an epoch of which nothing is to come
+local BARRED_BYTE = 128         -- first byte of the revision in the entry of what is barred
 
 local struct_pack, struct_unpack
 if struct then
@@ -114,19 +114,22 @@ local function whole_number(text)
   return n and n >= 0 and n < 9007199254740992 and n % 1 == 0 and n
 end
 
--- The item if a reply is an error, else nil: for a foreign type that with the code, else the error as it is.
-local function error_item(reply, code, part)
+-- A refusal is an item of the reply that says why an operation was not done. What returns one returns nil or false
+-- where there is nothing to refuse.
+
+-- The refusal if a reply is an error: for a foreign type that with the code, else the error as it is.
+local function error_refusal(reply, code, part)
   if type(reply) ~= 'table' or not reply.err then return nil end
   if code and tostring(reply.err):find('WRONGTYPE', 1, true) then return {code, part} end
   return reply
 end
 
--- The item if a command can't be called, else false. It is tried with arguments, without which Valkey crashes.
+-- The refusal if a command can't be called. acl_check_cmd gets arguments, as Valkey crashes without.
 local rights = {}
 local function not_callable(command)
-  local item = rights[command]
-  if item == nil then
-    item = false
+  local refusal = rights[command]
+  if refusal == nil then
+    refusal = false
     if redis.acl_check_cmd then -- fakeredis has no rights to check
       local known, allowed
       if command == 'RENAME' then
@@ -136,11 +139,11 @@ local function not_callable(command)
       else
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], '0', '0')
       end
-      item = not known and {'MISSING', command} or not allowed and {'DENIED', command}
+      refusal = not known and {'MISSING', command} or not allowed and {'DENIED', command}
     end
-    rights[command] = item
+    rights[command] = refusal
   end
-  return item
+  return refusal
 end
 
 -- What is asked for: the operations, and the dedup windows of their writers.
@@ -153,7 +156,7 @@ local fields = {'incarnation', 'revision', 'compacted', 'forgotten'} -- of the s
 local function new_window(writer)
   local window = {
     name = 'w' .. writer, exists = false,
-    low_water_mark = 0, highest = 0, forgotten = nil, entries = '', -- as stored
+    low_water_mark = 0, highest = 0, forgotten_at_birth = nil, entries = '', -- as stored
     added = {}, -- entries that are not yet stored
     size = 0, -- bytes of it in dedup_bytes
   }
@@ -164,7 +167,7 @@ end
 local function load_window(window, packed) -- false: it is none
   if #packed < 2 * ENTRY or #packed % ENTRY ~= 0 then return false end
   local entries_at
-  window.low_water_mark, window.highest, window.forgotten, entries_at = struct_unpack('>I4I4I8', packed)
+  window.low_water_mark, window.highest, window.forgotten_at_birth, entries_at = struct_unpack('>I4I4I8', packed)
   window.exists, window.size, window.entries = true, #packed, packed:sub(entries_at)
   return true
 end
@@ -177,7 +180,7 @@ local function parse_conditions(operation, flags, lease_key)
     operation.expected, first = operation.expected or ARGV[first], first + 1
   end
   if flags:find('l', 1, true) then
-    operation.token, operation.lease_key, first = ARGV[first], lease_key, first + 1
+    operation.fencing_token, operation.lease_key, first = ARGV[first], lease_key, first + 1
   end
   if flags:find('b', 1, true) then
     operation.barred, first = ARGV[first], first + 1
@@ -189,7 +192,7 @@ end
 local n, key, argument, id_at = 0, 7, 3, #meta_key + 5 -- where the id begins in {p}:session:<id>
 while ARGV[argument] do
   local header = ARGV[argument]
-  local argument_count, key_count, writer, identity, seen, low_water_mark, kind, flags_at =
+  local argument_count, key_count, writer, identity, high_water_mark, low_water_mark, kind, flags_at =
     struct_unpack('>I4Bc12c8I8I4c1', header)
   local window = windows[writer]
   if not window then
@@ -199,7 +202,7 @@ while ARGV[argument] do
   local operation = { -- parse_conditions and parse_save add to it
     kind = kind, id = KEYS[key]:sub(id_at), session_key = KEYS[key], turns_key = KEYS[key + 1],
     op = writer .. identity, identity = identity, counter = struct_unpack('>I4', identity), window = window,
-    seen = seen, low_water_mark = low_water_mark,
+    high_water_mark = high_water_mark, low_water_mark = low_water_mark,
     mode = 'push', first = argument + 1, last = argument + argument_count, -- its arguments: the rest of them are turns
   }
   if key_count > 2 then operation.staging_key = KEYS[key + key_count - 1] end
@@ -214,7 +217,7 @@ if n > 1000 then return redis.error_reply('ERR too many operations in one call')
 local items = {} -- the reply
 
 local state = redis.pcall('HMGET', state_key, unpack(fields))
-local state_item = error_item(state, 'LAYOUT', 'state') or state[1] ~= ARGV[1] and {'RESET', -1}
+local state_refusal = error_refusal(state, 'LAYOUT', 'state') or state[1] ~= ARGV[1] and {'RESET', -1}
 local partition = {
   revision = whole_number(state[2]), compacted = whole_number(state[3]), forgotten = whole_number(state[4]),
 }
@@ -223,9 +226,9 @@ for i, window in ipairs(windows) do
   local packed = state[4 + i]
   if packed and not load_window(window, packed) then sound = false end
 end
-if not state_item and not sound then state_item = {'LAYOUT', 'state'} end
-if state_item then
-  for i = 1, n do items[i] = state_item end
+if not state_refusal and not sound then state_refusal = {'LAYOUT', 'state'} end
+if state_refusal then
+  for i = 1, n do items[i] = state_refusal end
   return items
 end
 local metas = redis.pcall('HMGET', meta_key, unpack(ids))
@@ -239,11 +242,11 @@ end
 
 local now
 local clock = redis.pcall('TIME')
-local clock_item = error_item(clock) and (not_callable('TIME') or clock)
-if not clock_item then now = time_of(clock[1] .. string.format('%03d', math.floor(clock[2] / 1000))) end
+local clock_refusal = error_refusal(clock) and (not_callable('TIME') or clock)
+if not clock_refusal then now = time_of(clock[1] .. string.format('%03d', math.floor(clock[2] / 1000))) end
 
--- The item of every save and append if they can't be done.
-local write_item = error_item(metas, 'LAYOUT', 'meta') or not_callable('HSET') or clock_item
+-- Why no save or append can be done.
+local write_refusal = error_refusal(metas, 'LAYOUT', 'meta') or not_callable('HSET') or clock_refusal
 
 -- Dedup windows: which operations were applied.
 
@@ -255,24 +258,24 @@ local function find_entry(window, identity)
   return at and entries:sub(at + #identity, at + ENTRY - 1)
 end
 
--- The item of an operation that was applied before, or may have been; else false.
-local function earlier_item(operation)
+-- The item of an operation that was applied before, or may have been; false for one that was not.
+local function earlier_answer(operation)
   local window, forgotten = operation.window, partition.forgotten
   if window.exists then
     if operation.counter < window.low_water_mark then
-      return {'FORGOTTEN', partition.revision} -- it arrives late: its writer has gone on
+      return {'FORGOTTEN', partition.revision} -- it arrives late: its store has finished with it
     end
     if operation.counter <= window.highest then
       local revision64 = find_entry(window, operation.identity)
-      if revision64 and revision64:byte() == BARRED then return {'FORGOTTEN', partition.revision} end
+      if revision64 and revision64:byte() == BARRED_BYTE then return {'FORGOTTEN', partition.revision} end
       if revision64 then return {'OK', (struct_unpack('>I8', revision64)), 0} end
     end
-    forgotten = window.forgotten or forgotten
+    forgotten = window.forgotten_at_birth or forgotten
   end
-  return forgotten > operation.seen and {'FORGOTTEN', partition.revision}
+  return forgotten > operation.high_water_mark and {'FORGOTTEN', partition.revision}
 end
 
--- Of an epoch that is closed and of operations that were given up nothing is applied any more, however late it arrives.
+-- Makes operations of closed epochs, and those that were given up, refused however late they arrive.
 local function bar(origin, barred)
   for i = 1, #barred, 12 do
     local writer, identity = origin .. barred:sub(i, i + 3), barred:sub(i + 4, i + 11)
@@ -280,7 +283,7 @@ local function bar(origin, barred)
     if not window then
       window = new_window(writer)
       local packed = redis.pcall('HGET', state_key, window.name)
-      if packed and not error_item(packed) then load_window(window, packed) end
+      if packed and not error_refusal(packed) then load_window(window, packed) end
     end
     if counter >= window.low_water_mark and window.low_water_mark < CLOSED then
       window.exists = true
@@ -289,35 +292,37 @@ local function bar(origin, barred)
       elseif counter > window.highest then
         window.highest = counter
       end
-      -- What was begun before has seen less.
-      window.added[#window.added + 1] = identity .. string.char(BARRED) .. struct_pack('>I8', partition.revision):sub(2)
+      -- With the revision that is now: no high-water mark of what was begun before is above it.
+      local revision = struct_pack('>I8', partition.revision)
+      window.added[#window.added + 1] = identity .. string.char(BARRED_BYTE) .. revision:sub(2)
     end
   end
 end
 
--- Entries at the front that are below the low-water mark are dropped, but for the last.
+-- Entries at the front that are below the low-water mark are trimmed, but for the last.
 local function pack_window(window)
   local entries, first = window.entries .. table.concat(window.added), 1
   while first + ENTRY < #entries and struct_unpack('>I4', entries, first) < window.low_water_mark do
     first = first + ENTRY
   end
-  window.entries, window.added, window.forgotten = entries:sub(first), {}, window.forgotten or partition.forgotten
-  return struct_pack('>I4I4I8', window.low_water_mark, window.highest, window.forgotten) .. window.entries
+  window.entries, window.added = entries:sub(first), {}
+  window.forgotten_at_birth = window.forgotten_at_birth or partition.forgotten
+  return struct_pack('>I4I4I8', window.low_water_mark, window.highest, window.forgotten_at_birth) .. window.entries
 end
 
--- As Redis evicts keys: of some at random the one that was used least lately; of long ones, if bytes are too many.
+-- As Redis evicts keys: of a random sample the window that was used least lately; of long ones, if bytes are too many.
 local function evict_windows(bytes)
   for _ = 1, 20 do
-    local count, too_long = redis.pcall('HLEN', state_key), bytes > DEDUP_BYTES
-    local too_many = not error_item(count) and count > 5 + WRITERS -- beside the state's own fields
-    if error_item(count) or not (too_many or too_long) then return end
-    local some = redis.pcall('HRANDFIELD', state_key, 20, 'WITHVALUES')
-    if error_item(some) or not_callable('HDEL') then return end
+    local count, too_many_bytes = redis.pcall('HLEN', state_key), bytes > MAX_DEDUP_BYTES
+    local too_many = not error_refusal(count) and count > 5 + MAX_WINDOWS -- beside the state's own fields
+    if error_refusal(count) or not (too_many or too_many_bytes) then return end
+    local sample = redis.pcall('HRANDFIELD', state_key, 20, 'WITHVALUES')
+    if error_refusal(sample) or not_callable('HDEL') then return end
     local oldest, last_revision, size
-    for i = 1, #some, 2 do
-      local name, packed = some[i], some[i + 1]
+    for i = 1, #sample, 2 do
+      local name, packed = sample[i], sample[i + 1]
       if #name == 13 and name:sub(1, 1) == 'w' and (too_many or #packed > 64) then
-        local revision = struct_unpack('>I8', '\0' .. packed:sub(-7)) -- without the byte that may say BARRED
+        local revision = struct_unpack('>I8', '\0' .. packed:sub(-7)) -- without the byte that may say BARRED_BYTE
         if not oldest or revision < last_revision then oldest, last_revision, size = name, revision, #packed end
       end
     end
@@ -353,7 +358,7 @@ local function flush()
   end
   local new, bytes = redis.call('HSET', state_key, unpack(values)), nil
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
-  if bytes and not error_item(bytes) and (new > 0 or bytes > DEDUP_BYTES) then evict_windows(bytes) end
+  if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes) end
   local channel = changes_key .. ':' .. ARGV[1]
   for _, message in ipairs(messages) do redis.pcall('PUBLISH', channel, message) end
 end
@@ -362,7 +367,7 @@ end
 local function applied(operation, time, turns, tail)
   local ARRAY_5, ARRAY_7, U32, U64, BIN_8, STR = '\149', '\151', '\206', '\207', '\196\8', '\217' -- msgpack
   local id, window, revision64 = operation.id, operation.window, struct_pack('>I8', partition.revision)
-  local origin, kind = operation.op:sub(1, 8), '\1'
+  local origin, message_kind = operation.op:sub(1, 8), '\1'
   window.exists, window.added[#window.added + 1] = true, operation.identity .. revision64
   if operation.counter > window.highest then window.highest = operation.counter end
   if operation.low_water_mark > window.low_water_mark then window.low_water_mark = operation.low_water_mark end
@@ -373,39 +378,40 @@ local function applied(operation, time, turns, tail)
     local meta = ARRAY_7 .. revision_and_time .. U32 .. struct_pack('>I4', turns) .. BIN_8 .. origin .. tail
     local n = #packed_metas
     packed_metas[n + 1], packed_metas[n + 2] = id, meta
-    written_metas[id], kind = meta, '\0'
+    written_metas[id], message_kind = meta, '\0'
   else
     written_metas[id] = false
   end
-  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin
+    .. STR .. string.char(#id) .. id
   return {'OK', partition.revision, time.ms}
 end
 
--- The item if the session can't be read; or nil, then what is stored: revision (nil: absent), version, turns, op.
--- `foreign` is said of what a delete removes although it is no session.
+-- The refusal if the session can't be read; or nil, then what is stored: revision (nil: absent), version, turns, op.
+-- `foreign`: there is data, but no session of this layout; only a delete goes on, and removes it.
 local function read_session(operation)
   local kind, session_key = operation.kind, operation.session_key
   local stored = redis.pcall('HMGET', session_key, '.revision', 'version', '.turns', '.op')
-  local item = error_item(stored, 'CORRUPT', 'session')
-  local foreign = item ~= nil
+  local refusal = error_refusal(stored, 'CORRUPT', 'session')
+  local foreign = refusal ~= nil
   if foreign then
-    if kind ~= 'd' or item.err then return item end
+    if kind ~= 'd' or refusal.err then return refusal end
     stored = {}
   end
   local revision = whole_number(stored[1])
   if not revision and not foreign then
     local exists = redis.pcall('EXISTS', session_key)
-    item = error_item(exists)
-    if item then return item end
+    refusal = error_refusal(exists)
+    if refusal then return refusal end
     if exists == 1 then
       if kind ~= 'd' then return {'CORRUPT', '.revision'} end
       foreign = true
     else
       local tombstone = redis.pcall('HGET', deleted_meta_key, operation.id)
       local change = not tombstone and redis.pcall('ZSCORE', changes_key, operation.id)
-      item = error_item(tombstone, 'LAYOUT', 'deleted:meta') or error_item(change, 'LAYOUT', 'changes')
-      if item then return item end
-      if change then -- no tombstone, and yet it was there: its hash was evicted
+      refusal = error_refusal(tombstone, 'LAYOUT', 'deleted:meta') or error_refusal(change, 'LAYOUT', 'changes')
+      if refusal then return refusal end
+      if change then -- no tombstone, and yet it was there: its hash was evicted by maxmemory
         if kind == 'a' then return {'CORRUPT', 'session'} end
         foreign = kind == 'd'
       end
@@ -417,16 +423,16 @@ end
 
 local function delete(operation)
   local id = operation.id
-  local item = error_item(redis.pcall('ZCARD', updated_key), 'LAYOUT', 'updated')
-    or error_item(redis.pcall('HGET', meta_key, id), 'LAYOUT', 'meta')
-    or error_item(redis.pcall('ZCARD', changes_key), 'LAYOUT', 'changes')
-    or error_item(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
-    or error_item(redis.pcall('HGET', deleted_meta_key, id), 'LAYOUT', 'deleted:meta')
+  local refusal = error_refusal(redis.pcall('ZCARD', updated_key), 'LAYOUT', 'updated')
+    or error_refusal(redis.pcall('HGET', meta_key, id), 'LAYOUT', 'meta')
+    or error_refusal(redis.pcall('ZCARD', changes_key), 'LAYOUT', 'changes')
+    or error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
+    or error_refusal(redis.pcall('HGET', deleted_meta_key, id), 'LAYOUT', 'deleted:meta')
     or not_callable('UNLINK') or not_callable('ZREM') or not_callable('HDEL') or not_callable('ZADD')
-    or not_callable('HSET') or not_callable('ZRANGE') or clock_item
-  if item then return item end
+    or not_callable('HSET') or not_callable('ZRANGE') or clock_refusal
+  if refusal then return refusal end
   local unlinked = redis.pcall('UNLINK', operation.session_key, operation.turns_key)
-  if error_item(unlinked) then return unlinked end -- a replica refuses the first write
+  if error_refusal(unlinked) then return unlinked end -- a replica refuses the first write
   partition.revision = partition.revision + 1
   local revision = string.format('%d', partition.revision)
   redis.call('ZREM', updated_key, id)
@@ -434,7 +440,7 @@ local function delete(operation)
   redis.call('ZADD', changes_key, revision, id)
   redis.call('ZADD', deleted_key, revision, id)
   redis.call('HSET', deleted_meta_key, id, now.u64 .. operation.op:sub(1, 8))
-  if redis.call('ZCARD', deleted_key) > TOMBSTONES then
+  if redis.call('ZCARD', deleted_key) > MAX_TOMBSTONES then
     local oldest = redis.call('ZRANGE', deleted_key, 0, 0, 'WITHSCORES')
     redis.call('ZREM', deleted_key, oldest[1])
     redis.call('ZREM', changes_key, oldest[1])
@@ -444,8 +450,11 @@ local function delete(operation)
   return applied(operation, now)
 end
 
--- Save and append, in steps. A step that refuses returns the item.
+-- Save and append, in steps. A step that refuses returns the refusal.
 
+-- The arguments of a save, from operation.first:
+--   updated_at_ms | tail | mode | n | n pairs of section and value | m | m sections to remove | what the mode needs
+--   first                         +3  sections                           removals               rest
 local function parse_save(operation)
   local first, mode = operation.first, ARGV[operation.first + 2]
   local sections = first + 4
@@ -472,6 +481,8 @@ local function parse_save(operation)
     or mode == 'edit' and (not_callable('LTRIM') or not_callable('LSET') or not_callable('RPUSH'))
 end
 
+-- The refusal if a turn is empty or an edit is out of range. Arguments are strings: arithmetic makes numbers of them,
+-- comparison does not; hence `a - b < 0`.
 local function check_turns(operation)
   local edit = operation.edit
   if edit then
@@ -486,14 +497,14 @@ local function check_turns(operation)
   end
 end
 
--- Returns the item, once the turns that were pushed are gone again.
-local function undo_push(operation, pushed, item)
-  if pushed == 0 or not error_item(redis.pcall('LTRIM', operation.turns_key, 0, -1 - pushed)) then return item end
+-- Returns the refusal, once the turns that were pushed are gone again.
+local function undo_push(operation, pushed, refusal)
+  if pushed == 0 or not error_refusal(redis.pcall('LTRIM', operation.turns_key, 0, -1 - pushed)) then return refusal end
   return redis.error_reply('ERR stopped in user_script: turns could not be taken back') -- the outcome is open
 end
 
--- What is pushed is pushed at once: the list's own reply says whether it is what it should be. The item if it is not;
--- or nil, the length of the list, and how many were pushed.
+-- Pushes before the list is checked: RPUSH replies with its length. The refusal if that is wrong; or nil, the length of
+-- the list, and how many were pushed.
 local function push_turns(operation, stored_turns)
   local mode, first = operation.mode, operation.first
   local length, pushed = nil, 0
@@ -504,15 +515,15 @@ local function push_turns(operation, stored_turns)
   else
     length = redis.pcall('LLEN', operation.turns_key)
   end
-  local item = error_item(length, 'CORRUPT', 'history.turns')
-  if item then return pushed > 0 and not_callable('RPUSH') or item end
+  local refusal = error_refusal(length, 'CORRUPT', 'history.turns')
+  if refusal then return pushed > 0 and not_callable('RPUSH') or refusal end
   if (mode == 'push' or mode == 'edit') and length ~= stored_turns + pushed
     or mode == 'edit' and operation.edit.last - length >= 0 then
     return undo_push(operation, pushed, {'CORRUPT', 'history.turns'})
   end
   if mode == 'staged' then
     local staged = redis.pcall('LLEN', operation.staging_key)
-    if error_item(staged) then return staged end
+    if error_refusal(staged) then return staged end
     if staged ~= operation.staged then return {'STAGING'} end
   end
   return nil, length, pushed
@@ -526,17 +537,17 @@ local function add_to_indexes(id, time, revision, updated_before)
     updated[n + 1], updated[n + 2], changes[n + 1], changes[n + 2] = time.text, id, revision, id
     return
   end
-  local item = error_item(redis.pcall('ZADD', updated_key, time.text, id), 'LAYOUT', 'updated')
-  if not item then
-    item = error_item(redis.pcall('ZADD', changes_key, revision, id), 'LAYOUT', 'changes')
-    if item and updated_before then
+  local refusal = error_refusal(redis.pcall('ZADD', updated_key, time.text, id), 'LAYOUT', 'updated')
+  if not refusal then
+    refusal = error_refusal(redis.pcall('ZADD', changes_key, revision, id), 'LAYOUT', 'changes')
+    if refusal and updated_before then
       redis.call('ZADD', updated_key, string.format('%.0f', updated_before), id)
-    elseif item then
+    elseif refusal then
       redis.call('ZREM', updated_key, id)
     end
   end
-  indexed = not item
-  return item and (not_callable('ZADD') or item)
+  indexed = not refusal
+  return refusal and (not_callable('ZADD') or refusal)
 end
 
 -- Calls a command with arguments of this script. Returns the last reply, nil if there are no arguments.
@@ -573,7 +584,7 @@ local function write_sections(operation, revision, length)
   call_in_batches('HDEL', session_key, save.removals, save.removals_last)
 end
 
--- When the session was updated before, in ms, and the tail of its metadata; nil if that is none.
+-- When the session was updated before, in ms, and the tail of its metadata; nil if `meta` is missing or malformed.
 local function parse_meta(meta)
   local UPDATED_AT, TAIL = 12, 35 -- where they begin
   if not meta or #meta < TAIL or meta:sub(1, 2) ~= '\151\207' then return nil end -- an array of 7, u64
@@ -581,13 +592,13 @@ local function parse_meta(meta)
 end
 
 local function save_or_append(operation, exists, stored_turns, stored_meta)
-  if write_item then return write_item end
-  local appends, time, meta, item = operation.kind == 'a', now, written_metas[operation.id], nil
+  if write_refusal then return write_refusal end
+  local appends, time, meta, refusal = operation.kind == 'a', now, written_metas[operation.id], nil
   if meta == nil then meta = stored_meta end
   local updated_before, tail = parse_meta(meta)
   if not appends then
-    item = parse_save(operation)
-    if item then return item end
+    refusal = parse_save(operation)
+    if refusal then return refusal end
     time, tail = time_of(operation.save.updated_at_ms), operation.save.tail
     if time.ms > now.ms then time = now end
   end
@@ -596,17 +607,17 @@ local function save_or_append(operation, exists, stored_turns, stored_meta)
   end
   if not updated_before and (operation.mode == 'push' or operation.mode == 'edit') then return {'CORRUPT', 'meta'} end
   if not exists then
-    item = error_item(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
-    if item then return item end
+    refusal = error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
+    if refusal then return refusal end
   end
-  item = check_turns(operation)
-  if item then return item end
+  refusal = check_turns(operation)
+  if refusal then return refusal end
   local length, pushed
-  item, length, pushed = push_turns(operation, stored_turns)
-  if item then return item end
+  refusal, length, pushed = push_turns(operation, stored_turns)
+  if refusal then return refusal end
   local revision = string.format('%d', partition.revision + 1)
-  item = add_to_indexes(operation.id, time, revision, updated_before)
-  if item then return undo_push(operation, pushed, item) end
+  refusal = add_to_indexes(operation.id, time, revision, updated_before)
+  if refusal then return undo_push(operation, pushed, refusal) end
 
   partition.revision = partition.revision + 1
   if operation.mode ~= 'push' then length = rewrite_turns(operation, length) end
@@ -625,14 +636,14 @@ local function save_or_append(operation, exists, stored_turns, stored_meta)
   return applied(operation, time, length, tail)
 end
 
--- The item if a condition of the operation is not met.
+-- The refusal if a condition of the operation is not met.
 local function check_conditions(operation, revision, op)
-  local item = operation.barred and not_callable('HGET') -- which `bar` calls, when it is too late to refuse
-  if item then return item end
-  if operation.token then
+  local refusal = operation.barred and not_callable('HGET') -- which `bar` calls, when it is too late to refuse
+  if refusal then return refusal end
+  if operation.fencing_token then
     local held = redis.pcall('HGET', operation.lease_key, 'token')
-    item = error_item(held, 'LAYOUT', 'lease') or held ~= operation.token and {'LEASELOST'}
-    if item then return item end
+    refusal = error_refusal(held, 'LAYOUT', 'lease') or held ~= operation.fencing_token and {'LEASELOST'}
+    if refusal then return refusal end
   end
   local expected, expected_op = operation.expected, operation.expected_op
   if expected and tonumber(expected) ~= (revision or 0) or expected_op and op ~= expected_op then
@@ -646,9 +657,10 @@ for i = 1, n do
   local deletes, revision, version, turns, op = operation.kind == 'd', nil, nil, nil, nil
   if deletes then -- else what is pending would be written after it
     flush()
-    updated, changes, packed_metas, messages = {}, {}, {}, {}
+    updated, changes, packed_metas, messages = {}, {}, {}, {} -- written: the last `flush` is not to repeat it
   end
-  local item = partition.revision < operation.seen and {'RESET', partition.revision} or earlier_item(operation)
+  local item = partition.revision < operation.high_water_mark and {'RESET', partition.revision}
+    or earlier_answer(operation)
   if not item then item, revision, version, turns, op = read_session(operation) end
   item = item or check_conditions(operation, revision, op)
   if not item and deletes then item = delete(operation) end

@@ -41,9 +41,9 @@ end)(redis)
 class Limits(NamedTuple):
     """What a partition keeps."""
 
-    writers: int = 1000
-    dedup_bytes: int = 1 << 20
-    tombstones: int = 1000
+    max_windows: int = 1000
+    max_dedup_bytes: int = 1 << 20
+    max_tombstones: int = 1000
 
 
 class Edit(NamedTuple):
@@ -64,7 +64,8 @@ def _instrumented(name: str, limits: Limits, edit: Edit | None) -> Script:
     original: Script = getattr(scripts, name)
     text = original.source.decode()
     for limit, value in limits._asdict().items():
-        text = re.sub(rf"^(local {limit.upper()} = )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        text, found = re.subn(rf"^(local {limit.upper()} = )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        assert found or name != "WRITE", f"write.lua has no limit {limit.upper()}"
     if edit is not None:
         assert edit.old in text, f"{name.lower()}.lua has no {edit.old!r} any more: adapt the planted fault"
         text = text.replace(edit.old, edit.new)

@@ -278,7 +278,7 @@ class Model:
             graves.pop(record.id, None)
             return
         graves[record.id] = revision
-        if len(graves) > self.world.limits.tombstones:
+        if len(graves) > self.world.limits.max_tombstones:
             self.compacted[record.partition.number] = graves.pop(next(iter(graves)))
 
     def loaded(self, id: str, revision: int, turns: tuple[str, ...]) -> None:
@@ -297,12 +297,12 @@ class Model:
             raise Violation("state", f"{int(state[b'compacted'])} is compacted, not {self.compacted[partition.number]}")
         windows = {name[1:]: value for name, value in state.items() if name[:1] == b"w" and len(name) == 13}
         sizes = [len(value) for value in windows.values()]
-        if len(sizes) > limits.writers:
-            raise Violation("windows", f"there are {len(sizes)}, and {limits.writers} are allowed")
+        if len(sizes) > limits.max_windows:
+            raise Violation("windows", f"there are {len(sizes)}, and {limits.max_windows} are allowed")
         if sum(sizes) != int(state[b"dedup_bytes"]):
             raise Violation("windows", f"they have {sum(sizes)} bytes, and {int(state[b'dedup_bytes'])} are counted")
-        if wrote and sum(sizes) > limits.dedup_bytes and max(sizes) > 64:
-            raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.dedup_bytes} are allowed")
+        if wrote and sum(sizes) > limits.max_dedup_bytes and max(sizes) > 64:
+            raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.max_dedup_bytes} are allowed")
         for writer, value in windows.items():  # beside what is barred
             applied = sum(writer + value[at : at + 8] in self.applied for at in range(16, len(value), 16))
             if applied > 2 * self.world.window + 4:

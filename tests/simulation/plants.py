@@ -195,7 +195,7 @@ _ALL = (
     ),
     write(
         "no-birth", "what is not in a window had seen its birth, else it is FORGOTTEN", "forgetting", 4000,
-        "forgotten = window.forgotten or forgotten", "return nil",
+        "forgotten = window.forgotten_at_birth or forgotten", "return nil",
     ),
     write(
         "no-forgotten", "without a window, it is FORGOTTEN if it had seen less than what was dropped", "windows", 200,
@@ -215,11 +215,11 @@ _ALL = (
     ),
     write(
         "windows-unbounded", "windows are bounded in number", "windows", 60,
-        "local too_many = not error_item(count) and count > 5 + WRITERS", "local too_many = false",
+        "local too_many = not error_refusal(count) and count > 5 + MAX_WINDOWS", "local too_many = false",
     ),
     write(
         "bytes-unbounded", "windows are bounded in bytes", "forgetting", 1500,
-        "pcall('HLEN', state_key), bytes > DEDUP_BYTES", "pcall('HLEN', state_key), false",
+        "pcall('HLEN', state_key), bytes > MAX_DEDUP_BYTES", "pcall('HLEN', state_key), false",
     ),
     write(
         "bytes-miscounted", "the bytes of windows are counted", "windows", 60,
@@ -240,11 +240,12 @@ _ALL = (
     ),
     write(
         "no-lease", "a write meets its lease", "leases", 60,
-        "held ~= operation.token and {'LEASELOST'}", "nil",
+        "held ~= operation.fencing_token and {'LEASELOST'}", "nil",
     ),
     write(
         "no-reset", "data that went back behind what a writer had seen is RESET", "restores", 400,
-        "partition.revision < operation.seen and {'RESET', partition.revision} or earlier_item(", "earlier_item(",
+        "partition.revision < operation.high_water_mark and {'RESET', partition.revision}\n    or earlier_answer(",
+        "earlier_answer(",
     ),
     write(
         "refusal-spoils", "one member's refusal leaves the others of a call as they are", "faults", 200,
@@ -282,11 +283,11 @@ _ALL = (
     ),
     lease_script(
         "late-claim", "a claim that its store has finished with is refused", "leases", 400,
-        "if answered_before(identity, seen) then return {'FORGOTTEN', partition.revision} end", "",
+        "if answered_before(identity, high_water_mark) then return {'FORGOTTEN', partition.revision} end", "",
     ),
     lease_script(
         "claim-over-reset", "a claim is refused if the data went back", "restores", 1000,
-        "if partition.revision < seen then return {'RESET', partition.revision} end", "",
+        "if partition.revision < high_water_mark then return {'RESET', partition.revision} end", "",
     ),
     lease_script(
         "no-ttl", "a lease has a time to live from its first moment", "leases", 20,

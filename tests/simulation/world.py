@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 
 from orcs_redis import ConversationTurn, SessionAsset, scripts
-from orcs_redis.model import asset
+from orcs_redis.model import sections
 from orcs_redis.model.meta import Versioned
 from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
 from orcs_redis.protocol import writer as writers
@@ -88,9 +88,9 @@ class World:
         self.clock = Clock()
         few = profile.drops_windows
         self.limits = Limits(
-            writers=rng.choice((1, 1, 2, 5)) if few else 1000,
-            dedup_bytes=rng.choice((100, 300, 1 << 20)) if few else 1 << 20,
-            tombstones=rng.choice((1, 2, 1000)),
+            max_windows=rng.choice((1, 1, 2, 5)) if few else 1000,
+            max_dedup_bytes=rng.choice((100, 300, 1 << 20)) if few else 1 << 20,
+            max_tombstones=rng.choice((1, 2, 1000)),
         )
         self.window, self.batch, self.pending = (
             rng.choice((2, 3, 1024, 1024)),
@@ -155,7 +155,7 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (asset, leases, reads, writers, changes)]
+        swaps += [(module, "time", self.clock) for module in (sections, leases, reads, writers, changes)]
         swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
             (os, "urandom", self.random.randbytes), (writers, "_MAX_SPREAD", self.window),
@@ -394,7 +394,7 @@ class World:
 
     def _do_burst(self, writer: Writer) -> None:
         """Others come, write once, and go."""
-        for _ in range(self.random.randint(1, min(self.limits.writers, 6) + 1)):
+        for _ in range(self.random.randint(1, min(self.limits.max_windows, 6) + 1)):
             self._pass_by(self.random.choice(self.ids))
 
     def _do_clone(self, writer: Writer) -> bool | None:
