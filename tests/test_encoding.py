@@ -31,7 +31,7 @@ from orcs_redis.model.sections import (
     SkillConfig,
     ToolCallRecord,
 )
-from orcs_redis.protocol.codec import Codec, Stored
+from orcs_redis.protocol.codec import Baseline, Codec
 
 SECRET = "hunter2"
 
@@ -366,9 +366,9 @@ def turn(n: int, text: str = "") -> ConversationTurn:
     return ConversationTurn(id=str(n), timestamp_ms=n, role="user", content=text, tool_calls=[call] * (n % 3))
 
 
-def stored(asset: SessionAsset) -> Stored:
+def stored(asset: SessionAsset) -> Baseline:
     encoded = CODEC.encode(asset, None)
-    return Stored("", asset.id, 1, b"", encoded.sections, encoded.turns)
+    return Baseline("", asset.id, 1, b"", encoded.sections, encoded.turns)
 
 
 EDITS = st.lists(

@@ -1349,7 +1349,7 @@ async def test_reset_does_not_settle(server: Server, open_store: Open) -> None:
 
 @pytest.mark.parametrize("harm", ["lease", "staging"])
 async def test_a_foreign_key_of_one_member(server: Server, open_store: Open, harm: str) -> None:
-    """In a joined call, a member whose lease or staging key has a foreign type is refused alone."""
+    """In a merged call, a member whose lease or staging key has a foreign type is refused alone."""
     raw: Any = server.raw()
     store = await open_store("async", server)
     await store.save_many([session(id=id) for id in "abc"])

@@ -23,7 +23,7 @@ from orcs_redis.protocol.writes import Write
 from .conftest import Place, Server, every_server
 from .test_layout import dump
 
-HEAD = CallPrefix("EVALSHA", b"digest", ("state",), ("incarnation",))
+PREFIX = CallPrefix("EVALSHA", b"digest", ("state",), ("incarnation",))
 
 
 class Writer:
@@ -220,9 +220,9 @@ async def test_cancelled_among_others(start_server: Callable[..., Server]) -> No
 
 
 def test_how_many_go_together() -> None:
-    """Calls that follow one another go out as one: of one head, 16 at most, and not too many bytes."""
-    small, other = ScriptCall(HEAD, ["k"], [b"x"]), ScriptCall(HEAD._replace(script=b"text"), ["k"], [b"x"])
-    large = ScriptCall(HEAD, ["k"], [b"x" * 40_000])
+    """Calls that follow one another go out as one: of one prefix, 16 at most, and not too many bytes."""
+    small, other = ScriptCall(PREFIX, ["k"], [b"x"]), ScriptCall(PREFIX._replace(script=b"text"), ["k"], [b"x"])
+    large = ScriptCall(PREFIX, ["k"], [b"x" * 40_000])
 
     def runs(*commands: Command) -> list[Any]:
         return [list(batch.commands) for batch in batches(commands)]
@@ -232,14 +232,14 @@ def test_how_many_go_together() -> None:
     assert runs(small, small, other, small) == [[small, small], [other], [small]]
     assert runs(small, ("PING",), ("PING",), small) == [[small], [("PING",)], [("PING",)], [small]]
     assert runs(large, large, small) == [[large], [large, small]]
-    assert merge([small, ScriptCall(HEAD, ["k", "l"], [b"y", 2])]) == (
+    assert merge([small, ScriptCall(PREFIX, ["k", "l"], [b"y", 2])]) == (
         "EVALSHA", b"digest", b"4", "state", "k", "k", "l", "incarnation", b"x", b"y", 2,
     )  # fmt: skip
 
 
 def test_what_each_is_told() -> None:
     """Each caller gets an array of its own item; an error of the whole is everyone's."""
-    calls = [ScriptCall(HEAD, ["k"], [b"x"])] * 2
+    calls = [ScriptCall(PREFIX, ["k"], [b"x"])] * 2
     error = hiredis.ReplyError("ERR")
     assert Batch(calls).split([1, 2]) == [[1], [2]]
     assert Batch(calls).split(error) == [error, error]
@@ -267,17 +267,17 @@ class Twin:
             mapping={"incarnation": "same", "revision": 0, "compacted": 0, "forgotten": 0, "dedup_bytes": 0},
         )
 
-    def call(self, kind: str, id: str, ticket: bytes, expected: str, token: str, rest: list[Any]) -> ScriptCall:
+    def call(self, kind: str, id: str, token: bytes, expected: str, fencing_token: str, rest: list[Any]) -> ScriptCall:
         keys = [self._partition.session(id), self._partition.turns(id)]
-        if token:
+        if fencing_token:
             keys.append(self._partition.lease(id))
         if kind == "save" and rest[2] == "staged":
-            keys.append(self._partition.staging(ticket.hex()))
+            keys.append(self._partition.staging(token.hex()))
             self._raw.rpush(keys[-1], *(f"staged {n}" for n in range(int(rest[-1]))))
-        what = kind[0] + ("r" if expected else "") + ("l" if token else "")
-        arguments = [argument for argument in (expected, token) if argument] + rest
-        head = len(arguments).to_bytes(4) + len(keys).to_bytes() + ticket + what.encode()
-        return ScriptCall(self._namespace.heads[0][0], keys, [head, *arguments])
+        what = kind[0] + ("r" if expected else "") + ("l" if fencing_token else "")
+        arguments = [argument for argument in (expected, fencing_token) if argument] + rest
+        head = len(arguments).to_bytes(4) + len(keys).to_bytes() + token + what.encode()
+        return ScriptCall(self._namespace.prefixes[0][0], keys, [head, *arguments])
 
     def send(self, calls: list[ScriptCall], script: bytes = FEW_TOMBSTONES) -> list[Any]:
         _, _, *rest = merge(calls)
@@ -323,9 +323,9 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
     kind = rng.choices(["append", "save", "delete"], [6, 3, 1])[0]
     seen = max(0, revision - rng.choice([0, 0, 0, 1, 5, 30]))
     low_water_mark = max(0, number - rng.choice([0, 3, 10]))
-    ticket = rng.choice(writers) + number.to_bytes(4) + bytes(4) + seen.to_bytes(8) + low_water_mark.to_bytes(4)
+    token = rng.choice(writers) + number.to_bytes(4) + bytes(4) + seen.to_bytes(8) + low_water_mark.to_bytes(4)
     expected = rng.choice(["", "", "", "0", str(revision), str(max(0, revision - 1))])
-    token = rng.choice(["", "", "", "", "7", "8"])
+    fencing_token = rng.choice(["", "", "", "", "7", "8"])
     turns = [f"turn {number}.{n}" for n in range(rng.randrange(1, 4))]
     rest: list[Any] = turns if kind == "append" else []
     if kind == "save":
@@ -333,12 +333,12 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
         needed: dict[str, list[Any]] = {"staged": [len(turns)], "edit": [0, 0, 1, 0, "edited", *turns]}
         sections = ["version", b"\x01", "metadata", f"at {number}"]
         rest = [1000 + number, b"\x01\xc0\xc0", mode, 2, *sections, 1, "gone", *needed.get(mode, turns)]
-    return kind, rng.choice(IDS), ticket, expected, token, rest
+    return kind, rng.choice(IDS), token, expected, fencing_token, rest
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_joined_or_one_by_one(shared_server: Server, seed: int) -> None:
-    """Whatever the operations and however they are joined, answers and data are those of single calls.
+    """Whatever the operations and however they are merged, answers and data are those of single calls.
 
     Among them are conflicts, leases, writers that are behind, repetitions, harmed sessions and full memories.
     """
@@ -346,7 +346,7 @@ def test_joined_or_one_by_one(shared_server: Server, seed: int) -> None:
     name = f"joined-{secrets.token_hex(4)}"
     single, together = Twin(raw, f"{name}-1"), Twin(raw, f"{name}-2")
     for twin in (single, together):
-        raw.hset(twin._partition.lease("a"), "token", "7")
+        raw.hset(twin._partition.lease("a"), "fencing_token", "7")
     writers, revision, sent = [rng.randbytes(12) for _ in range(7)], 0, list[tuple[Any, ...]]()
     for number in range(1, 60, 6):
         batch = [random_operation(rng, number + n, revision, writers) for n in range(6)]
@@ -378,8 +378,8 @@ def test_windows_that_are_dropped(shared_server: Server, together: int) -> None:
     state = twin._partition.state
 
     def write(writer: int, seen: int) -> ScriptCall:
-        ticket = bytes([writer]) * 12 + (1).to_bytes(4) + bytes(4) + seen.to_bytes(8) + (1).to_bytes(4)
-        return twin.call("save", "a", ticket, "", "", [1000, b"\x01\xc0\xc0", "replace", 1, "version", b"\x01", 0])
+        token = bytes([writer]) * 12 + (1).to_bytes(4) + bytes(4) + seen.to_bytes(8) + (1).to_bytes(4)
+        return twin.call("save", "a", token, "", "", [1000, b"\x01\xc0\xc0", "replace", 1, "version", b"\x01", 0])
 
     calls = [write(writer, 0) for writer in range(9)]
     first = [answer for n in range(0, 3, together) for answer in twin.send(calls[n : n + together], FEW_WINDOWS)]
@@ -401,7 +401,7 @@ async def test_what_cannot_be_packed(start_server: Callable[..., Server]) -> Non
     """Whoever brings what can't be sent is told so, and those whose calls were to go along notice nothing."""
     store = await RedisSessionStore.connect(start_server().url)
     await store.save_many([SessionAsset(id=id) for id in "ab"])
-    head = store._core.sessions._namespace.heads[0][0]
+    head = store._core.sessions._namespace.prefixes[0][0]
     bad = ScriptCall(head, ["key"], cast(Any, [object()]))
     turn = ConversationTurn.user("x")
     outcomes: Any = await asyncio.gather(

@@ -332,9 +332,9 @@ def test_operation_ids_never_repeat() -> None:
     namespace.end(first)
     first.window.counters = itertools.count(2**32 - 16)
     last, renewed = namespace.begin(partition), namespace.begin(partition)
-    namespace.renew()
+    namespace.begin_epoch()
     again = namespace.begin(partition)
-    ids = [ticket.operation_id for ticket in (first, last, renewed, again)]
+    ids = [token.operation_id for token in (first, last, renewed, again)]
     assert [len(id) for id in ids] == [20] * 4
     assert len({id[:8] for id in ids}) == 1
     assert ids[0][:12] == ids[1][:12]
@@ -360,18 +360,18 @@ def test_windows() -> None:
     one, two = namespace.keyspace.partitions
     hanging, beside = namespace.begin(one), namespace.begin(two)
     for _ in range(1023):
-        ticket = namespace.begin(one)
-        assert ticket.low_water_mark == hanging.counter == 1
-        namespace.end(ticket)
-        namespace.end(ticket)
-    assert ticket.window is hanging.window is not beside.window
+        token = namespace.begin(one)
+        assert token.low_water_mark == hanging.counter == 1
+        namespace.end(token)
+        namespace.end(token)
+    assert token.window is hanging.window is not beside.window
     assert (beside.counter, beside.low_water_mark) == (1, 1)
-    ticket = namespace.begin(one)
-    assert ticket.counter == ticket.low_water_mark == 1
-    assert ticket.window is not hanging.window
-    namespace.end(ticket)
-    ticket, later = namespace.begin(one), namespace.begin(one)
-    namespace.end(ticket)
+    token = namespace.begin(one)
+    assert token.counter == token.low_water_mark == 1
+    assert token.window is not hanging.window
+    namespace.end(token)
+    token, later = namespace.begin(one), namespace.begin(one)
+    namespace.end(token)
     assert (later.counter, later.low_water_mark, namespace.begin(one).low_water_mark) == (3, 2, 3)
 
 
@@ -380,7 +380,7 @@ def test_windows_are_closed() -> None:
     namespace = Namespace("orcs", 1, b"x")
     (partition,) = namespace.keyspace.partitions
     hanging = namespace.begin(partition)
-    namespace.renew()
+    namespace.begin_epoch()
     assert namespace.begin(partition).barred == []
     namespace.end(hanging)
     first, second = namespace.begin(partition), namespace.begin(partition)
@@ -402,11 +402,11 @@ def test_what_is_given_up_is_barred() -> None:
     assert namespace.begin(partition).barred == ()
     lost = namespace.begin(partition)
     namespace.end(lost, answered=False)
-    namespace.renew()
+    namespace.begin_epoch()
     assert namespace.begin(partition).barred == [(lost.window, lost.counter, lost.nonce)]
-    for ticket in (older, first, second):
-        namespace.end(ticket)
-    del ticket
+    for token in (older, first, second):
+        namespace.end(token)
+    del token
     assert namespace.begin(partition).barred == [(lost.window, 2**32 - 1, 0)]
 
 
@@ -418,19 +418,19 @@ def test_a_low_water_mark_bars_once_it_is_acknowledged() -> None:
     namespace.end(lost, answered=False)
     hanging, applied = namespace.begin(partition), namespace.begin(partition)
     assert hanging.barred == applied.barred == []
-    namespace.renew()
+    namespace.begin_epoch()
     assert namespace.begin(partition).barred == [(lost.window, lost.counter, lost.nonce)]
     namespace.acknowledge(partition, applied)
     assert namespace.begin(partition).barred == []
 
 
-def test_a_lost_ticket_ends() -> None:
-    """A write whose maker was interrupted before it could keep the ticket holds nothing back."""
+def test_a_lost_token_ends() -> None:
+    """A write whose maker was interrupted before it could keep the token holds nothing back."""
     namespace = Namespace("orcs", 1, b"x")
     (partition,) = namespace.keyspace.partitions
-    ticket = namespace.begin(partition)
-    lost = {ticket.counter: ticket.nonce}
-    del ticket
+    token = namespace.begin(partition)
+    lost = {token.counter: token.nonce}
+    del token
     later = namespace.begin(partition)
     assert later.low_water_mark == later.counter == 2
     assert later.window.given_up == lost

@@ -15,7 +15,7 @@ from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
 from orcs_redis.model.encoding import encode
 from orcs_redis.protocol.commands import Command, ScriptCall, merge
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.writes import APPEND, Write, _pack_head
+from orcs_redis.protocol.writes import APPEND, Write, _pack_header
 from orcs_redis.scripts import WRITE
 from orcs_redis.transport.address import Address, parse_url
 from orcs_redis.transport.connection import Link
@@ -166,7 +166,7 @@ class ByHand:
             self._made[id] = keys, shared, os.urandom(12), itertools.count(1)
         keys, shared, writer, counters = self._made[id]
         counter = next(counters)
-        return keys, [*shared, _pack_head(1, 2, writer, counter, 0, self.seen, counter) + APPEND, data]
+        return keys, [*shared, _pack_header(1, 2, writer, counter, 0, self.seen, counter) + APPEND, data]
 
     async def load(self, id: str) -> SessionAsset:
         """Read hash and list in a pipeline, decoded."""

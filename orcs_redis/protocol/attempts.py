@@ -40,7 +40,7 @@ __all__ = [
     "check",
     "check_server",
     "copy_of_error",
-    "not_callable",
+    "not_callable_error",
     "translate",
     "without_traceback",
 ]
@@ -260,7 +260,7 @@ def translate(text: str, *, opening: bool = False) -> StorageError | AttemptErro
     return StorageError(f"the server answered: {gist}")
 
 
-def not_callable(answer: bytes, commands: str) -> StorageError:
+def not_callable_error(answer: bytes, commands: str) -> StorageError:
     """Return the error for a script's answer that commands can't be called: `answer` is DENIED or MISSING."""
     if answer == b"DENIED":
         return PermissionDeniedError(f"the user may not call {commands}: nothing was written")

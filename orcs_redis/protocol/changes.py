@@ -30,9 +30,9 @@ from .writer import Namespace
 __all__ = ["Change", "Changes", "Watcher", "waking"]
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_BATCH = 1000  # changes read at once
+_MAX_READ = 1000  # changes read at once
 _RETRY_DELAY = 0.01  # seconds
-_PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
+_MAX_PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
 
 _decode_message = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, str]).decode
 _decode_cursor = msgspec.msgpack.Decoder(tuple[bytes, int, int, bytes]).decode
@@ -47,7 +47,7 @@ class Change(NamedTuple):
         revision: of the change.
         updated_at: of the session; of a deletion, when it was deleted.
         cursor: where a later `watch(since=...)` goes on.
-        origin: the writer: `store.origin` of the store that wrote it.
+        origin: the store that wrote it: its `store.origin`.
 
     """
 
@@ -95,7 +95,7 @@ class _Since(Request["tuple[int, list[_Entry]]"]):
                 raise StoreResetError(f"the data went back in time: to revision {revision} from {self._since}")
             case b"COMPACTED":
                 raise StoreResetError(
-                    f"deletions after revision {self._since} were forgotten, up to {revision}: list again"
+                    f"deletions after revision {self._since} may be missing: their tombstones were dropped: list again"
                 )
         self._namespace.observe(self._partition, revision)
         return revision, [
@@ -161,7 +161,7 @@ class Changes:
         found: dict[str, Change] = {}  # by id: one that has changed between two rounds is there once
         asked = list(range(len(partitions)))
         while asked and (left := limit - len(found)) > 0:
-            share = min(_BATCH, -(-left // len(asked)))
+            share = min(_MAX_READ, -(-left // len(asked)))
             answers = yield Together(_Since(self._namespace, partitions[n], positions[n], share) for n in asked)
             more = []
             for n, (_, entries) in zip(asked, answers, strict=True):
@@ -177,7 +177,7 @@ class Changes:
 
     def wait_for(self, id: str, revision: int, seconds: float, wake: Any) -> Plan[int]:
         """Return the session's revision once it is at least `revision`; `wake` is set when it may be."""
-        until = time.monotonic() + seconds
+        expires = time.monotonic() + seconds
         while True:
             wake.clear()
             reached, partition = yield _Reached(self._namespace, id)
@@ -185,7 +185,7 @@ class Changes:
                 return int(reached)
             if reached is None and partition >= revision:
                 raise NotFoundError(id)
-            left = until - time.monotonic()
+            left = expires - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"session {id} has not reached revision {revision} in time")
             yield Pause(min(left, self.heartbeat), wake)
@@ -255,9 +255,9 @@ class _Track:
     def __init__(self, partition: Partition, number: int, position: int) -> None:
         self.partition = partition
         self.number = number
-        self.head = position  # up to here everything is pending or was delivered
+        self.head = position  # up to here each change is pending or was delivered
         self.last_notified = 0  # the last message's revision
-        self.back = False  # whether a message came that was not later than the last one: the data went back
+        self.went_back = False  # whether a message came that was not later than the last one: the data went back
         self.needs_resync = True  # whether there may be more than pending
         self.resync_requests = 0  # how often messages may have been missed
         self.pending: OrderedDict[str, _Entry] = OrderedDict()  # in order of revisions
@@ -318,10 +318,10 @@ class Watcher:
         behind = [track for track in tuple(self._tracks) if track.needs_resync and not track.pending]
         before = [(track.resync_requests, track.last_notified) for track in behind]
         if behind:
-            batch = min(_BATCH, 1 + 10 * _BATCH // len(behind))
+            limit = min(_MAX_READ, 1 + 10 * _MAX_READ // len(behind))
             try:
                 answers = yield Together(
-                    _Since(self._namespace, track.partition, track.head, batch) for track in behind
+                    _Since(self._namespace, track.partition, track.head, limit) for track in behind
                 )
             except (UnavailableError, OutcomeUnknownError):
                 yield Pause(_RETRY_DELAY)
@@ -329,8 +329,8 @@ class Watcher:
             for track, (resync_requests, last_notified), (revision, entries) in zip(
                 behind, before, answers, strict=True
             ):
-                whole = len(entries) < batch
-                if track.back or (whole and last_notified > revision):
+                whole = len(entries) < limit
+                if track.went_back or (whole and last_notified > revision):
                     raise StoreResetError(
                         f"the data went back in time: to revision {revision} or less from {last_notified}"
                     )
@@ -342,7 +342,7 @@ class Watcher:
                         not whole
                         or track.last_notified > track.head
                         or track.resync_requests != resync_requests
-                        or track.back
+                        or track.went_back
                     )
         if any(track.pending or track.needs_resync for track in self._tracks):
             return
@@ -369,16 +369,16 @@ class Watcher:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             track.needs_resync = True
             return
-        track.back |= revision <= track.last_notified
+        track.went_back |= revision <= track.last_notified
         track.last_notified = revision
         if revision == track.head + 1 and not track.needs_resync:
             self._add(track, _Entry(id, revision, kind == 1, updated_at_ms, origin))
             track.head = revision
-            if len(track.pending) > _PENDING:
+            if len(track.pending) > _MAX_PENDING:
                 track.head = next(iter(track.pending.values())).revision - 1
                 track.pending.clear()
                 track.needs_resync = True
-        elif revision > track.head or track.back:
+        elif revision > track.head or track.went_back:
             track.needs_resync = True  # what came between is read
 
     def _add(self, track: _Track, entry: _Entry) -> None:

@@ -18,10 +18,10 @@ from ..model.sections import ConversationHistory, ConversationTurn, ToolCallReco
 
 __all__ = [
     "VERSION",
+    "Baseline",
     "Codec",
     "Encoded",
     "Patch",
-    "Stored",
     "baseline_of",
     "decode_meta",
     "decode_turns",
@@ -73,16 +73,16 @@ class Encoded(NamedTuple):
 
     sections: dict[str, bytes]
     turns: list[bytes]
-    index_metadata: bytes  # of the packed metadata: what only the client knows
+    metadata_tail: bytes  # of the index metadata: what only the client knows
 
 
-class Stored(NamedTuple):
+class Baseline(NamedTuple):
     """What an asset was when it was loaded or last saved; kept in `vars(asset)`."""
 
     incarnation: object  # the namespace's incarnation
     id: str
     revision: int
-    operation: bytes  # that made the revision: one and the same number may be given anew after a restore
+    operation_id: bytes  # of the write that made the revision: a restore can reuse a revision
     sections: Mapping[str, bytes]
     turns: Sequence[bytes]
 
@@ -132,10 +132,10 @@ class Codec(Generic[A]):
         self._sections = _sections(asset_type)
         self._known = {section.key for section in self._sections}
         self._names = {section.key.encode(): section.key for section in self._sections}
-        self._heads = {section.key: encode(section.key) for section in self._sections}
+        self._encoded_keys = {section.key: encode(section.key) for section in self._sections}
         self._decode = msgspec.msgpack.Decoder(asset_type).decode
 
-    def encode(self, asset: A, known: Stored | None) -> Encoded:
+    def encode(self, asset: A, known: Baseline | None) -> Encoded:
         """Encode an asset, checking only what differs from what is known to be stored.
 
         Raises:
@@ -165,8 +165,8 @@ class Codec(Generic[A]):
         if total > self.max_asset_bytes:
             raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
         context = asset.project_context
-        index_metadata = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
-        return Encoded(sections, turns, index_metadata)
+        metadata_tail = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
+        return Encoded(sections, turns, metadata_tail)
 
     def turn(self, turn: ConversationTurn, where: str) -> bytes:
         """Encode one turn.
@@ -199,7 +199,7 @@ class Codec(Generic[A]):
         parts = [_ID, encode(id)]
         for key, data in sections.items():
             if key not in unknown:
-                parts += (self._heads[key], _with_turns(id, data) if key == "history" else data)
+                parts += (self._encoded_keys[key], _with_turns(id, data) if key == "history" else data)
         whole: tuple[A, str | None] = attempt(self._decode, b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts))
         asset, refusal = whole
         if refusal is not None:
@@ -229,7 +229,7 @@ class Codec(Generic[A]):
         return sections
 
     @staticmethod
-    def compare(stored: Stored, new: Encoded) -> Patch | None:
+    def compare(stored: Baseline, new: Encoded) -> Patch | None:
         """Return how the new differs from the stored; None if it is better sent whole."""
         old_turns, turns = stored.turns, new.turns
         first = 0
@@ -337,14 +337,14 @@ def _are_encoded(turns: list[ConversationTurn], data: Sequence[bytes]) -> bool:
     """Whether turns are encoded as this data, of which there is as much."""
 
     def compare(turns: list[ConversationTurn]) -> bool:
-        head = encode([None] * len(data))[: -len(data)]
-        return encode(list(map(_fields, turns))) == b"".join((head, *data))
+        array_header = encode([None] * len(data))[: -len(data)]
+        return encode(list(map(_fields, turns))) == b"".join((array_header, *data))
 
     return attempt(compare, turns) == (True, None)
 
 
 def decode_meta(id: str, packed: bytes) -> SessionMeta:
-    """Decode a session's packed metadata; CorruptSessionError if it is none."""
+    """Decode a session's index metadata; CorruptSessionError if it is none."""
     revision, updated, turns, _, created, name, root_path = _decoded(id, "meta", _decode_meta, packed)
     return SessionMeta(
         id=id,
@@ -364,14 +364,14 @@ def decode_version(id: str, data: bytes) -> int:
     return version
 
 
-def set_baseline(asset: SessionAsset, stored: Stored) -> None:
+def set_baseline(asset: SessionAsset, baseline: Baseline) -> None:
     """Keep with an asset what is stored of it."""
-    vars(asset)["_stored"] = stored
+    vars(asset)["_baseline"] = baseline
 
 
-def baseline_of(asset: SessionAsset) -> Stored | None:
+def baseline_of(asset: SessionAsset) -> Baseline | None:
     """Return what was stored of an asset when it was loaded or last saved; None if it was not."""
-    return vars(asset).get("_stored")
+    return vars(asset).get("_baseline")
 
 
 def _decoded(id: str, name: str, decode: Callable[[Any], Any], data: bytes) -> Any:

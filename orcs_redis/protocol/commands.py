@@ -50,7 +50,7 @@ class ScriptCall(msgspec.Struct):
     The reply is an array with an item for each; each caller gets an array of its own item.
     """
 
-    head: CallPrefix
+    prefix: CallPrefix
     keys: Sequence[str]
     arguments: Sequence[Argument]
 
@@ -63,14 +63,14 @@ Command: TypeAlias = tuple[Argument, ...] | ScriptCall
 
 
 def merge(calls: Sequence[ScriptCall]) -> tuple[Argument, ...]:
-    """Return calls of one head as one command."""
-    head = calls[0].head
-    keys: list[Argument] = [*head.keys]
-    arguments: list[Argument] = [*head.arguments]
+    """Return calls of one prefix as one command."""
+    prefix = calls[0].prefix
+    keys: list[Argument] = [*prefix.keys]
+    arguments: list[Argument] = [*prefix.arguments]
     for call in calls:
         keys += call.keys
         arguments += call.arguments
-    return (head.verb, head.script, b"%d" % len(keys), *keys, *arguments)
+    return (prefix.verb, prefix.script, b"%d" % len(keys), *keys, *arguments)
 
 
 class Packed(msgspec.Struct):
@@ -85,7 +85,7 @@ class Packed(msgspec.Struct):
 
 
 class Batch(msgspec.Struct):
-    """Commands that go out as one: script calls of one head, merged, or anything else alone."""
+    """Commands that go out as one: script calls of one prefix, merged, or anything else alone."""
 
     commands: Sequence[Command | Packed]
 
@@ -112,22 +112,22 @@ class Batch(msgspec.Struct):
 def batches(commands: Iterable[Command | Packed]) -> Iterator[Batch]:
     """Yield the commands in their order, as many at a time as can go out as one."""
     run: list[Command | Packed] = []
-    head: CallPrefix | None = None  # of the run; None: of what goes out alone
+    prefix: CallPrefix | None = None  # of the run; None: of what goes out alone
     size = 0
     for command in commands:
         if type(command) is not ScriptCall:
             if run:
                 yield Batch(run)
-            run, head = [command], None
+            run, prefix = [command], None
             continue
         own = command.size()
-        if head is not None and command.head is head and len(run) < MAX_MERGED and size + own <= _MAX_MERGED_BYTES:
+        if command.prefix is prefix and len(run) < MAX_MERGED and size + own <= _MAX_MERGED_BYTES:
             run.append(command)
             size += own
         else:
             if run:
                 yield Batch(run)
-            run, head, size = [command], command.head, own
+            run, prefix, size = [command], command.prefix, own
     if run:
         yield Batch(run)
 

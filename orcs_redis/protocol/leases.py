@@ -29,7 +29,7 @@ from .commands import Argument, Command, Reply
 from .keys import Partition
 from .request import Listener, Pause, Plan, Request, Together
 from .writer import Namespace
-from .writes import Identified, check_script, refusal
+from .writes import Identified, check_not_stopped, script_error
 
 __all__ = ["LeaseInfo", "Leases", "check_terms", "waking"]
 
@@ -48,7 +48,7 @@ class LeaseInfo(NamedTuple):
 
 
 class _Request(Identified[int]):
-    """One run of the lease script (scripts/lease.lua); the result is the token. By itself it needs no identity."""
+    """One run of the lease script (scripts/lease.lua); the result is the fencing token. Only a claim has an id."""
 
     __slots__ = ("_arguments", "_id", "sent")
 
@@ -67,8 +67,8 @@ class _Request(Identified[int]):
         return isinstance(error, (LeaseHeldError, LeaseLostError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> int:
-        """Return the token, or raise what the script says."""
-        check_script(replies[0])
+        """Return the fencing token, or raise what the script says."""
+        check_not_stopped(replies[0])
         self._check(replies)
         answer, value = (*replies[0], None)[:2]
         match answer:
@@ -78,7 +78,7 @@ class _Request(Identified[int]):
                 raise LeaseHeldError(self._id, max(0, value) / 1000)
             case b"LEASELOST":
                 raise LeaseLostError(self._id)
-        raise refusal(self._partition, answer, value)
+        raise script_error(self._partition, answer, value)
 
     def _call(self, arguments: Sequence[Argument]) -> Sequence[Command]:
         partition = self._partition
@@ -98,17 +98,17 @@ class _Claim(_Request):
 
     def commands(self) -> Sequence[Command]:
         """Call the script, with the same operation id until there is an answer."""
-        operation, (incarnation, kind, id, *rest) = self._identify(), self._arguments
+        token, (incarnation, kind, id, *rest) = self._identify(), self._arguments
         return self._call(
-            (incarnation, kind, id, operation.operation_id, *rest, operation.high_water_mark, operation.low_water_mark)
+            (incarnation, kind, id, token.operation_id, *rest, token.high_water_mark, token.low_water_mark)
         )
 
     def decode(self, replies: Sequence[Reply]) -> int:
-        """Return the token, or raise what the script says."""
+        """Return the fencing token, or raise what the script says."""
         self._unanswered -= 1
         match replies[0]:
             case [b"FORGOTTEN", revision]:
-                raise self._forgotten(revision)
+                raise self._evicted(revision)
             case [b"OK" | b"HELD", *_]:  # it is noted
                 self._unanswered = 0
         return super().decode(replies)

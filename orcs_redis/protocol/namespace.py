@@ -1,4 +1,7 @@
-"""How a namespace is opened: its descriptor is read or created, and the rights are probed."""
+"""How a namespace is opened: its descriptor is read or created, and the rights are probed.
+
+What a store then knows of it, `Namespace`, is in writer.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Sequence
 from .. import scripts
 from ..errors import LayoutError, PermissionDeniedError, StorageError, UnsupportedServerError
 from ..interrupts import raise_interruption
-from .attempts import ScriptNotLoaded, check_server, not_callable, translate
+from .attempts import ScriptNotLoaded, check_server, not_callable_error, translate
 from .commands import Command, Reply, as_error, as_map
 from .keys import LAYOUT_VERSION, MAX_PARTITIONS, Keyspace
 from .request import Plan, Request
@@ -94,7 +97,7 @@ class Create(Request[str]):
         self._check(replies)
         answer, command = replies[0]
         if answer in (b"DENIED", b"MISSING"):
-            raise not_callable(answer, command.decode())
+            raise not_callable_error(answer, command.decode())
         return bytes(answer).decode()
 
 
@@ -134,10 +137,10 @@ class Probe(Request["StorageError | None"]):
             return PermissionDeniedError(f"the user may not write: {problem}") if denies else None
         found = list(zip(replies[0][::2], map(bytes.decode, replies[0][1::2]), strict=True))
         if missing := [command for answer, command in found if answer == b"MISSING"]:
-            raise not_callable(b"MISSING", ", ".join(missing))
+            raise not_callable_error(b"MISSING", ", ".join(missing))
         denied = [command for answer, command in found if answer == b"DENIED" and command in _WRITE_COMMANDS]
         if denied:
-            return not_callable(b"DENIED", ", ".join(denied))
+            return not_callable_error(b"DENIED", ", ".join(denied))
         return None
 
 

@@ -13,7 +13,7 @@ from ..model.asset import SessionAsset
 from ..model.meta import SessionMeta, Versioned
 from ..model.sections import ConversationTurn
 from .attempts import TornRead
-from .codec import Codec, Stored, decode_meta, decode_turns, set_baseline
+from .codec import Baseline, Codec, decode_meta, decode_turns, set_baseline
 from .commands import Argument, Command, Reply, as_error, as_map, has_errors
 from .keys import Partition
 from .request import Request
@@ -79,8 +79,8 @@ class Load(Request[Versioned[A]]):
             raise CorruptSessionError(id, "history.turns")
         number = int(revision)
         self._namespace.observe(self._partition, number)
-        operation = fields.get(b".op", b"")
-        set_baseline(asset, Stored(self._namespace.incarnation, id, number, operation, sections, turns))
+        operation_id = fields.get(b".op", b"")
+        set_baseline(asset, Baseline(self._namespace.incarnation, id, number, operation_id, sections, turns))
         return Versioned(asset, number)
 
 

@@ -19,7 +19,7 @@ from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Page, SessionMeta, Versioned
 from ..model.sections import ConversationTurn
-from .codec import Codec, Encoded, Patch, Stored, baseline_of, set_baseline
+from .codec import Baseline, Codec, Encoded, Patch, baseline_of, set_baseline
 from .commands import Argument
 from .keys import Partition
 from .namespace import Probe
@@ -56,9 +56,9 @@ class Sessions(Generic[A]):
         """Whether writing is allowed."""
         return Probe(self._namespace)
 
-    def renew(self) -> None:
+    def begin_epoch(self) -> None:
         """Begin a new epoch with the next write."""
-        self._namespace.renew()
+        self._namespace.begin_epoch()
 
     def ping(self) -> Ping:
         """A round trip."""
@@ -89,19 +89,19 @@ class Sessions(Generic[A]):
             data = [self._codec.turn(turn, f"turns[{n}]") for n, turn in enumerate(turns)]
         if sum(map(len, data)) > self._codec.max_asset_bytes:
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
-        return Write(self._namespace, APPEND, id, _revision(if_revision), data, token=_token(id, lease))
+        return Write(self._namespace, APPEND, id, _revision(if_revision), data, fencing_token=_fencing_token(id, lease))
 
     def delete(self, id: str, if_revision: int | None, lease: LeaseToken | None) -> Write:
         """Remove a session."""
-        expected, token = _revision(if_revision), _token(check_id(id), lease)
-        return Write(self._namespace, DELETE, id, expected, token=token)
+        expected, fencing_token = _revision(if_revision), _fencing_token(check_id(id), lease)
+        return Write(self._namespace, DELETE, id, expected, fencing_token=fencing_token)
 
     def save(self, asset: A, if_revision: int | None, lease: LeaseToken | None) -> Plan[int]:
         """Store an asset: what has changed if it is what it was loaded from, else the whole."""
         if isinstance(asset, SessionAsset):  # anything else is refused by the codec
             check_id(asset.id)
         expected = _revision(if_revision)
-        token = _token(asset.id, lease) if lease is not None else None
+        fencing_token = _fencing_token(asset.id, lease) if lease is not None else None
         known = self._known(asset)
         new = self._codec.encode(asset, known)
         patch = None
@@ -109,15 +109,15 @@ class Sessions(Generic[A]):
             patch = self._codec.compare(known, new)
         if known is not None and patch is not None:
             try:
-                written = yield self._save(asset, new, patch, known.revision, token, known)
+                written = yield self._save(asset, new, patch, known.revision, fencing_token, known)
                 return self._saved(asset, new, written)
             except (ConflictError, CorruptSessionError):
                 if expected is not None:
                     raise
-        written = yield self._save(asset, new, None, expected, token, known)
+        written = yield self._save(asset, new, None, expected, fencing_token, known)
         return self._saved(asset, new, written)
 
-    def _known(self, asset: A) -> Stored | None:
+    def _known(self, asset: A) -> Baseline | None:
         stored = baseline_of(asset) if isinstance(asset, SessionAsset) else None
         if stored is None or stored.id != asset.id or stored.incarnation != self._namespace.incarnation:
             return None
@@ -129,12 +129,12 @@ class Sessions(Generic[A]):
         new: Encoded,
         patch: Patch | None,
         expected: int | None,
-        token: int | None,
-        known: Stored | None,
+        fencing_token: int | None,
+        known: Baseline | None,
     ) -> Write:
         sections = new.sections if patch is None else patch.sections
         removed: Collection[str] = () if known is None else known.sections.keys() - new.sections.keys()
-        rest: builtins.list[Argument] = [asset.updated_at_ms, new.index_metadata]
+        rest: builtins.list[Argument] = [asset.updated_at_ms, new.metadata_tail]
         changes: builtins.list[Argument] = [len(sections)]
         for section in sections.items():
             changes += section
@@ -152,16 +152,17 @@ class Sessions(Generic[A]):
             rest += patch.pushed
         else:
             rest += ["push", *changes, *patch.pushed]
-        expected_op = None if known is None or patch is None else known.operation
-        # Who has loaded it knows when it was updated: the index never goes back. A new asset brings its own time.
-        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, token, expected_op, known is not None)
+        expected_op = None if known is None or patch is None else known.operation_id
+        # Of a known session updated_at_ms is not lowered in the index; a new asset brings its own time.
+        keeps_time = known is not None
+        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, fencing_token, expected_op, keeps_time)
 
     def _saved(self, asset: A, new: Encoded, written: Written) -> int:
         before = self._known(asset)
         if before is None or before.revision < written.revision:
             incarnation = self._namespace.incarnation
             set_baseline(
-                asset, Stored(incarnation, asset.id, written.revision, written.operation, new.sections, new.turns)
+                asset, Baseline(incarnation, asset.id, written.revision, written.operation_id, new.sections, new.turns)
             )
         return written.revision
 
@@ -282,7 +283,7 @@ def _revision(if_revision: int | None) -> int | None:
     return if_revision
 
 
-def _token(id: str, lease: LeaseToken | None) -> int | None:
+def _fencing_token(id: str, lease: LeaseToken | None) -> int | None:
     if lease is None:
         return None
     if lease.id != id:

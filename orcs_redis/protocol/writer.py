@@ -1,4 +1,11 @@
-"""Who writes: operation ids, and the dedup windows in which a server recognises them."""
+"""What a store knows of its namespace, and of its own writes: operation ids, dedup windows.
+
+A store that is opened, also after a restart, has a new origin. Its writes to a partition are counted in an epoch, whose
+dedup window the server keeps. A write is unfinished until its store has an answer or gives it up. One that was
+given up without an answer may arrive late, so later writes name it to be barred, until one of them is applied: that
+acknowledges it. A new epoch retires the window before it; once nothing of that is unfinished, it is named as closed,
+which bars all of it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,7 @@ _CLOSED = 2**32 - 1  # in place of a counter: nothing more is to come of an epoc
 _MAX_BARRED = 100  # at most this many are named by one write
 
 
-def _heads(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPrefix]:
+def _call_prefixes(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPrefix]:
     """Return what all calls of the writing script for a partition have in common: by digest, by text."""
     keys = (
         partition.state, partition.updated, partition.meta, partition.changes, partition.deleted,
@@ -34,7 +41,7 @@ def _heads(partition: Partition, incarnation: bytes) -> tuple[CallPrefix, CallPr
 
 
 class OperationToken:
-    """What a write is known by, from its first sending until it is finished."""
+    """What a write is known by, the same in each attempt."""
 
     __slots__ = ("__weakref__", "barred", "counter", "high_water_mark", "low_water_mark", "nonce", "window")
 
@@ -42,28 +49,28 @@ class OperationToken:
         self.window = window
         self.counter = counter
         self.nonce = time.time_ns() & 0xFFFFFFFF  # two clones of a process count alike, but not at the same moment
-        self.high_water_mark = high_water_mark  # a revision of the partition, known before: whatever it makes is later
+        self.high_water_mark = high_water_mark  # known before the first attempt: the write's revision will be above it
         self.low_water_mark = counter  # the lowest counter of the window's writes that were not finished when it began
-        self.barred: Sequence[_Barred] = ()  # what the server must not apply any more, should it arrive late
+        self.barred: Sequence[_Barred] = ()  # what the server must refuse, should it arrive late
 
-    def head(self) -> tuple[bytes, int, int, int, int]:
+    def fields(self) -> tuple[bytes, int, int, int, int]:
         """Return what the scripts need to recognise it: writer, counter, nonce, high-water mark, low-water mark."""
         return self.window.writer, self.counter, self.nonce, self.high_water_mark, self.low_water_mark
 
     @property
     def operation_id(self) -> bytes:
-        """What no other write has, of this writer or any other."""
+        """A unique id of this write."""
         return self.window.writer + self.counter.to_bytes(4) + self.nonce.to_bytes(4)
 
 
 class DedupWindow:
-    """The writes of one epoch to a partition, as scripts/write.lua remembers them."""
+    """The writes of one epoch to a partition, as scripts/write.lua remembers them; `writer` is origin and epoch."""
 
-    __slots__ = ("counters", "generation", "given_up", "unfinished", "writer")
+    __slots__ = ("counters", "epoch_number", "given_up", "unfinished", "writer")
 
-    def __init__(self, origin: bytes, generation: int) -> None:
+    def __init__(self, origin: bytes, epoch_number: int) -> None:
         self.writer = origin + os.urandom(4)
-        self.generation = generation
+        self.epoch_number = epoch_number  # in this store; the epoch itself is random
         self.counters = itertools.count(1)
         # By counter, lowest first, with their nonces. A token may be gone: a signal handler's exception has lost it.
         self.unfinished: dict[int, tuple[weakref.ref[OperationToken], int]] = {}
@@ -77,14 +84,14 @@ class DedupWindow:
             except RuntimeError as error:  # another thread, which takes no lock for it, has ended one meanwhile
                 raise_interruption(error)
                 continue
-            operation, nonce = self.unfinished.get(lowest, (None, 0))
-            if operation is None or operation() is not None:
+            token, nonce = self.unfinished.get(lowest, (None, 0))
+            if token is None or token() is not None:
                 return lowest
             self.given_up[lowest] = nonce
             self.unfinished.pop(lowest, None)
 
-    def barred(self, low_water_mark: int) -> Iterator[_Barred]:
-        """Yield what the low-water mark does not bar."""
+    def above(self, low_water_mark: int) -> Iterator[_Barred]:
+        """Yield what was given up and the low-water mark does not bar."""
         for counter, nonce in tuple(self.given_up.items()):
             if counter >= low_water_mark:
                 yield self, counter, nonce
@@ -96,19 +103,20 @@ class DedupWindow:
                 self.given_up.pop(counter, None)
 
 
-_Barred: TypeAlias = tuple[DedupWindow, int, int]  # counter, nonce
+_Barred: TypeAlias = tuple[DedupWindow, int, int]
+"""A write to be refused: its window, counter and nonce. With the counter _CLOSED: all of the window."""
 
 
 class Namespace:
-    """What a store knows of its namespace once it is open: its keys, who writes, and the revisions seen."""
+    """What a store knows of its namespace once it is open: keys, the windows of its writes, revisions."""
 
     def __init__(self, name: str, partitions: int, incarnation: bytes) -> None:
         self.keyspace = Keyspace(name, partitions)
         self.incarnation = incarnation
         self.origin = os.urandom(8)
-        self.high_water_marks = [0] * partitions  # the highest revision that this store has received
-        self.heads = [_heads(partition, incarnation) for partition in self.keyspace.partitions]
-        self._generation = 0
+        self.high_water_marks = [0] * partitions  # the highest revision that this store has observed
+        self.prefixes = [_call_prefixes(partition, incarnation) for partition in self.keyspace.partitions]
+        self._epoch_number = 0  # for the next write to each partition
         self._windows = [DedupWindow(self.origin, 0) for _ in range(partitions)]
         self._retired: list[list[DedupWindow]] = [[] for _ in range(partitions)]
         self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
@@ -118,43 +126,44 @@ class Namespace:
         number = partition.number
         with self._lock:
             window = self._windows[number]
-            if window.generation != self._generation:
+            if window.epoch_number != self._epoch_number:
                 window = self._retire(number, window)
-            operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
-            operation.low_water_mark = window.low_water_mark(operation.counter)
-            if operation.counter - operation.low_water_mark >= _MAX_SPREAD or operation.counter > 0xFFFFFFF0:
+            token = OperationToken(window, next(window.counters), self.high_water_marks[number])
+            token.low_water_mark = window.low_water_mark(token.counter)
+            if token.counter - token.low_water_mark >= _MAX_SPREAD or token.counter > 0xFFFFFFF0:
                 window = self._retire(number, window)
-                operation = OperationToken(window, next(window.counters), self.high_water_marks[number])
-            window.unfinished[operation.counter] = weakref.ref(operation), operation.nonce
+                token = OperationToken(window, next(window.counters), self.high_water_marks[number])
+            window.unfinished[token.counter] = weakref.ref(token), token.nonce
             if self._retired[number] or window.given_up:
-                barred = itertools.chain(window.barred(operation.low_water_mark), *map(_barred, self._retired[number]))
-                operation.barred = list(itertools.islice(barred, _MAX_BARRED))
-            return operation
+                retired = map(_barred_of_retired, self._retired[number])
+                barred = itertools.chain(window.above(token.low_water_mark), *retired)
+                token.barred = list(itertools.islice(barred, _MAX_BARRED))
+            return token
 
-    def end(self, operation: OperationToken, *, answered: bool = True) -> None:
-        """Note that a write is finished, and will not be sent again; unanswered, a sending may be on its way still."""
-        operation.window.unfinished.pop(operation.counter, None)
+    def end(self, token: OperationToken, *, answered: bool = True) -> None:
+        """Note that a write is finished, and will not be sent again; unanswered, an attempt may be on its way still."""
+        token.window.unfinished.pop(token.counter, None)
         if not answered:
-            operation.window.given_up[operation.counter] = operation.nonce
+            token.window.given_up[token.counter] = token.nonce
 
-    def acknowledge(self, partition: Partition, operation: OperationToken) -> None:
-        """Note that a write was applied: the server knows what it must not apply any more."""
+    def acknowledge(self, partition: Partition, token: OperationToken) -> None:
+        """Note that a write was applied: the server has barred what was named to it."""
         with self._lock:
-            operation.window.acknowledge(operation.low_water_mark)
-            for window, counter, _ in operation.barred:
+            token.window.acknowledge(token.low_water_mark)
+            for window, counter, _ in token.barred:
                 if counter != _CLOSED:
                     window.given_up.pop(counter, None)
                 elif window in self._retired[partition.number]:
                     self._retired[partition.number].remove(window)
 
-    def renew(self) -> None:
+    def begin_epoch(self) -> None:
         """Begin a new epoch with the next write: a process that was cloned must not go on as its twin does."""
-        self._generation += 1
+        self._epoch_number += 1
 
-    def evicted(self, partition: Partition, revision: int) -> None:
-        """Note that the server has forgotten what there was before this revision: all goes on in a new epoch."""
+    def note_eviction(self, partition: Partition, revision: int) -> None:
+        """Note that the server has evicted windows of up to this revision: all goes on in a new epoch."""
         self.observe(partition, revision)
-        self.renew()
+        self.begin_epoch()
 
     def observe(self, partition: Partition, revision: int) -> None:
         """Remember that the partition has reached a revision."""
@@ -162,19 +171,19 @@ class Namespace:
             self.high_water_marks[partition.number] = revision
 
     def channel(self, key: str) -> str:
-        """Return the channel that goes with a key: pub/sub knows no databases, and this name no other has."""
+        """Return the channel that goes with a key: pub/sub knows no databases, and no other namespace has this name."""
         return f"{key}:{self.incarnation.decode()}"
 
     def _retire(self, number: int, window: DedupWindow) -> DedupWindow:
-        new = DedupWindow(self.origin, self._generation)
+        new = DedupWindow(self.origin, self._epoch_number)
         if next(window.counters) > 1:
             self._retired[number].append(window)
         self._windows[number] = new
         return new
 
 
-def _barred(window: DedupWindow) -> Iterable[_Barred]:
-    """Return what is barred of a window that was left."""
+def _barred_of_retired(window: DedupWindow) -> Iterable[_Barred]:
+    """Return what is to be barred of a retired window: all, once nothing of it is unfinished."""
     if window.unfinished and window.low_water_mark(_CLOSED) < _CLOSED:
-        return window.barred(0)
+        return window.above(0)
     return [(window, _CLOSED, 0)]

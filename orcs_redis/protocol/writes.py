@@ -22,53 +22,53 @@ from ..errors import (
     VersionIncompatibleError,
 )
 from ..model.asset import SESSION_VERSION
-from .attempts import OperationEvicted, ScriptNotLoaded, ServerBusy, not_callable
+from .attempts import OperationEvicted, ScriptNotLoaded, ServerBusy, not_callable_error
 from .codec import decode_version
 from .commands import Argument, Command, Reply, ScriptCall, as_error
 from .keys import Partition
 from .request import Request
 from .writer import Namespace, OperationToken
 
-__all__ = ["APPEND", "DELETE", "SAVE", "Identified", "Write", "Written", "check_script", "refusal"]
+__all__ = ["APPEND", "DELETE", "SAVE", "Identified", "Write", "Written", "check_not_stopped", "script_error"]
 
 T = TypeVar("T")
 APPEND, SAVE, DELETE = b"a", b"s", b"d"  # kinds of writes
 _STOPPED = re.compile(r"script: [0-9a-f]{40}, on|user_script")  # where in a script an error was raised
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
-_STAGING_TTL_MS = 60_000  # what a writer that died has staged is gone after this
+_STAGING_TTL_MS = 60_000  # what a store that died has staged is gone after this
 _pack_barred = struct.Struct(">4sII").pack
-_pack_head = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lua
+_pack_header = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lua
 
 
 class Identified(Request[T]):
-    """An operation that the server recognises when it is sent again, until it is finished."""
+    """A request that the server recognises in each attempt, until it is finished: it has an operation id."""
 
-    __slots__ = ("_namespace", "_operation", "_partition", "_unanswered")
+    __slots__ = ("_namespace", "_partition", "_token", "_unanswered")
     writes = True
 
     def __init__(self, namespace: Namespace, id: str) -> None:
         super().__init__()
         self._namespace = namespace
         self._partition = namespace.keyspace.of(id)
-        self._operation: OperationToken | None = None
-        self._unanswered = 0  # sendings that no reply came to, and that the server would not recognise
+        self._token: OperationToken | None = None
+        self._unanswered = 0  # attempts without a reply, which the server would not recognise
 
     def end(self) -> None:
-        """Let the server forget it, and refuse what may be on its way still. Sent again, it is another operation."""
-        if self._operation is not None:
-            self._namespace.end(self._operation, answered=not self._unanswered)
-            self._operation, self._unanswered = None, 0
+        """Let the server forget it, and refuse a late attempt. Sent again, it gets another operation id."""
+        if self._token is not None:
+            self._namespace.end(self._token, answered=not self._unanswered)
+            self._token, self._unanswered = None, 0
 
     def _identify(self) -> OperationToken:
         """Return the token for another attempt."""
         self._unanswered += 1
-        if self._operation is None:
-            self._operation = self._namespace.begin(self._partition)
-        return self._operation
+        if self._token is None:
+            self._token = self._namespace.begin(self._partition)
+        return self._token
 
-    def _forgotten(self, revision: int) -> OperationEvicted:
-        """Begin anew, as one that no earlier sending can be taken for."""
-        self._namespace.evicted(self._partition, revision)
+    def _evicted(self, revision: int) -> OperationEvicted:
+        """Begin anew, under an operation id that no earlier attempt has."""
+        self._namespace.note_eviction(self._partition, revision)
         self.end()
         return OperationEvicted("the server has evicted operations")
 
@@ -77,15 +77,16 @@ class Written(msgspec.Struct, frozen=True):
     """What a write came to."""
 
     revision: int
-    updated_at_ms: int  # 0: by an earlier sending
-    operation: bytes
+    updated_at_ms: int  # 0: by an earlier attempt
+    operation_id: bytes
 
 
 class Write(Identified[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_conditions", "_expected", "_id", "_keys", "_rest", "_sendings", "_staged", "_staging", "_what", "_wiped",
+        "_conditions", "_expected", "_id", "_keys", "_kind_and_flags", "_rest", "_staged", "_staging", "_stagings",
+        "_wiped",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +97,7 @@ class Write(Identified[Written]):
         expected: int | None,
         rest: Sequence[Argument] = (),
         staged: Sequence[bytes] = (),
-        token: int | None = None,
+        fencing_token: int | None = None,
         expected_op: bytes | None = None,
         keeps_time: bool = False,
     ) -> None:
@@ -105,91 +106,92 @@ class Write(Identified[Written]):
         partition = self._partition
         self._keys = [partition.session(id), partition.turns(id)]
         self._expected = expected
-        self._what = kind + b"k" if keeps_time else kind
+        self._kind_and_flags = kind + b"k" if keeps_time else kind
         self._conditions: list[Argument] = []
         if expected is not None:
-            self._what += b"r"
+            self._kind_and_flags += b"r"
             self._conditions.append(expected if expected_op is None else b"%d:%b" % (expected, expected_op))
-        if token is not None:
-            self._what += b"l"
-            self._conditions.append(token)
+        if fencing_token is not None:
+            self._kind_and_flags += b"l"
+            self._conditions.append(fencing_token)
             self._keys.append(partition.lease(id))
         if b"" in rest or b"" in staged:
             raise SerializationError("", "no bytes at all")
         self._rest = rest
         self._staged = staged
-        self._staging = ""  # the key, while it holds the turns of a sending that the script did not see
-        self._sendings = 0
+        self._staging = ""  # the key, while it holds the turns of an attempt that the script did not see
+        self._stagings = 0
         self._wiped = False
 
     def commands(self) -> Sequence[Command]:
         """Return the script's call, after the turns that it finds staged."""
-        operation = self._identify()
+        token = self._identify()
         if not self._staged:
-            return [self._call(operation, self._keys)]
+            return [self._call(token, self._keys)]
         if self._staging:
             key, self._staging = self._staging, ""
-            return [self._call(operation, [*self._keys, key])]
-        # A key of its own for each sending: an earlier one may still be on its way.
-        self._sendings += 1
-        key = self._staging_key(operation)
+            return [self._call(token, [*self._keys, key])]
+        # A key of its own for each attempt that stages: an earlier one may still be on its way.
+        self._stagings += 1
+        key = self._staging_key(token)
         staging: list[Command] = [("RPUSH", key, *chunk) for chunk in _chunks(self._staged)]
         return [
             ("MULTI",),  # else a connection that breaks in between leaves a key for ever
             *staging,
             ("PEXPIRE", key, _STAGING_TTL_MS),
             ("EXEC",),
-            self._call(operation, [*self._keys, key]),
+            self._call(token, [*self._keys, key]),
         ]
 
-    def _staging_key(self, operation: OperationToken) -> str:
-        return self._partition.staging(f"{operation.operation_id.hex()}:{self._sendings}")
+    def _staging_key(self, token: OperationToken) -> str:
+        return self._partition.staging(f"{token.operation_id.hex()}:{self._stagings}")
 
-    def _call(self, operation: OperationToken, keys: Sequence[str]) -> ScriptCall:
-        head, letters = self._namespace.heads[self._partition.number][self._evaluate], self._what
+    def _call(self, token: OperationToken, keys: Sequence[str]) -> ScriptCall:
+        prefix, kind_and_flags = self._namespace.prefixes[self._partition.number][self._evaluate], self._kind_and_flags
         arguments = [b"", *self._conditions]
-        if operation.barred:
-            letters += b"b"
-            arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in operation.barred]))
+        if token.barred:
+            kind_and_flags += b"b"
+            arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in token.barred]))
         arguments += self._rest
-        writer, counter, nonce, high_water_mark, low_water_mark = operation.head()
-        arguments[0] = (
-            _pack_head(len(arguments) - 1, len(keys), writer, counter, nonce, high_water_mark, low_water_mark) + letters
-        )
-        return ScriptCall(head, keys, arguments)
+        header = _pack_header(len(arguments) - 1, len(keys), *token.fields())
+        arguments[0] = header + kind_and_flags
+        return ScriptCall(prefix, keys, arguments)
 
     def is_conclusive(self, error: StorageError) -> bool:
-        """Only revisions and tokens never return; a session may be made, deleted or mended before a late sending."""
+        """A late attempt is refused for the same reason only if that can't pass, as revisions and fencing tokens grow.
+
+        A session may be made, deleted or mended before the attempt arrives. See `Retry`, which asks for this.
+        """
         if isinstance(error, ConflictError):
             return error.expected > 0
-        if isinstance(error, StoreResetError):  # a counter that went back comes to `seen` again
+        if isinstance(error, StoreResetError):  # a counter that went back comes to the high-water mark again
             return self._wiped
         return isinstance(error, (LeaseLostError, OutcomeUnknownError))
 
     def decode(self, replies: Sequence[Reply]) -> Written:
         """Return the revision that the write made, or raise what the script says."""
-        id, operation = self._id, cast(OperationToken, self._operation)
+        id, token = self._id, cast(OperationToken, self._token)
         self._unanswered -= 1
         reply = replies[-1]
         if type(reply) is not list:
             try:
-                check_script(reply)
+                check_not_stopped(reply)
                 self._check((reply,))
             except ScriptNotLoaded:
                 if len(replies) > 1:
-                    self._staging = self._staging_key(operation)
+                    self._staging = self._staging_key(token)
                 raise
         if type(reply[0]) is not list:
-            check_script(reply[0])
+            check_not_stopped(reply[0])
             self._check(reply)
         answer, value, updated_at_ms = (*reply[0], None, None)[:3]
         match answer:
             case b"OK":
                 self._unanswered = 0
                 self._namespace.observe(self._partition, value)
-                if operation.barred or operation.window.given_up:
-                    self._namespace.acknowledge(self._partition, operation)
-                return Written(value, updated_at_ms, operation.operation_id)
+                if token.barred or token.window.given_up:
+                    self._namespace.acknowledge(self._partition, token)
+                return Written(value, updated_at_ms, token.operation_id)
             case b"CONFLICT":
                 raise ConflictError(id, self._expected or 0, value)
             case b"NOTFOUND":
@@ -204,16 +206,16 @@ class Write(Identified[Written]):
                 self._check(replies)
                 raise ServerBusy("the staged turns are gone")
             case b"FORGOTTEN":
-                # No earlier sending can have been applied, or Retry ends it: so it may start afresh.
-                raise self._forgotten(value)
+                # No earlier attempt can have been applied, or Retry ends it: so it may start afresh.
+                raise self._evicted(value)
             case b"EMPTY":
                 raise SerializationError(value.decode(errors="replace"), "no bytes at all")
             case b"RESET":
                 self._wiped = value < 0
-        raise refusal(self._partition, answer, value)
+        raise script_error(self._partition, answer, value)
 
 
-def refusal(partition: Partition, answer: bytes, value: Any) -> StorageError:
+def script_error(partition: Partition, answer: bytes, value: Any) -> StorageError:
     """Return the error for what both writing scripts may answer."""
     match answer:
         case b"RESET" if value < 0:
@@ -223,12 +225,12 @@ def refusal(partition: Partition, answer: bytes, value: Any) -> StorageError:
         case b"LAYOUT":
             return LayoutError(f"{partition.prefix}{value.decode()} is not of this store's layout")
         case b"DENIED" | b"MISSING":
-            return not_callable(answer, value.decode())
+            return not_callable_error(answer, value.decode())
     return StorageError("a script gave an unknown answer")
 
 
-def check_script(reply: Reply) -> None:
-    """Raise OutcomeUnknownError for an error that stopped a script on its way, which checks before its first write."""
+def check_not_stopped(reply: Reply) -> None:
+    """Raise OutcomeUnknownError if an error stopped a script half-way: it may have begun to write."""
     if _STOPPED.search(as_error(reply) or ""):
         raise OutcomeUnknownError("the script was stopped on its way, and the write may have been applied in part")
 

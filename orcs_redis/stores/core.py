@@ -65,7 +65,7 @@ class Core(Generic[A]):
     def _on_connect(self) -> None:
         """Note that a connection was opened: a process that was cloned since must not go on as its twin does."""
         if self._sessions is not None:
-            self._sessions.renew()
+            self._sessions.begin_epoch()
 
     def open(self) -> Plan[None]:
         """Read or create the namespace, and find out whether writing is allowed."""

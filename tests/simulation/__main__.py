@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, help="of each profile; default: until the time is over")
     parser.add_argument("--seconds", type=float, help="for all profiles; default: 60, or no limit with --schedules")
     parser.add_argument("--profile", choices=[*PROFILES, "all"], default="all")
-    parser.add_argument("--fault", choices=[*PLANTS, "all"], help="plant a fault; the exit status is 0 if it is caught")
+    parser.add_argument("--plant", choices=[*PLANTS, "all"], help="plant a fault; the exit status is 0 if it is caught")
     parser.add_argument("--server", help="path or name of a server's binary; default: that of embedded: URLs")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--trace", action="store_true", help="show each step; with --json only a digest of them")
@@ -65,8 +65,8 @@ def main() -> int:
     binary = Path(shutil.which(options.server) or options.server) if options.server else None
     server = Server(binary)
     try:
-        if options.fault:
-            return faults(server, options, seed)
+        if options.plant:
+            return plants(server, options, seed)
         if options.trace and not options.json:
             for profile in profiles:
                 for number in range(seed, seed + (options.schedules or 1)):
@@ -96,10 +96,10 @@ def main() -> int:
     return int(any(report.violations for report in reports))
 
 
-def faults(server: Server, options: argparse.Namespace, seed: int) -> int:
+def plants(server: Server, options: argparse.Namespace, seed: int) -> int:
     """Plant one fault, or each; return whether one was missed."""
     missed = 0
-    for plant in PLANTS.values() if options.fault == "all" else [PLANTS[options.fault]]:
+    for plant in PLANTS.values() if options.plant == "all" else [PLANTS[options.plant]]:
         profile = PROFILES[plant.profile if options.profile == "all" else options.profile]
         report = run(server, profile, seed, options.schedules or plant.schedules, plant=plant)
         found = next(iter(report.violations.values()), None)

@@ -56,9 +56,9 @@ class Writer:
         for name, value in vars(namespace).items():
             if isinstance(value, type(threading.RLock())):
                 setattr(namespace, name, threading.RLock())
-            elif name not in ("keyspace", "heads"):
+            elif name not in ("keyspace", "prefixes"):
                 setattr(namespace, name, copy.deepcopy(value, copies))
-        namespace.renew()
+        namespace.begin_epoch()
         twin = Writer(number, namespace, self.changes.heartbeat)
         self.cloned = twin.cloned = True
         return twin

@@ -126,7 +126,7 @@ class LeaseModel:
     def _check_owner(self, request: Requested) -> None:
         """Refuse what is given to who is done with it: nobody would give it back."""
         model = self.world.model
-        if request.mine in self.answered and not self.world.profile.drops_windows and not model.epoch:
+        if request.mine in self.answered and not self.world.profile.evicts_windows and not model.epoch:
             raise Violation("lease", f"{request.id} is given to a claim of {request.call}, which was answered before")
 
     def check_server(self, request: Requested, deadline: int) -> None:

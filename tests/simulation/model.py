@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .driver import Writer
     from .world import World
 
-__all__ = ["Entry", "Model", "Record", "Session", "Ticketed"]
+__all__ = ["AttemptToken", "Entry", "Model", "Record", "Session"]
 
 
 class Session(NamedTuple):
@@ -44,7 +44,7 @@ class Record:
     partition: Partition
     expected: int | None
     maker: bytes | None
-    token: int | None
+    fencing_token: int | None
     content: list[str]  # the turns that an append adds, or that a save makes
     write: Write
     begun: int  # moments of the model
@@ -76,17 +76,17 @@ class Identity(NamedTuple):
     epoch: int
 
 
-class Ticketed(NamedTuple):
-    """What a sending of a write is known by."""
+class AttemptToken(NamedTuple):
+    """What an attempt at a write is known by."""
 
     op: bytes
-    seen: int
+    high_water_mark: int
 
 
-def ticketed(write: Write) -> Ticketed:
-    ticket = write._operation
-    assert ticket is not None
-    return Ticketed(ticket.operation_id, ticket.high_water_mark)
+def token_of(write: Write) -> AttemptToken:
+    token = write._token
+    assert token is not None
+    return AttemptToken(token.operation_id, token.high_water_mark)
 
 
 class Model:
@@ -106,7 +106,7 @@ class Model:
         self.ever: set[tuple[bytes, int]] = set()
         self.graves: list[dict[str, int]] = [{} for _ in world.partitions]  # revisions of the tombstones, oldest first
         self.compacted = [0] * len(world.partitions)  # revision of the last tombstone that was dropped
-        self.dropped = [0] * len(world.partitions)  # `forgotten`, as the server has it
+        self.forgotten = [0] * len(world.partitions)  # `forgotten`, as the server has it
         self.leases = LeaseModel(world)
 
     # What writers do
@@ -118,30 +118,30 @@ class Model:
         maker = None
         if write._expected is not None and isinstance(conditions[0], bytes):
             maker = conditions[0].partition(b":")[2]
-        token = conditions[-1] if b"l" in write._what[1:] else None
+        fencing_token = conditions[-1] if b"l" in write._kind_and_flags[1:] else None
         record = Record(
-            len(self.records), writer, write._what[:1], write._id, write._partition, write._expected, maker,
-            token, content, write, self.moment,  # type: ignore[arg-type]  # a token is an int
+            len(self.records), writer, write._kind_and_flags[:1], write._id, write._partition, write._expected, maker,
+            fencing_token, content, write, self.moment,  # type: ignore[arg-type]  # a token is an int
         )  # fmt: skip
         self.records.append(record)
         return record
 
-    def sent(self, record: Record) -> Ticketed:
+    def sent(self, record: Record) -> AttemptToken:
         """Note the operation id of an attempt."""
-        ticket = ticketed(record.write)
-        if ticket.op not in record.ids:
-            record.ids.add(ticket.op)
-            self.bars[ticket.op] = self._given_up(record)
+        token = token_of(record.write)
+        if token.op not in record.ids:
+            record.ids.add(token.op)
+            self.bars[token.op] = self._given_up(record)
         self.identified(record.writer, record.write)
-        other = self.by_id.setdefault(ticket.op, record)
+        other = self.by_id.setdefault(token.op, record)
         if other is not record:
             raise Violation("identity", f"{record} has the operation id of {other}")
-        return ticket
+        return token
 
     def identified(self, writer: Writer, operation: Identified[Any]) -> None:
         """Note a sending of a write or of a claim."""
-        assert operation._operation is not None
-        self.sendings[operation._operation.operation_id] = Identity(writer, operation, self.epoch)
+        assert operation._token is not None
+        self.sendings[operation._token.operation_id] = Identity(writer, operation, self.epoch)
 
     def _given_up(self, record: Record) -> set[bytes]:
         """Return the ids that a new write's store has finished with: they must not be applied after it."""
@@ -150,7 +150,7 @@ class Model:
             for id, (writer, operation, _) in self.sendings.items()
             if writer is record.writer
             and operation._partition is record.partition
-            and (operation._operation is None or operation._operation.operation_id != id)
+            and (operation._token is None or operation._token.operation_id != id)
         }
 
     def check_late(self, what: object, op: bytes, number: int) -> None:
@@ -175,36 +175,37 @@ class Model:
 
     # What the server answers
 
-    def answered(self, record: Record, ticket: Ticketed, item: Reply) -> None:
+    def answered(self, record: Record, token: AttemptToken, item: Reply) -> None:
         """Judge the answer to one sending of a write."""
         if as_error(item) is not None:
             return self.refused(item)
         answer, value, at = (*item, None, None)[:3]
-        entry = self.applied.get(ticket.op)
+        mark = token.high_water_mark
+        entry = self.applied.get(token.op)
         session = self.sessions.get(record.id)
         current = session.revision if session and session.turns is not None else 0
         if answer == b"OK":
             if entry is not None and (at or value != entry.revision):
                 raise Violation("doubled", f"{record}, applied as {entry.revision}, was applied again as {value}")
             if entry is None and not at:
-                if self._barring(ticket.op, record.partition.number) and not self._live(record, ticket):
+                if self._barring(token.op, record.partition.number) and not self._live(record, token):
                     return None  # nobody waits for it
                 raise Violation("lost", f"{record} is said to have been applied as {value}, and was not")
             if entry is None:
-                self._apply(record, ticket, value)
+                self._apply(record, token, value)
             return None
         if answer == b"FORGOTTEN":
             if (
-                self._live(record, ticket)
-                and self.dropped[record.partition.number] <= ticket.seen
+                self._live(record, token)
+                and self.forgotten[record.partition.number] <= mark
                 and not record.writer.cloned
             ):
-                raise Violation("answer", f"{record} is FORGOTTEN, though no window of after {ticket.seen} was dropped")
+                raise Violation("answer", f"{record} is FORGOTTEN, though no window of after {mark} was evicted")
             self.world.count("forgotten")
             return None
         if answer == b"RESET":
-            if value < 0 or value != len(self.logs[record.partition.number]) or value >= ticket.seen:
-                raise Violation("answer", f"{record} gets RESET {value}: it had seen {ticket.seen}")
+            if value < 0 or value != len(self.logs[record.partition.number]) or value >= mark:
+                raise Violation("answer", f"{record} gets RESET {value}: its high-water mark is {mark}")
             return None
         if answer == b"STAGING":
             if self.world.profile.calm:
@@ -217,8 +218,8 @@ class Model:
         reasons = {
             b"CONFLICT": value == current and (self._conflict(record, session, current)),
             b"NOTFOUND": current == 0,
-            b"LAYOUT": record.token is not None and record.id in self.leases.foreign,
-            b"LEASELOST": record.token is not None and self.leases.token(record.id) != record.token,
+            b"LAYOUT": record.fencing_token is not None and record.id in self.leases.foreign,
+            b"LEASELOST": record.fencing_token is not None and self.leases.token(record.id) != record.fencing_token,
         }
         if not reasons.get(answer):
             raise Violation("answer", f"{record} gets {item}: the session is at {current}")
@@ -230,8 +231,8 @@ class Model:
         if not text.startswith(INJECTED):
             raise Violation("crash", f"the server answered {text}")
 
-    def _live(self, record: Record, ticket: Ticketed) -> bool:
-        return record.ended is None and record.write._operation is not None and ticketed(record.write).op == ticket.op
+    def _live(self, record: Record, token: AttemptToken) -> bool:
+        return record.ended is None and record.write._token is not None and token_of(record.write).op == token.op
 
     def _conflict(self, record: Record, session: Session | None, current: int) -> bool:
         if record.expected is None:
@@ -240,7 +241,7 @@ class Model:
             record.maker is not None and session is not None and session.op != record.maker
         )
 
-    def _apply(self, record: Record, ticket: Ticketed, revision: int) -> None:
+    def _apply(self, record: Record, token: AttemptToken, revision: int) -> None:
         self.moment += 1
         log, session = self.logs[record.partition.number], self.sessions.get(record.id)
         turns = session.turns if session is not None else None
@@ -249,17 +250,19 @@ class Model:
             raise Violation("revisions", f"{record} was applied as {revision} after {len(log)} writes")
         if any(op in self.applied for op in record.ids):
             raise Violation("doubled", f"{record} was applied again as {revision}")
-        if ticket.seen >= revision:
-            raise Violation("condition", f"{record} was applied as {revision}, its store had seen {ticket.seen}")
+        if token.high_water_mark >= revision:
+            raise Violation(
+                "condition", f"{record} was applied as {revision}, with the high-water mark {token.high_water_mark}"
+            )
         if self._conflict(record, session, current):
             raise Violation("condition", f"{record} was applied over {current}, not {record.expected}")
-        if record.token is not None and self.leases.token(record.id) != record.token:
+        if record.fencing_token is not None and self.leases.token(record.id) != record.fencing_token:
             raise Violation(
-                "condition", f"{record} was applied under {record.token}, not {self.leases.token(record.id)}"
+                "condition", f"{record} was applied under {record.fencing_token}, not {self.leases.token(record.id)}"
             )
         if record.kind != SAVE and turns is None:
             raise Violation("condition", f"{record} was applied to nothing")
-        self.check_late(record, ticket.op, record.partition.number)
+        self.check_late(record, token.op, record.partition.number)
         made = (
             None
             if record.kind == DELETE
@@ -267,11 +270,11 @@ class Model:
             if record.kind == SAVE
             else (*(turns or ()), *record.content)
         )
-        entry = Entry(record, ticket.op, revision, self.epoch, self.moment)
+        entry = Entry(record, token.op, revision, self.epoch, self.moment)
         log.append(entry)
-        self.applied[ticket.op] = entry
-        self.ever.add((ticket.op, revision))
-        self.sessions[record.id] = Session(revision, ticket.op, made)
+        self.applied[token.op] = entry
+        self.ever.add((token.op, revision))
+        self.sessions[record.id] = Session(revision, token.op, made)
         graves = self.graves[record.partition.number]
         if made is not None:
             self.contents.setdefault((record.id, revision), set()).add(made)
@@ -316,15 +319,15 @@ class Model:
         """Return what `restore` takes."""
         logs = [list(log) for log in self.logs]
         graves = [dict(graves) for graves in self.graves]
-        counters = graves, list(self.compacted), list(self.dropped)
+        counters = graves, list(self.compacted), list(self.forgotten)
         return logs, dict(self.applied), dict(self.sessions), counters, self.leases.snapshot()
 
     def restore(self, snapshot: tuple[Any, ...]) -> None:
         """Go back to a snapshot, in a new epoch."""
-        logs, applied, sessions, (graves, compacted, dropped), leases = snapshot
+        logs, applied, sessions, (graves, compacted, forgotten), leases = snapshot
         self.logs = [list(log) for log in logs]
         self.applied, self.sessions = dict(applied), dict(sessions)
-        self.graves, self.compacted, self.dropped = [dict(some) for some in graves], list(compacted), list(dropped)
+        self.graves, self.compacted, self.forgotten = [dict(some) for some in graves], list(compacted), list(forgotten)
         self.leases.restore(leases)
         self.epoch += 1
         self.moment += 1

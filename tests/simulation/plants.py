@@ -92,38 +92,38 @@ def _unsent(retry: Retry, problem: Any, *_: Any) -> None:
         problem.sent = False
 
 
-def _resets_settle(original: Any) -> Any:
+def _resets_conclude(original: Any) -> Any:
     return lambda self, error: isinstance(error, StoreResetError) or original(self, error)
 
 
-def _seen_now(self: Write, ticket: writer.OperationToken, *_: Any) -> None:
-    ticket.high_water_mark = self._namespace.high_water_marks[self._partition.number]
+def _mark_now(self: Write, token: writer.OperationToken, *_: Any) -> None:
+    token.high_water_mark = self._namespace.high_water_marks[self._partition.number]
 
 
-def _close_all(ticket: writer.OperationToken, self: Namespace, partition: Any) -> None:
-    ticket.barred = [(window, writer._CLOSED, 0) for window in self._retired[partition.number]]
+def _close_all(token: writer.OperationToken, self: Namespace, partition: Any) -> None:
+    token.barred = [(window, writer._CLOSED, 0) for window in self._retired[partition.number]]
 
 
-def _close_once(ticket: writer.OperationToken, self: Namespace, partition: Any) -> None:
-    closed = [window for window, counter, _ in ticket.barred if counter == writer._CLOSED]
+def _close_once(token: writer.OperationToken, self: Namespace, partition: Any) -> None:
+    closed = [window for window, counter, _ in token.barred if counter == writer._CLOSED]
     self._retired[partition.number] = [window for window in self._retired[partition.number] if window not in closed]
 
 
-def _name_once(ticket: writer.OperationToken, *_: Any) -> None:
-    for window, counter, _nonce in ticket.barred:
+def _name_once(token: writer.OperationToken, *_: Any) -> None:
+    for window, counter, _nonce in token.barred:
         window.given_up.pop(counter, None)
 
 
-def _trust_low_water_mark(ticket: writer.OperationToken, *_: Any) -> None:
-    ticket.window.acknowledge(ticket.low_water_mark)
+def _trust_low_water_mark(token: writer.OperationToken, *_: Any) -> None:
+    token.window.acknowledge(token.low_water_mark)
 
 
 def _answered(original: Any) -> Any:
-    return lambda self, ticket, *, answered=True: original(self, ticket)
+    return lambda self, token, *, answered=True: original(self, token)
 
 
-def _raise_low_water_mark(ticket: writer.OperationToken, *_: Any) -> None:
-    ticket.low_water_mark = ticket.counter
+def _raise_low_water_mark(token: writer.OperationToken, *_: Any) -> None:
+    token.low_water_mark = token.counter
 
 
 def _sent_now(_: Any, self: Any, *__: Any) -> None:
@@ -147,7 +147,7 @@ def _nothing_lies_between(self: Watcher, track: Any, message: bytes) -> None:
 
 
 def _forget_back(_: Any, self: Watcher, track: Any, message: bytes) -> None:
-    track.back = False
+    track.went_back = False
 
 
 def _deaf_to_reconnects(original: Any) -> Any:
@@ -160,14 +160,14 @@ def _deaf_to_reconnects(original: Any) -> Any:
 
 def _one_of_each(original: Any) -> Any:
     def method(self: Namespace, number: int, window: Any) -> Any:
-        return window if window.generation == self._generation else original(self, number, window)
+        return window if window.epoch_number == self._epoch_number else original(self, number, window)
 
     return method
 
 
 @contextlib.contextmanager
 def _clones_alike() -> Iterator[None]:
-    with mock.patch.object(Namespace, "renew"), mock.patch.object(Clock, "time_ns", return_value=0):
+    with mock.patch.object(Namespace, "begin_epoch"), mock.patch.object(Clock, "time_ns", return_value=0):
         yield
 
 
@@ -182,11 +182,11 @@ _ALL = (
         "if operation.counter > window.highest then window.highest", "if true then window.highest",
     ),
     write(
-        "one-entry-a-call", "each operation of a joined call is remembered", "faults", 100,
+        "one-entry-a-call", "each operation of a merged call is remembered", "faults", 100,
         "window.exists, window.added[#window.added + 1] =", "window.exists, window.added[1] =",
     ),
     write(
-        "trims-unfinished", "only what is below the low-water mark is dropped from a window", "faults", 300,
+        "trims-unfinished", "only what is below the low-water mark is trimmed from a window", "faults", 300,
         "struct_unpack('>I4', entries, first) < window", "struct_unpack('>I4', entries, first) <= window",
     ),
     write(
@@ -194,15 +194,15 @@ _ALL = (
         "if operation.counter < window.low_water_mark then", "if false then",
     ),
     write(
-        "no-birth", "what is not in a window had seen its birth, else it is FORGOTTEN", "forgetting", 4000,
+        "no-birth", "what is older than its window is FORGOTTEN", "forgetting", 4000,
         "forgotten = window.forgotten_at_birth or forgotten", "return nil",
     ),
     write(
-        "no-forgotten", "without a window, it is FORGOTTEN if it had seen less than what was dropped", "windows", 200,
+        "no-forgotten", "without a window, what is older than an evicted one is FORGOTTEN", "windows", 200,
         "forgotten = operation.window, partition.forgotten", "forgotten = operation.window, 0",
     ),
     write(
-        "dropped-unnoted", "a window that is dropped leaves its last revision", "windows", 200,
+        "eviction-unnoted", "a window that is evicted leaves its last revision", "windows", 200,
         "forgotten, bytes = math.max(partition.forgotten, last_revision)", "forgotten, bytes = partition.forgotten",
     ),
     write(
@@ -243,17 +243,17 @@ _ALL = (
         "held ~= operation.fencing_token and {'LEASELOST'}", "nil",
     ),
     write(
-        "no-reset", "data that went back behind what a writer had seen is RESET", "restores", 400,
+        "no-reset", "data that went back below the high-water mark is RESET", "restores", 400,
         "partition.revision < operation.high_water_mark and {'RESET', partition.revision}\n    or earlier_answer(",
         "earlier_answer(",
     ),
     write(
-        "refusal-spoils", "one member's refusal leaves the others of a call as they are", "faults", 200,
+        "refusal-spoils", "one operation's refusal leaves the others of a call as they are", "faults", 200,
         "turns or -1, metas[i])\n",
         "turns or -1, metas[i])\n  if items[i][1] == 'CONFLICT' then return items end\n",
     ),
     write(
-        "unprotected-read", "a foreign key of one member leaves the others of a call as they are", "leases", 1000,
+        "unprotected-read", "a foreign key of one operation leaves the others of a call as they are", "leases", 1000,
         "redis.pcall('HGET', operation.lease_key", "redis.call('HGET', operation.lease_key",
     ),
     write(
@@ -312,24 +312,24 @@ _ALL = (
     ),
     # Writers
     Plant(
-        "settles-always", "only some refusals settle an earlier sending", "faults", 2000,
+        "always-conclusive", "only some refusals are conclusive", "faults", 2000,
         patch=lambda: mock.patch.object(Write, "is_conclusive", return_value=True),
     ),
     Plant(
-        "reset-settles", "a counter that went back settles no earlier sending", "restores", 2000,
-        patch=replaced(Write, "is_conclusive", _resets_settle),
+        "reset-conclusive", "a counter that went back is not conclusive", "restores", 2000,
+        patch=replaced(Write, "is_conclusive", _resets_conclude),
     ),
     Plant(
-        "sendings-unnoted", "what was sent may have been applied", "faults", 100,
+        "attempts-unnoted", "what was sent may have been applied", "faults", 100,
         patch=before(Retry, "after", _unsent),
     ),
     Plant(
-        "id-of-each-sending", "an operation keeps its id until it is answered", "faults", 100,
+        "id-of-each-attempt", "an operation keeps its id until it is answered", "faults", 100,
         patch=before(Write, "commands", Write.end),
     ),
     Plant(
-        "seen-of-each-sending", "what a writer had seen is of before the first sending", "windows", 600,
-        patch=before(Write, "_call", _seen_now),
+        "mark-of-each-attempt", "the high-water mark is of before the first attempt", "windows", 600,
+        patch=before(Write, "_call", _mark_now),
     ),
     Plant(
         "closes-unfinished", "only epochs whose operations are finished are closed", "faults", 200,
@@ -369,11 +369,11 @@ _ALL = (
     ),
     # Holders
     Plant(
-        "held-since-the-reply", "a holder's time counts from the sending", "leases", 200,
+        "held-since-the-reply", "a holder's time counts from the attempt", "leases", 200,
         patch=after(leases._Claim, "decode", _sent_now),
     ),
     Plant(
-        "held-since-the-first-sending", "a holder's time counts from the last sending", "leases", 1000,
+        "held-since-the-first-attempt", "a holder's time counts from the last attempt", "leases", 1000,
         patch=replaced(leases._Request, "_call", _first_sent),
     ),
     # Watchers

@@ -39,7 +39,7 @@ class Profile:
     actions: Weights
     moods: tuple[Weights, ...] = _MOODS
     calm: bool = False
-    drops_windows: bool = False  # few windows are kept, so that they are dropped
+    evicts_windows: bool = False  # few windows are kept, so that they are evicted
 
 
 PROFILES = {
@@ -56,13 +56,13 @@ PROFILES = {
             "windows",
             _TURNS | _FAULTS | {"watch": 2, "burst": 8, "renew": 1, "pause": 1, "lose_reply": 6},
             (_APPENDS, _APPENDS, _SAVES, _ALL),
-            drops_windows=True,
+            evicts_windows=True,
         ),
         Profile(
             "forgetting",
             {"start": 14, "send": 22, "arrive": 18, "reply": 10, "lose_reply": 8, "burst": 8, "tick": 2},
             (_APPENDS,),
-            drops_windows=True,
+            evicts_windows=True,
         ),
         Profile(
             "restores",
@@ -81,7 +81,7 @@ PROFILES = {
             "everything",
             _TURNS | _FAULTS | {"burst": 3, "snapshot": 2, "restore": 2, "catch_up": 2, "clone": 1},
             (*_MOODS, _LEASES),
-            drops_windows=True,
+            evicts_windows=True,
         ),
     )
 }

@@ -9,7 +9,7 @@ RULES = {
     "lost": "an acknowledged write was applied, as its revision says",
     "refused": "what ends in an error that says 'not applied' is never applied",
     "late": "what a store has given up is not applied after a write that it began later",
-    "condition": "a write meets the revision, maker and lease that it names, and is above what its store had seen",
+    "condition": "a write meets the revision, maker and lease that it names, and is above its high-water mark",
     "answer": "a refusal has its reason",
     "revisions": "a partition's revisions are 1, 2, 3, ...",
     "state": "what is stored is what the log makes, in every key",

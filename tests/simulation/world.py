@@ -29,7 +29,7 @@ from .clock import Clock
 from .driver import CANCELLED, Call, Flow, Wake, Writer
 from .leases import Holding, Requested
 from .lua import NOW, Edit, Limits, instrumented
-from .model import Model, Ticketed
+from .model import AttemptToken, Model
 from .profiles import Profile
 from .rules import INJECTED, Violation
 from .server import Server
@@ -52,7 +52,7 @@ class Member:
     attempt: int
     first: int  # of its commands
     count: int
-    ticket: Ticketed | None
+    token: AttemptToken | None
 
     @property
     def awaited(self) -> bool:
@@ -62,7 +62,7 @@ class Member:
 
 @dataclass(eq=False)
 class Sending:
-    """What goes out together; calls may have been joined, so that frames are fewer than commands."""
+    """What goes out together; calls may have been merged, so that frames are fewer than commands."""
 
     members: list[Member]
     batches: list[Batch]
@@ -86,7 +86,7 @@ class World:
         self.server, self.profile, self.edit, self.tracing = server, profile, edit, trace
         self.lines: list[str] = []
         self.clock = Clock()
-        few = profile.drops_windows
+        few = profile.evicts_windows
         self.limits = Limits(
             max_windows=rng.choice((1, 1, 2, 5)) if few else 1000,
             max_dedup_bytes=rng.choice((100, 300, 1 << 20)) if few else 1 << 20,
@@ -159,7 +159,7 @@ class World:
         swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
             (os, "urandom", self.random.randbytes), (writers, "_MAX_SPREAD", self.window),
-            (changes, "_BATCH", self.batch), (changes, "_PENDING", self.pending),
+            (changes, "_MAX_READ", self.batch), (changes, "_MAX_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
         try:
@@ -351,14 +351,14 @@ class World:
         return None
 
     def _do_cancel(self, writer: Writer) -> bool | None:
-        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._operation]
+        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._token]
         if not calls:
             return False
         self.random.choice(calls).cancel()
         return None
 
     def _do_renew(self, writer: Writer) -> None:
-        writer.namespace.renew()
+        writer.namespace.begin_epoch()
 
     def _do_break_watch(self, writer: Writer) -> bool | None:
         if not self.consumers:
@@ -564,13 +564,13 @@ class World:
         commands: list[Command] = []
         for call in calls:
             own = call.commands()
-            ticket = None if call.record is None else self.model.sent(call.record)
+            token = None if call.record is None else self.model.sent(call.record)
             if isinstance(call.operation, leases._Claim):
                 self.model.identified(call.writer, call.operation)
-            members.append(Member(call, call.attempt, len(commands), len(own), ticket))
+            members.append(Member(call, call.attempt, len(commands), len(own), token))
             commands += own
-        joins = self.random.random() < 0.8
-        sending = Sending(members, list(batches(commands)) if joins else [Batch([command]) for command in commands])
+        merges = self.random.random() < 0.8
+        sending = Sending(members, list(batches(commands)) if merges else [Batch([command]) for command in commands])
         self.out.append(sending)
         self.count("sendings")
         if self.tracing:
@@ -582,7 +582,7 @@ class World:
         for member in sending.members:
             if member.awaited:
                 if self.random.random() < 0.3:
-                    member.call.writer.namespace.renew()
+                    member.call.writer.namespace.begin_epoch()
                 member.call.failed(ConnectionLost("the connection broke", sent=True))
         if self.tracing:
             self.say(f"lost: {sending}")
@@ -625,7 +625,7 @@ class World:
         if self.tracing:
             self.say(f"executed: {sending}: {sending.replies!r:.300}")
         for partition, state in zip(self.partitions, states, strict=False):
-            self.model.dropped[partition.number] = int(state[b"forgotten"])
+            self.model.forgotten[partition.number] = int(state[b"forgotten"])
         self._judge(sending, requests)
         check_messages(self, messages := self.server.messages(), before)
         for channel, message in messages:
@@ -663,9 +663,9 @@ class World:
             replies = sending.replies[member.first : member.first + member.count]
             if None in replies[-1:] and isinstance(operation, (Write, leases._Request)):
                 continue  # it was cut off
-            if member.ticket is not None and member.call.record is not None:
+            if member.token is not None and member.call.record is not None:
                 item = replies[-1]
-                self.model.answered(member.call.record, member.ticket, item[0] if type(item) is list else item)
+                self.model.answered(member.call.record, member.token, item[0] if type(item) is list else item)
             elif member in requests:
                 self.model.leases.judge(requests[member], replies[0])
             elif isinstance(operation, request.Together):
