@@ -1,8 +1,8 @@
-"""Which errors are no answer to what was asked, but come out of a signal handler of the caller's.
+"""Which errors are no answer to what was asked, but come out of the caller's signal handler.
 
 A handler runs between two instructions of the main thread, so what it raises comes out of whatever is done there at
-that moment. A TimeoutError looks like a lost connection then, a ValueError like bad data. So wherever such an error is
-taken for one of these, this is asked first.
+that moment. A TimeoutError looks like a lost connection then, a ValueError like bad data. So wherever an error is
+caught and taken for one of these, `raise_interruption` is called first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["interruption", "raise_interruption", "suppress"]
 def interruption(error: BaseException) -> BaseException | None:
     """Return what a signal handler raised, if that is ``error`` or what ``error`` was made from; else None.
 
-    Handlers are known that are written in Python and still installed.
+    Only Python handlers that are still installed are recognised.
     """
     if threading.current_thread() is not threading.main_thread() or not (handlers := set(_handlers())):
         return None

@@ -47,7 +47,7 @@ every_server = pytest.mark.parametrize("start_server", BINARIES.values(), ids=BI
 def start_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Server]]:
-    """Start a server of the test's own with further arguments; it ends with the test."""
+    """Start the test's own server with further arguments; it ends with the test."""
     binary: Path = getattr(request, "param", BINARY)
     servers: list[Server] = []
 
@@ -267,5 +267,5 @@ async def connect(place: Place) -> AsyncIterator[Connect]:
 
 @pytest.fixture
 async def store(connect: Connect) -> Any:
-    """A store in a namespace of the test's own."""
+    """A store in the test's own namespace."""
     return await connect()

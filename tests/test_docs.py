@@ -2,7 +2,7 @@
 
 Each block of Python is a program of its own, begins with an empty server and must end without an error or a warning.
 One with `await` at the top level is run as `python -m asyncio` would. Of a block nothing is changed but
-`redis://localhost:6379/0`, which becomes the test's own server, and `/path/to/dir`, a folder of the test's.
+`redis://localhost:6379/0`, which becomes the test's own server, and `/path/to/dir`, the test's own folder.
 """
 
 from __future__ import annotations

@@ -429,7 +429,7 @@ def save_by_hand(store: Any, asset: SessionAsset) -> Write:
 
 
 async def send(store: Any, write: Write) -> list[Any]:
-    """One sending; the script's reply."""
+    """One attempt; the script's reply."""
     replies = await store._driver.link.call(write.commands(), asyncio.get_running_loop().time() + 5)
     (answer,) = replies[-1]
     return list(answer)
@@ -671,7 +671,7 @@ async def test_repeated_after_deletion_and_creation(server: Server, open_store: 
 
 @pytest.mark.parametrize("write", ["append", "save"])
 async def test_late_first_sending(server: Server, open_store: Open, write: str) -> None:
-    """A first sending that arrives after its repetition succeeded, and after others wrote, does nothing."""
+    """A first attempt that arrives after the second succeeded, and after others wrote, does nothing."""
     raw = server.raw()
     store, other = await open_store("async", server), await open_store("async", server)
     await other.save(session(id="s"))
@@ -1330,7 +1330,7 @@ async def test_windows_have_few_bytes(server: Server, open_store: Open) -> None:
 
 
 async def test_reset_does_not_settle(server: Server, open_store: Open) -> None:
-    """A refusal since the counter went back leaves a lost sending's outcome open: the counter may come to it again."""
+    """A refusal since the counter went back leaves a lost attempt's outcome open: the counter may come to it again."""
     raw: Any = server.raw()
     store = await open_store("async", server)
     await store.save(session(id="s"))

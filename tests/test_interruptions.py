@@ -44,7 +44,7 @@ async def test_struck(shared_server: Server, face: str, how: str, number: int, k
 @pytest.mark.parametrize("kind", ["limit", "timeout"])
 @pytest.mark.parametrize("face", ["blocking", "asyncio"])
 async def test_struck_with_a_client(shared_server: Server, face: str, kind: str) -> None:
-    """The same with a client of the caller's; what redis-py swallows when it connects it swallows."""
+    """The same with an injected client; what redis-py swallows when it connects it swallows."""
     report = await run(shared_server.url, f"struck-{secrets.token_hex(4)}", face, kind, "timer", 300, True)
     assert report["failures"] == []
     assert report["struck"] >= 100

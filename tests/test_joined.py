@@ -276,8 +276,8 @@ class Twin:
             self._raw.rpush(keys[-1], *(f"staged {n}" for n in range(int(rest[-1]))))
         what = kind[0] + ("r" if expected else "") + ("l" if fencing_token else "")
         arguments = [argument for argument in (expected, fencing_token) if argument] + rest
-        head = len(arguments).to_bytes(4) + len(keys).to_bytes() + token + what.encode()
-        return ScriptCall(self._namespace.prefixes[0][0], keys, [head, *arguments])
+        header = len(arguments).to_bytes(4) + len(keys).to_bytes() + token + what.encode()
+        return ScriptCall(self._namespace.prefixes[0][0], keys, [header, *arguments])
 
     def send(self, calls: list[ScriptCall], script: bytes = FEW_TOMBSTONES) -> list[Any]:
         _, _, *rest = merge(calls)
@@ -340,7 +340,7 @@ def random_operation(rng: random.Random, number: int, revision: int, writers: li
 def test_joined_or_one_by_one(shared_server: Server, seed: int) -> None:
     """Whatever the operations and however they are merged, answers and data are those of single calls.
 
-    Among them are conflicts, leases, writers that are behind, repetitions, harmed sessions and full memories.
+    Among them are conflicts, leases, writers that are behind, second attempts, harmed sessions and full memories.
     """
     rng, raw = random.Random(seed), shared_server.raw()
     name = f"joined-{secrets.token_hex(4)}"
@@ -401,8 +401,8 @@ async def test_what_cannot_be_packed(start_server: Callable[..., Server]) -> Non
     """Whoever brings what can't be sent is told so, and those whose calls were to go along notice nothing."""
     store = await RedisSessionStore.connect(start_server().url)
     await store.save_many([SessionAsset(id=id) for id in "ab"])
-    head = store._core.sessions._namespace.prefixes[0][0]
-    bad = ScriptCall(head, ["key"], cast(Any, [object()]))
+    prefix = store._core.sessions._namespace.prefixes[0][0]
+    bad = ScriptCall(prefix, ["key"], cast(Any, [object()]))
     turn = ConversationTurn.user("x")
     outcomes: Any = await asyncio.gather(
         store.ping(), store.append("a", turn), store._driver.link.call([bad], asyncio.get_running_loop().time() + 5),

@@ -293,7 +293,7 @@ async def test_a_foreign_partition_key(place: Place, store: Any, key: str) -> No
 
 @pytest.mark.parametrize("field", [".revision", ".turns"])
 async def test_harmed_bookkeeping(place: Place, store: Any, field: str) -> None:
-    """What the store keeps beside the sections may be harmed too: an error of ours, and a way out."""
+    """What the store keeps beside the sections may be harmed too: a StorageError, and a way out."""
     await store.save(SessionAsset(id="s"))
     place.raw.hset(place.key("session:s"), field, "abc")
     before = dump(place)

@@ -190,7 +190,7 @@ async def test_a_refused_renewal_is_tried_again(start_server: Callable[..., Serv
 
 @pytest.mark.parametrize("way", ["async", "sync"])
 async def test_a_claim_that_is_refused_after_a_lost_answer(start_server: Callable[..., Server], way: str) -> None:
-    """A claim whose answer was lost may have been applied, though its repetition is refused for want of a right."""
+    """A claim whose answer was lost may have been applied, though the second attempt is refused for want of a right."""
     server = start_server()
     proxy = Proxy(server.port)
     raw: Any = server.raw()
@@ -247,7 +247,7 @@ async def test_bad_arguments(store: Any) -> None:
 
 
 async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
-    """The first sending of a claim that arrives when the lease was given back, or refused, gives it to nobody."""
+    """The first attempt at a claim that arrives when the lease was given back, or refused, gives it to nobody."""
     store = await RedisSessionStore.connect(start_server().url)
     leases, loop = store._core.leases, asyncio.get_running_loop()
     claim = leases.acquire("s", 30)
@@ -270,7 +270,7 @@ async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
 
 @pytest.mark.parametrize("way", ["async", "sync"])
 async def test_its_time_begins_with_the_last_sending(start_server: Callable[..., Server], way: str) -> None:
-    """A claim whose first reply was lost is held from its last sending on, and lost no later than its ttl is over."""
+    """A claim whose first reply was lost is held from its last attempt on, and lost no later than its ttl is over."""
     server = start_server()
     proxy = Proxy(server.port)
     raw: Any = server.raw()

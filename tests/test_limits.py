@@ -33,7 +33,7 @@ def turn(size: int) -> ConversationTurn:
 
 @pytest.fixture(params=["redis", "embedded"])
 def url(request: pytest.FixtureRequest, embedded_server: embedded.Attachment) -> str:
-    """A redis-server of the test's own, and the embedded one."""
+    """The test's own redis-server, and the embedded one."""
     if request.param == "embedded":
         return f"embedded://{embedded_server.folder}"
     server: Server = request.getfixturevalue("start_server")()

@@ -90,7 +90,7 @@ def requests() -> list[Request[Any]]:
 
 @pytest.mark.parametrize("reply", NONSENSE, ids=repr)
 async def test_a_reply_that_is_no_answer(reply: Reply) -> None:
-    """It is taken for what it says or ends in an error of ours, a write's in an unknown outcome."""
+    """It is taken for what it says or ends in a StorageError, a write's in an unknown outcome."""
     asynchronous, blocking = Nonsense(reply), BlockingNonsense(reply)
     for at in range(len(requests())):
         one, other = requests()[at], requests()[at]

@@ -80,7 +80,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def link(self) -> AsyncIterator[Callable[..., Awaitable[list[Any]]]]:
-        """Open a bare link of the store's; what it yields sends commands."""
+        """Open the store's bare link; what it yields sends commands."""
         link = Link(cast(Address, parse_url(self.server.plain)), 60.0)
 
         async def call(*commands: Command) -> list[Any]:

@@ -1,7 +1,7 @@
 """The command line, `orcs-redis`: a look at a store's sessions and changes, files in and out, and the demo.
 
-Results go to standard output, as text or with --json as one document (of a watch, one a line); everything else, one
-line each, to standard error.
+Results go to standard output, as text or with --json as one document (watch: one per line); everything else, one line
+each, to standard error.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class CommonOptions(NamedTuple):
             yield store
 
 
-Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="default: $ORCS_REDIS_URL, else embedded:")]
-Namespace = Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="default: orcs")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+UrlOption = Annotated[str | None, typer.Option("--url", metavar="URL", help="default: $ORCS_REDIS_URL, else embedded:")]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="default: orcs")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 app = typer.Typer(
     epilog=CODES,
@@ -118,16 +118,16 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+VersionOption = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 
 
 @app.callback()
 def common_options(
     context: typer.Context,
-    url: Url = None,
-    namespace: Namespace = None,
-    json: Json = False,
-    version: Version = False,
+    url: UrlOption = None,
+    namespace: NamespaceOption = None,
+    json: JsonOption = False,
+    version: VersionOption = False,
 ) -> None:
     """Sessions of AI agents, in Redis, Valkey or files."""
     context.obj = CommonOptions(url, namespace, json)
@@ -138,7 +138,11 @@ def command(name: str) -> Callable[[Callable[..., int | None]], None]:
 
     def add(call: Callable[..., int | None]) -> None:
         def run(
-            context: typer.Context, url: Url = None, namespace: Namespace = None, json: Json = False, **own: Any
+            context: typer.Context,
+            url: UrlOption = None,
+            namespace: NamespaceOption = None,
+            json: JsonOption = False,
+            **own: Any,
         ) -> int | None:
             before: CommonOptions = context.obj
             options = CommonOptions(url or before.url, namespace or before.namespace, json or before.json)
@@ -158,7 +162,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], None]:
 @command("ls")
 def ls(
     options: CommonOptions,
-    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of sessions.")] = 50,
     everything: Annotated[bool, typer.Option("--all", help="Without a limit.")] = False,
     project: Annotated[str | None, typer.Option(metavar="PATH", help="Only those of this project.")] = None,
 ) -> int:

@@ -119,7 +119,7 @@ def _age(time: datetime) -> str:
 
 
 def change_line(change: Change) -> Text:
-    """Return a change in one line: when, what, which session, its revision, the writer."""
+    """Return a change in one line: when, what, which session, its revision, its origin."""
     return Text.assemble(
         (f"{_when(change.updated_at)}.{change.updated_at.microsecond // 1000:03} ", "dim"),
         (f"{change.kind:<8}", "red" if change.kind == "deleted" else "green"),

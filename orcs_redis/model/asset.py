@@ -16,7 +16,7 @@ import msgspec
 from ..errors import CorruptSessionError, SerializationError, VersionIncompatibleError
 from .encoding import attempt, dump_json, encode, f32_text, named, pack, parse_json, parse_written, repeated_field
 from .ids import MAX_ID_BYTES
-from .schema import MAX_TIME_MS, U32, U64, Free, Part, start
+from .schema import MAX_TIME_MS, U32, U64, FreeForm, Part, initial
 from .sections import (
     CommandGrant,
     ComponentSnapshot,
@@ -50,18 +50,18 @@ class SessionAsset(Part, kw_only=True, dict=True):
     top-level fields that are not known here, as a newer orcs may write; in JSON they stand beside the others.
     """
 
-    id: str = start(new_id)
-    version: U32 = start(lambda: SESSION_VERSION)
-    created_at_ms: U64 = start(now_ms)
-    updated_at_ms: U64 = start(now_ms)
-    history: ConversationHistory = start(ConversationHistory)
-    preferences: UserPreferences = start(UserPreferences)
-    project_context: ProjectContext = start(ProjectContext)
-    skill_configs: dict[str, SkillConfig] = start(dict)
+    id: str = initial(new_id)
+    version: U32 = initial(lambda: SESSION_VERSION)
+    created_at_ms: U64 = initial(now_ms)
+    updated_at_ms: U64 = initial(now_ms)
+    history: ConversationHistory = initial(ConversationHistory)
+    preferences: UserPreferences = initial(UserPreferences)
+    project_context: ProjectContext = initial(ProjectContext)
+    skill_configs: dict[str, SkillConfig] = initial(dict)
     component_snapshots: dict[str, ComponentSnapshot] = msgspec.field(default_factory=dict)
     granted_commands: list[CommandGrant] = msgspec.field(default_factory=list)
-    metadata: Free = start(dict)
-    extra: Free = msgspec.field(default_factory=dict)
+    metadata: FreeForm = initial(dict)
+    extra: FreeForm = msgspec.field(default_factory=dict)
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("id", self.id), ("turns", len(self.history))]
@@ -149,7 +149,7 @@ class SessionAsset(Part, kw_only=True, dict=True):
             VersionIncompatibleError: for another version than 1.
 
         """
-        pack(self.extra, Free, "", level=1)
+        pack(self.extra, FreeForm, "", level=1)
         check_asset(self)
         document = _document(self)
         for key, hint, _ in json_fields(type(self)).values():
@@ -238,6 +238,6 @@ def check_asset(asset: SessionAsset) -> None:
                 raise SerializationError(name, "after the year 9999")
     extra = asset.extra
     if type(extra) is not dict or {*map(type, extra)} - {str} or attempt(encode, [*extra])[1] is not None:
-        pack(extra, Free, "", level=1)
+        pack(extra, FreeForm, "", level=1)
     if taken := {field.key for field in json_fields(type(asset)).values()} & extra.keys():
         raise SerializationError(f"extra.{named(min(taken))}", "a field of this name exists")

@@ -1,9 +1,9 @@
 """How the parts of a session are declared: the types of numbers, and what must be in the data but not in Python.
 
-A field with ``= value`` may be missing in what is decoded. A field with ``= start(...)`` is required there, as in
+A field with ``= value`` may be missing in what is decoded. A field with ``= initial(...)`` is required there, as in
 orcs; only who makes a part in Python gets a default. Unknown nested fields are dropped, as serde does.
 
-msgspec has one default for both. So a metaclass keeps what `start` declares from msgspec, which then sees a required
+msgspec has one default for both. So a metaclass keeps what `initial` declares from msgspec, which then sees a required
 field, and fills it in when the class is called; msgspec decodes without calling it
 (docs/decisions/0001-required-fields-by-a-metaclass.md).
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from msgspec import Meta, Struct, StructMeta
 
-__all__ = ["F32", "MAX_TIME_MS", "U8", "U32", "U64", "Free", "Part", "Time", "start"]
+__all__ = ["F32", "MAX_TIME_MS", "U8", "U32", "U64", "FreeForm", "Part", "Time", "initial"]
 
 MAX_TIME_MS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _F32_MAX: Final = 3.4028235677973362e38  # the largest double that is rounded to an f32, not to infinity
@@ -25,32 +25,32 @@ U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 U8 = Annotated[int, Meta(ge=0, le=255)]
 Time = Annotated[int, Meta(ge=0, le=MAX_TIME_MS)]
 F32 = Annotated[float, Meta(ge=-_F32_MAX, le=_F32_MAX)]
-Free: TypeAlias = dict[str, Any]
+FreeForm: TypeAlias = dict[str, Any]
 
 
-class _Start(NamedTuple):
+class _Initial(NamedTuple):
     make: Callable[[], Any]
 
 
-def start(make: Callable[[], Any]) -> Any:
+def initial(make: Callable[[], Any]) -> Any:
     """Declare what a field is at first in Python alone: what is decoded must have it."""
-    return _Start(make)
+    return _Initial(make)
 
 
 class _PartMeta(StructMeta):
-    """Keeps what `start` declares from msgspec, and fills it in when the class is called."""
+    """Keeps what `initial` declares from msgspec, and fills it in when the class is called."""
 
-    _starts: dict[str, Callable[[], Any]]
+    _initial: dict[str, Callable[[], Any]]
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **config: Any) -> Any:
-        own = {key: value.make for key, value in namespace.items() if isinstance(value, _Start)}
+        own = {key: value.make for key, value in namespace.items() if isinstance(value, _Initial)}
         kept = {key: value for key, value in namespace.items() if key not in own}
         cls = super().__new__(mcls, name, bases, kept, **{"kw_only": True, **config})
-        cls._starts = getattr(cls, "_starts", {}) | own
+        cls._initial = getattr(cls, "_initial", {}) | own
         return cls
 
     def __call__(cls, *args: Any, **fields: Any) -> Any:
-        for name, make in cls._starts.items():
+        for name, make in cls._initial.items():
             if name not in fields:
                 # With a plain make() CPython's adaptive interpreter would soon skip this very method: once it
                 # has seen `dict` there, it calls types by their own vectorcall, which msgspec's have.

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
-from .schema import F32, U8, U32, U64, Free, Part, start
+from .schema import F32, U8, U32, U64, FreeForm, Part, initial
 
 __all__ = [
     "AutoTriggerConfig",
@@ -60,10 +60,10 @@ class ToolCallRecord(Part, kw_only=True, gc=False):
 
     # In Redis an array in this order: new fields only at the end (docs/decisions/0006).
     tool_name: str
-    args: Any = start(dict)
+    args: Any = initial(dict)
     result: Any = None
-    success: bool = start(lambda: True)
-    duration_ms: U64 = start(int)
+    success: bool = initial(lambda: True)
+    duration_ms: U64 = initial(int)
 
 
 class ConversationTurn(Part, kw_only=True, gc=False):
@@ -72,13 +72,13 @@ class ConversationTurn(Part, kw_only=True, gc=False):
     _shown = ("id", "role")
 
     # In Redis an array in this order, as in codec.py: new fields only at the end (docs/decisions/0006).
-    id: str = start(new_id)
-    timestamp_ms: U64 = start(now_ms)
+    id: str = initial(new_id)
+    timestamp_ms: U64 = initial(now_ms)
     role: str
     content: str
-    tool_calls: list[ToolCallRecord] = start(list)
-    tags: list[str] = start(list)
-    metadata: Free = start(dict)
+    tool_calls: list[ToolCallRecord] = initial(list)
+    tags: list[str] = initial(list)
+    metadata: FreeForm = initial(dict)
 
     @classmethod
     def user(cls, content: str) -> Self:
@@ -122,8 +122,8 @@ class ConversationHistory(Part, kw_only=True):
 
     _shown = ("turns", "compacted")
 
-    turns: list[ConversationTurn] = start(list)
-    compacted: list[CompactedTurn] = start(list)
+    turns: list[ConversationTurn] = initial(list)
+    compacted: list[CompactedTurn] = initial(list)
     max_turns: U64 = 1000
 
     def __len__(self) -> int:
@@ -163,7 +163,7 @@ class ConversationHistory(Part, kw_only=True):
 class CodingStylePrefs(Part, kw_only=True):
     """How the user wants code to look. ``indent`` is "spaces" or "tabs"."""
 
-    preferred_languages: list[str] = start(list)
+    preferred_languages: list[str] = initial(list)
     indent: str | None = None
     indent_size: U8 | None = None
     naming_convention: str | None = None
@@ -182,10 +182,10 @@ class CommunicationPrefs(Part, kw_only=True, gc=False):
 class UserPreferences(Part, kw_only=True):
     """What was learned about the user."""
 
-    coding_style: CodingStylePrefs = start(CodingStylePrefs)
-    communication: CommunicationPrefs = start(CommunicationPrefs)
-    frequent_tools: list[str] = start(list)
-    custom: Free = start(dict)
+    coding_style: CodingStylePrefs = initial(CodingStylePrefs)
+    communication: CommunicationPrefs = initial(CommunicationPrefs)
+    frequent_tools: list[str] = initial(list)
+    custom: FreeForm = initial(dict)
 
 
 class LearnedFact(Part, kw_only=True, gc=False):
@@ -196,8 +196,8 @@ class LearnedFact(Part, kw_only=True, gc=False):
     key: str
     value: str
     source: str
-    confidence: F32 = start(lambda: 1.0)
-    learned_at_ms: U64 = start(now_ms)
+    confidence: F32 = initial(lambda: 1.0)
+    learned_at_ms: U64 = initial(now_ms)
 
     @classmethod
     def new(cls, key: str, value: str, source: str) -> Self:
@@ -227,11 +227,11 @@ class ProjectContext(Part, kw_only=True):
 
     root_path: str | None = None
     name: str | None = None
-    technologies: list[str] = start(list)
-    key_files: list[str] = start(list)
-    architecture_notes: list[str] = start(list)
-    learned_facts: list[LearnedFact] = start(list)
-    persistent_contexts: list[ContextInjection] = start(list)
+    technologies: list[str] = initial(list)
+    key_files: list[str] = initial(list)
+    architecture_notes: list[str] = initial(list)
+    learned_facts: list[LearnedFact] = initial(list)
+    persistent_contexts: list[ContextInjection] = initial(list)
 
     def learn(self, fact: LearnedFact) -> None:
         """Add a fact, unless one of the same key is known."""
@@ -321,8 +321,8 @@ class AutoTriggerConfig(Part, kw_only=True):
 
     _shown = ("enabled", "triggers")
 
-    enabled: bool = start(bool)
-    triggers: list[Trigger] = start(list)
+    enabled: bool = initial(bool)
+    triggers: list[Trigger] = initial(list)
 
 
 class SkillConfig(Part, kw_only=True):
@@ -331,9 +331,9 @@ class SkillConfig(Part, kw_only=True):
     _shown = ("skill_id", "enabled")
 
     skill_id: str
-    enabled: bool = start(lambda: True)
-    auto_trigger: AutoTriggerConfig = start(AutoTriggerConfig)
-    params: Free = start(dict)
+    enabled: bool = initial(lambda: True)
+    auto_trigger: AutoTriggerConfig = initial(AutoTriggerConfig)
+    params: FreeForm = initial(dict)
 
     @classmethod
     def new(cls, skill_id: str) -> Self:
@@ -352,9 +352,9 @@ class ComponentSnapshot(Part, kw_only=True):
     _shown = ("component_fqn", "version")
 
     component_fqn: str
-    version: U32 = start(lambda: 1)
-    state: Any = start(lambda: None)
-    metadata: Free = start(dict)
+    version: U32 = initial(lambda: 1)
+    state: Any = initial(lambda: None)
+    metadata: FreeForm = initial(dict)
 
 
 class GrantKind(Enum):

@@ -115,7 +115,7 @@ class _Reached(Request["tuple[int | None, int]"]):
         self._partition = namespace.keyspace.of(id)
 
     def commands(self) -> Sequence[Command]:
-        # In this order: what was absent when the partition was at a revision did not have it.
+        # The partition first: else a session that is made in between would be taken for one that is not there.
         return [
             ("HGET", self._partition.state, "revision"),
             ("HGET", self._partition.session(self._id), ".revision"),

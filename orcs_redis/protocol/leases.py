@@ -48,7 +48,7 @@ class LeaseInfo(NamedTuple):
 
 
 class _Request(Identified[int]):
-    """One run of the lease script (scripts/lease.lua); the result is the fencing token. Only a claim has an id."""
+    """One run of the lease script (scripts/lease.lua). The result is the fencing token; only a claim is identified."""
 
     __slots__ = ("_arguments", "_id", "sent")
 

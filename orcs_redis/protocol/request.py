@@ -38,7 +38,7 @@ class Request(Generic[T]):
         raise NotImplementedError
 
     def is_conclusive(self, error: StorageError) -> bool:
-        """Whether a refusal also means that no earlier sending, still on its way perhaps, will be applied."""
+        """Whether a refusal also means that no earlier attempt, still on its way perhaps, will be applied."""
         return True
 
     def end(self) -> None:
@@ -92,18 +92,18 @@ class Together(Request[builtins.list[Any]]):
 
     def decode(self, replies: Sequence[Reply]) -> builtins.list[Any]:
         """Return the results; if some are missing still, raise why."""
-        trouble: AttemptError | None = None
+        first: AttemptError | None = None
         at = 0
         for (n, request), width in zip(tuple(self._missing.items()), self._widths, strict=True):
             try:
                 self._results[n] = request.decode(replies[at : at + width])
             except AttemptError as problem:
-                trouble = trouble or problem
+                first = first or problem
             else:
                 del self._missing[n]
             at += width
-        if trouble is not None:
-            raise trouble
+        if first is not None:
+            raise first
         return self._results
 
 

@@ -74,7 +74,7 @@
 local MAX_WINDOWS = 10000       -- per partition; beyond them one is evicted that was not used for long
 local MAX_DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
 local MAX_TOMBSTONES = 10000    -- per partition
-local BATCH = 4000              -- values in one command at most: Lua's stack is short
+local MAX_VALUES = 4000         -- in one command: Lua's stack is short
 local ENTRY = 16                -- bytes of an entry in a dedup window
 local CLOSED = 4294967295       -- low-water mark of an epoch of which nothing is to come
 local BARRED_BYTE = 128         -- first byte of the revision in the entry of what is barred
@@ -509,7 +509,7 @@ local function push_turns(operation, stored_turns)
   local mode, first = operation.mode, operation.first
   local length, pushed = nil, 0
   if mode == 'push' and first <= operation.last then
-    pushed = math.min(operation.last - first + 1, BATCH)
+    pushed = math.min(operation.last - first + 1, MAX_VALUES)
     length = redis.pcall('RPUSH', operation.turns_key, unpack(ARGV, first, first + pushed - 1))
     operation.first = first + pushed
   else
@@ -553,7 +553,7 @@ end
 -- Calls a command with arguments of this script. Returns the last reply, nil if there are no arguments.
 local function call_in_batches(command, key, first, last)
   local reply
-  for i = first, last, BATCH do reply = redis.call(command, key, unpack(ARGV, i, math.min(i + BATCH - 1, last))) end
+  for i = first, last, MAX_VALUES do reply = redis.call(command, key, unpack(ARGV, i, math.min(i + MAX_VALUES - 1, last))) end
   return reply
 end
 
@@ -577,7 +577,7 @@ end
 
 local function write_sections(operation, revision, length)
   local session_key, save = operation.session_key, operation.save
-  local last = math.min(save.sections + BATCH - 1, save.sections_last)
+  local last = math.min(save.sections + MAX_VALUES - 1, save.sections_last)
   redis.call('HSET', session_key, '.revision', revision, '.op', operation.op, '.turns', length,
     unpack(ARGV, save.sections, last))
   call_in_batches('HSET', session_key, last + 1, save.sections_last)

@@ -1,4 +1,4 @@
-"""Connections like those of a redis-py client or of fakeredis, and what they raise in our terms.
+"""Connections like those of a redis-py client or of fakeredis, and what their errors mean.
 
 The client's own retries, callbacks and decoding are passed by; it is neither closed nor changed.
 """
@@ -53,7 +53,7 @@ def check_client(client: object, kind: type[Any]) -> None:
     """Refuse a client that can't work.
 
     Raises:
-        TypeError: it is not redis-py's of the store's form.
+        TypeError: it is not of redis-py, or of the other form (asyncio, blocking).
         ValueError: it decodes replies as text, or its settings can't be read.
 
     """

@@ -1,4 +1,4 @@
-"""A way to a server over a redis-py client of the caller's, or into fakeredis: one for asyncio, one blocking."""
+"""A way to a server over the caller's redis-py client, or into fakeredis: one for asyncio, one blocking."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class AsyncClientLink:
         return ClientPubSub(self._client, on_message, heartbeat, ask, self._role.is_dropped)
 
     async def close(self) -> None:
-        """Let go of the client; a client of the caller's stays open. See `Link.close` for a forked child."""
+        """Let go of the client; the caller's own stays open. See `Link.close` for a forked child."""
         self._closed = True
         if os.getpid() != self._pid:
             return
@@ -220,7 +220,7 @@ class BlockingClientLink(PooledLink[BlockingConnection]):
         return ClientPubSub(self._client, on_message, heartbeat, ask, self._role.is_dropped)
 
     def close(self) -> None:
-        """Let go of the client; a client of the caller's stays open."""
+        """Let go of the client; the caller's own stays open."""
         super().close()
         if self._owned:
             self._client.close()

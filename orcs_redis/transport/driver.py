@@ -42,16 +42,16 @@ class Driver:
         self._attachment = attachment
         self._loop = asyncio.get_running_loop()
         self._idle: asyncio.Future[None] | None = None
-        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # calls that may not send yet
+        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # calls that have no slot yet
         self._subscription = Subscription(link.open_pubsub, heartbeat)
 
     @classmethod
     async def open(cls, lifecycle: Lifecycle, spec: ConnectionSpec, plan: Plan[None]) -> Driver:
         """Connect, and run the plan that opens the store."""
-        until = asyncio.get_running_loop().time() + lifecycle.deadline
+        expires = asyncio.get_running_loop().time() + lifecycle.deadline
         driver = cls(lifecycle, *await open_link(spec), spec.heartbeat)
         try:
-            await driver.run(plan, until)
+            await driver.run(plan, expires)
         except BaseException:
             await driver.close()
             raise
@@ -72,20 +72,20 @@ class Driver:
                 self._idle = self._idle or self._loop.create_future()
                 await asyncio.wait([self._idle], timeout=lifecycle.deadline + 1)
 
-    async def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
+    async def perform(self, request: Request[T], expires: float | None = None, call: object = None) -> T:
         """Send a request until there is an answer or the deadline has come: that of the call that it is part of."""
         lifecycle, loop = self.lifecycle, self._loop
         if asyncio.get_running_loop() is not loop:
             self._refuse_loop()
         retry: Retry | None = None
         error: BaseException | None = None
-        began, expires, sent = math.inf, 0.0, -math.inf
+        began, sent = math.inf, -math.inf
         try:
             lifecycle.begin(request, call)
             if call is None and len(lifecycle.active) - len(self._waiting) > IN_FLIGHT:
-                await self._take_turn(request)
+                await self._wait_for_slot(request)
             began = loop.time()
-            expires = until or began + (request.deadline or lifecycle.deadline)
+            expires = expires or began + (request.deadline or lifecycle.deadline)
             while True:
                 try:
                     commands = request.commands()
@@ -102,7 +102,7 @@ class Driver:
         except BaseException as exc:
             error = exc
             if self._waiting and isinstance(exc, NO_ANSWER):
-                self._give_up(began, expires)
+                self._give_up(began, expires or 0.0)
             raise
         finally:
             if call is None:
@@ -110,9 +110,9 @@ class Driver:
             lifecycle.end(request, error, loop.time(), asked=sent > 0)
             error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
-                self._end_turn()
+                self._free_slot()
 
-    async def run(self, plan: Plan[T], until: float | None = None) -> T:
+    async def run(self, plan: Plan[T], expires: float | None = None) -> T:
         """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
         lifecycle, loop = self.lifecycle, self._loop
         if asyncio.get_running_loop() is not loop:
@@ -120,16 +120,16 @@ class Driver:
         try:
             lifecycle.begin_plan(plan)
             if len(lifecycle.active) - len(self._waiting) > IN_FLIGHT:
-                await self._take_turn(plan)
-            return await self.follow(plan, until or loop.time() + lifecycle.deadline, plan)
+                await self._wait_for_slot(plan)
+            return await self.follow(plan, expires or loop.time() + lifecycle.deadline, plan)
         finally:
             lifecycle.active.pop(plan, None)
-            self._end_turn()
+            self._free_slot()
 
-    async def follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
+    async def follow(self, plan: Plan[T], expires: float | None = None, call: object = None) -> T:
         """Perform a plan's requests, one after the other, until the store is closed.
 
-        With `until` they have one deadline, which begins anew when the plan has paused.
+        With `expires` they have one deadline, which begins anew when the plan has paused.
         """
         with contextlib.closing(plan):
             try:
@@ -137,12 +137,12 @@ class Driver:
                 while True:
                     if isinstance(step, Pause):
                         await _pause(step)
-                        if until is not None:
-                            until = self._loop.time() + self.lifecycle.deadline
+                        if expires is not None:
+                            expires = self._loop.time() + self.lifecycle.deadline
                         step = plan.send(None)
                         continue
                     try:
-                        result = await self.perform(step, until, call)
+                        result = await self.perform(step, expires, call)
                     except StorageError as error:
                         raise_interruption(error)
                         step = plan.throw(error)
@@ -178,13 +178,13 @@ class Driver:
     def in_background(self, plan: Plan[None], ended: Callable[[], None]) -> Callable[[], object]:
         """Follow a plan beside the caller, and call `ended` when it has ended; return how to stop it."""
 
-        async def keep() -> None:
+        async def work() -> None:
             try:
                 await self.follow(plan)
             finally:
                 ended()
 
-        return self._loop.create_task(keep()).cancel
+        return self._loop.create_task(work()).cancel
 
     def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
         """Have `listener` called with a channel's messages; return how to end that."""
@@ -195,37 +195,37 @@ class Driver:
         self.lifecycle.check_process()
         raise RuntimeError("this store belongs to another event loop: open one in this loop")
 
-    async def _take_turn(self, call: Request[Any] | Plan[Any]) -> None:
-        """Wait until a call may send; its deadline begins only then.
+    async def _wait_for_slot(self, call: Request[Any] | Plan[Any]) -> None:
+        """Wait until one of the calls under way has ended; the deadline begins only then.
 
         Raises:
-            UnavailableError: nothing came of those that were sent before it.
+            UnavailableError: those that were sent before it got no answer.
 
         """
         if isinstance(call, Request) and call.deadline is not None:
             return  # the renewal of a lease has no time to wait
-        turn = self._waiting[call] = self._loop.create_future()
+        slot = self._waiting[call] = self._loop.create_future()
         try:
-            await turn
+            await slot
         finally:
             self._waiting.pop(call, None)
 
-    def _end_turn(self) -> None:
-        """Let others send in the place of a call that has ended."""
+    def _free_slot(self) -> None:
+        """Give the slots of calls that have ended to those that wait."""
         active, waiting = self.lifecycle.active, self._waiting
         while waiting and len(active) - len(waiting) < IN_FLIGHT:
-            _, turn = waiting.popitem(last=False)
-            if not turn.done():  # else its caller was cancelled
-                turn.set_result(None)
+            _, slot = waiting.popitem(last=False)
+            if not slot.done():  # else its caller was cancelled
+                slot.set_result(None)
         if self._idle is not None and not active and not self._idle.done():
             self._idle.set_result(None)
 
     def _give_up(self, began: float, expires: float) -> None:
-        """Wait for a dead server once, not again for each that waits: one has done nothing for a whole deadline."""
+        """Fail the calls that wait for a slot if none was answered for a deadline: a dead server is waited for once."""
         if self.lifecycle.last_answer_at < began <= expires - 0.9 * self.lifecycle.deadline:
-            for turn in self._waiting.values():
-                if not turn.done():
-                    turn.set_exception(UnavailableError(NOT_SENT))
+            for slot in self._waiting.values():
+                if not slot.done():
+                    slot.set_exception(UnavailableError(NOT_SENT))
 
 
 class Latch:

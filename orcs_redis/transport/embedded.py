@@ -138,17 +138,17 @@ class Attachment:
 
         Raises like `attach()`, and UnavailableError after `release()`.
         """
-        until = time.monotonic() + deadline
+        expires = time.monotonic() + deadline
         with _translated(self.folder):
             while True:
                 if self._hold():
                     supervision = _try_lock(self.folder / "supervisor.lock", fcntl.LOCK_EX)
                     if supervision is not None:
                         with supervision:
-                            self._start_supervisor(supervision, until)
-                    if _answers(self.socket, until - time.monotonic()):
+                            self._start_supervisor(supervision, expires)
+                    if _answers(self.socket, expires - time.monotonic()):
                         return
-                if time.monotonic() > until:
+                if time.monotonic() > expires:
                     raise UnavailableError(f"no server ready in {self.folder} within {deadline:g} s")
                 time.sleep(0.01)
 
@@ -172,8 +172,8 @@ class Attachment:
             raise UnavailableError(f"the attachment to {self.folder} was released")
         return True
 
-    def _start_supervisor(self, supervision: io.FileIO, until: float) -> None:
-        """Return when the new supervisor's server is ready, or at `until`."""
+    def _start_supervisor(self, supervision: io.FileIO, expires: float) -> None:
+        """Return when the new supervisor's server is ready, or at `expires`."""
         log = self.folder / "server.log"
         command = [_find_python(), "-I", "-S", str(Path(__file__).absolute())]
         command += [str(self.folder), str(_socket_path(self.folder)), str(find_server())]
@@ -188,7 +188,7 @@ class Attachment:
                     cwd="/",
                     start_new_session=True,
                     pass_fds=[supervision.fileno()],
-                    timeout=max(until - time.monotonic(), 0.001),
+                    timeout=max(expires - time.monotonic(), 0.001),
                 )
                 if run.returncode > 0 or run.stdout:
                     words = run.stdout.decode(errors="replace") or _last_words(log, start)
@@ -284,8 +284,8 @@ def _supervise(folder: Path, path: Path, binary: Path) -> None:
             _report("")
         time.sleep(0.1 if ready else 0.005)
     with alone:
-        until = time.monotonic() + _STOP_TIME
-        while time.monotonic() < until and (free := _try_lock(folder / "server.lock", fcntl.LOCK_EX)) is None:
+        expires = time.monotonic() + _STOP_TIME
+        while time.monotonic() < expires and (free := _try_lock(folder / "server.lock", fcntl.LOCK_EX)) is None:
             _answers(path, 1.0, b"SHUTDOWN\r\n")
             if server is not None:
                 server.terminate()  # in case it wasn't listening

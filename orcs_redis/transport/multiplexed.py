@@ -1,8 +1,8 @@
 """One connection that all tasks of a loop share.
 
-What the tasks ask for in one turn of the loop goes out in one write, and the replies come back in order. Calls of the
-writing script that follow one another go out as one call. A caller that is cancelled leaves its place in the queue, and
-its reply is dropped when it comes.
+What the tasks ask for in one iteration of the loop goes out in one write, and the replies come back in order. Calls of
+the writing script that follow one another go out as one call. A caller that is cancelled leaves its place in the queue,
+and its reply is dropped when it comes.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _schedule(self) -> None:
         if not self._scheduled:
-            # Nothing in flight: a caller that is alone need not wait for the loop's next turn.
+            # Nothing in flight: a caller that is alone need not wait for the loop's next iteration.
             if self._waiting:
                 self._scheduled = True
                 self._loop.call_soon(self._flush)

@@ -125,8 +125,8 @@ class Subscription:
                     _log.warning("nothing is received of changes, they are looked for every second: %s", problem)
                     logged = problem
                 refusal = 1.0 if loop.time() > began + _LONGEST_DELAY else min(2 * max(refusal, 0.5), _LONGEST_DELAY)
-                until = loop.time() + refusal
-                while loop.time() < until:
+                expires = loop.time() + refusal
+                while loop.time() < expires:
                     for channel in tuple(self._listeners):
                         self._deliver(channel, None)
                     await asyncio.sleep(1)
@@ -209,8 +209,8 @@ class Background:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(function, *arguments)
 
-    def close(self, last: Callable[[], Awaitable[None]], until: float) -> None:
-        """Run `last`, and end the thread; wait for that, but not beyond `until`, in seconds of time.monotonic()."""
+    def close(self, last: Callable[[], Awaitable[None]], expires: float) -> None:
+        """Run `last`, and end the thread; wait for that, but not beyond `expires`, in seconds of time.monotonic()."""
 
         async def finish() -> None:
             try:
@@ -221,7 +221,7 @@ class Background:
         asyncio.run_coroutine_threadsafe(finish(), self._loop)
         # Who closes it may be a finalizer in that thread, or a signal handler whose thread keeps it waiting.
         if threading.current_thread() is not self._thread:
-            self._thread.join(max(0.0, until - time.monotonic()))
+            self._thread.join(max(0.0, expires - time.monotonic()))
 
     def _run(self) -> None:
         self._loop.run_forever()

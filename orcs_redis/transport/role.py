@@ -26,7 +26,7 @@ class Checked(Protocol):
 
 
 class Role:
-    """What a link knows of its server: where a master was, a replica will not do, since it was demoted.
+    """What a link knows of its server: where a master was, a replica is refused: it was demoted.
 
     if not role.is_due(connection, now):
         return connection

@@ -49,10 +49,10 @@ class Driver:
     @classmethod
     def open(cls, lifecycle: Lifecycle, spec: ConnectionSpec, plan: Plan[None]) -> Driver:
         """Connect, and run the plan that opens the store."""
-        until = time.monotonic() + lifecycle.deadline
+        expires = time.monotonic() + lifecycle.deadline
         driver = cls(lifecycle, *open_blocking_link(spec), spec.heartbeat)
         try:
-            driver.run(plan, until)
+            driver.run(plan, expires)
         except BaseException:
             driver.close()
             raise
@@ -63,19 +63,19 @@ class Driver:
         lifecycle = self.lifecycle
         lifecycle.closed = True
         if not lifecycle.is_forked:  # the child of a fork has nobody to wait for
-            until = time.monotonic() + lifecycle.deadline + 1
-            while lifecycle.is_busy() and time.monotonic() < until:
+            expires = time.monotonic() + lifecycle.deadline + 1
+            while lifecycle.is_busy() and time.monotonic() < expires:
                 time.sleep(0.005)
             with self._listening:
                 listeners, self._listeners = self._listeners, None
             if listeners is not None:
                 background, subscription = listeners
-                background.close(subscription.close, until)
+                background.close(subscription.close, expires)
         self.link.close()
         if self._attachment is not None:
             self._attachment.release()
 
-    def perform(self, request: Request[T], until: float | None = None, call: object = None) -> T:
+    def perform(self, request: Request[T], expires: float | None = None, call: object = None) -> T:
         """Send a request until there is an answer or the deadline has come: that of the call that it is part of."""
         lifecycle = self.lifecycle
         retry: Retry | None = None
@@ -83,7 +83,7 @@ class Driver:
         sent = -math.inf
         try:
             lifecycle.begin(request, call)
-            expires = until or time.monotonic() + (request.deadline or lifecycle.deadline)
+            expires = expires or time.monotonic() + (request.deadline or lifecycle.deadline)
             while True:
                 try:
                     commands = request.commands()
@@ -106,39 +106,39 @@ class Driver:
             lifecycle.end(request, error, time.monotonic(), asked=sent > 0)
             error = None  # else it, this frame and those of its callers are a cycle
 
-    def run(self, plan: Plan[T], until: float | None = None) -> T:
+    def run(self, plan: Plan[T], expires: float | None = None) -> T:
         """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
         lifecycle = self.lifecycle
         try:
             lifecycle.begin_plan(plan)
-            return self.follow(plan, until or time.monotonic() + lifecycle.deadline, plan)
+            return self.follow(plan, expires or time.monotonic() + lifecycle.deadline, plan)
         finally:
             lifecycle.active.pop(plan, None)
 
-    def follow(self, plan: Plan[T], until: float | None = None, call: object = None) -> T:
+    def follow(self, plan: Plan[T], expires: float | None = None, call: object = None) -> T:
         """Perform a plan's requests, one after the other, until the store is closed.
 
-        With `until` they have one deadline, which begins anew when the plan has paused.
+        With `expires` they have one deadline, which begins anew when the plan has paused.
         """
         with contextlib.closing(plan):
             try:
                 step = next(plan)
                 while True:
                     pauses = isinstance(step, Pause)
-                    step = self._step(plan, step, until, call)
-                    if pauses and until is not None:
-                        until = time.monotonic() + self.lifecycle.deadline
+                    step = self._step(plan, step, expires, call)
+                    if pauses and expires is not None:
+                        expires = time.monotonic() + self.lifecycle.deadline
             except StopIteration as stop:
                 raise_interruption(stop)
                 return cast(T, stop.value)
 
-    def _step(self, plan: Plan[Any], step: Any, until: float | None = None, call: object = None) -> Any:
+    def _step(self, plan: Plan[Any], step: Any, expires: float | None = None, call: object = None) -> Any:
         """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
             (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
             return plan.send(None)
         try:
-            result = self.perform(step, until, call)
+            result = self.perform(step, expires, call)
         except StorageError as error:
             raise_interruption(error)
             return plan.throw(error)
@@ -174,7 +174,7 @@ class Driver:
         """Follow a plan in a thread, and call `ended` when it has ended; return how to stop it."""
         stopped = threading.Event()
 
-        def keep() -> None:
+        def work() -> None:
             try:
                 with contextlib.closing(plan), contextlib.suppress(StopIteration):
                     step = next(plan)
@@ -183,7 +183,7 @@ class Driver:
             finally:
                 ended()
 
-        threading.Thread(target=keep, name="orcs-redis-lease", daemon=True).start()
+        threading.Thread(target=work, name="orcs-redis-lease", daemon=True).start()
         return stopped.set
 
     def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
@@ -198,13 +198,13 @@ class Driver:
         return partial(background.call, subscription.leave, channel, listener)
 
     def _run_batch(self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: list[Any], call: object) -> None:
-        """Run plans of a call; the requests that they have come to go out in one write, repetitions too."""
+        """Run plans of a call; the requests that they have come to go out in one write, further attempts too."""
         lifecycle = self.lifecycle
         sent: dict[int, Request[Any]] = {}
         steps: dict[int, Request[Any]] = {}
         for n in batch:
             self._advance(n, partial(next, plans[n]), steps, results)
-        until = time.monotonic() + lifecycle.deadline
+        expires = time.monotonic() + lifecycle.deadline
         retries: dict[Request[Any], Retry] = {}
         try:
             while steps:
@@ -212,7 +212,7 @@ class Driver:
                 lifecycle.active[call] = sum(request.writes for request in sent.values()), threading.get_ident()
                 commands, refused = self._commands(sent)
                 began = time.monotonic()
-                for n, answer in (refused | self._send_together(commands, until)).items():
+                for n, answer in (refused | self._send_together(commands, expires)).items():
                     request, plan = sent[n], plans[n]
                     try:
                         move = partial(plan.send, self._read(request, answer))
@@ -222,7 +222,7 @@ class Driver:
                         if isinstance(problem, WrongServer):
                             self.link.drop(began)
                         try:
-                            retry = retries.setdefault(request, Retry(until))
+                            retry = retries.setdefault(request, Retry(expires))
                             delay = max(delay, retry.after(problem, time.monotonic(), request))
                             steps[n] = request
                             continue

@@ -684,12 +684,7 @@ def run(
         chaos.run(over, only)
         alive = fleet.settled()
         problems = fleet.join(20)
-        # What is still on its way must have arrived before the dump.
-        drained = time.monotonic() + 10
-        while proxy.connections() and time.monotonic() < drained:
-            time.sleep(0.05)
-        proxy.close()
-        time.sleep(0.2)
+        drain(proxy)
         dump = take_dump(chaos.master.admin)
         problems += watchers.finish(dump, 10)
         problems += [path.read_text()[-2000:] for path in folder.glob("watch-*.err") if path.stat().st_size]
@@ -705,6 +700,15 @@ def run(
     about["faults"] = asdict(Faults(chaos.moved, chaos.denied, int(over * 1e9), alive))
     (folder / "run.json").write_text(json.dumps(about))
     return check_folder(folder, problems)
+
+
+def drain(proxy: Proxy) -> None:
+    """Wait until what is still on its way has arrived, then close the proxy."""
+    expires = time.monotonic() + 10
+    while proxy.connections() and time.monotonic() < expires:
+        time.sleep(0.05)
+    proxy.close()
+    time.sleep(0.2)
 
 
 def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:

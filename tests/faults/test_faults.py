@@ -43,7 +43,7 @@ def test_exactly_once(run_number: int, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(240)
 def test_naive_writer_is_caught(tmp_path: Path) -> None:
-    """Workers that make up a new operation id for each sending are found to double and to lie about conflicts."""
+    """Workers that make up a new operation id for each attempt are found to double and to lie about conflicts."""
     found: set[str] = set()
     for attempt in range(3):  # what the faults meet is a matter of luck
         seed = new_seed() + attempt

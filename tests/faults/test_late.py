@@ -1,4 +1,4 @@
-"""A write whose first sending is delayed: it is sent again, that one is refused, and then the first one arrives."""
+"""A write whose first attempt is delayed: it is sent again, that one is refused, and then the first one arrives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .proxy import Proxy, late
 Store = RedisSessionStore[SessionAsset]
 
 
-# To be taken away when it is mended: a refusal that comes after a lost sending is no proof that nothing was applied.
+# To be taken away when it is mended: a refusal that comes after a lost attempt is no proof that nothing was applied.
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
@@ -47,7 +47,7 @@ async def place(server: Server) -> AsyncIterator[Place]:
 
 
 async def outcome(place: Place, session: str, *, create: bool, refuse: Callable[[], object] | None = None) -> str:
-    """Do a late write: return "ok" or its error's name. `refuse` makes the server refuse the second sending."""
+    """Do a late write: return "ok" or its error's name. `refuse` makes the server refuse the second attempt."""
     place.proxy.strike(late(0.9))
 
     async def write() -> int:
@@ -83,7 +83,7 @@ async def applied(place: Place, session: str) -> int:
 
 
 async def test_applied_once(place: Place) -> None:
-    """An acknowledged write is applied once, though its first sending arrives after the second."""
+    """An acknowledged write is applied once, though its first attempt arrives after the second."""
     await place.near.save(SessionAsset(id="s"))
     assert await outcome(place, "s", create=False) == "ok"
     assert await applied(place, "s") == 1

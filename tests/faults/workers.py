@@ -119,7 +119,7 @@ def new_session(id: str, uid: str, ids: list[str]) -> SessionAsset:
 
 
 def make_naive() -> None:
-    """Give every sending an operation id of its own."""
+    """Give every attempt an operation id of its own."""
     commands = Write.commands
 
     def renewed(self: Write) -> Sequence[Command]:

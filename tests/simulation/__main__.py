@@ -35,7 +35,7 @@ _shown = time.monotonic()
 def table(reports: list[Report]) -> str:
     """Return a table of what came of each profile."""
     lines = [
-        f"{'profile':10} {'schedules':>9} {'per s':>6} {'writes':>9} {'applied':>9} {'sendings':>9} {'unknown':>8}"
+        f"{'profile':10} {'schedules':>9} {'per s':>6} {'writes':>9} {'applied':>9} {'sent':>9} {'unknown':>8}"
         "  violations"
     ]
     for report in reports:
@@ -44,7 +44,7 @@ def table(reports: list[Report]) -> str:
         broken = ", ".join(f"{found.rule} {found.schedules}" for found in report.violations.values()) or "none"
         lines.append(
             f"{report.profile:10} {report.schedules:9} {speed:6.0f} {counts['writes']:9} {counts['applied']:9} "
-            f"{counts['sendings']:9} {counts['OutcomeUnknownError']:8}  {broken}"
+            f"{counts['transmissions']:9} {counts['OutcomeUnknownError']:8}  {broken}"
         )
     return "\n".join(lines)
 

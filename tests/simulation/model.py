@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Who has an operation id, or had it; and the epoch of the last sending."""
+    """Who has an operation id, or had it; and the epoch of the last attempt."""
 
     writer: Writer
     operation: Identified[Any]
@@ -97,7 +97,7 @@ class Model:
         self.epoch = self.moment = 0
         self.records: list[Record] = []
         self.by_id: dict[bytes, Record] = {}
-        self.sendings: dict[bytes, Identity] = {}  # by operation id, also of claims
+        self.identities: dict[bytes, Identity] = {}  # by operation id, also of claims
         self.bars: dict[bytes, set[bytes]] = {}  # by a write's id: those that must not be applied after it
         self.logs: list[list[Entry]] = [[] for _ in world.partitions]
         self.applied: dict[bytes, Entry] = {}  # in the present epoch
@@ -139,15 +139,15 @@ class Model:
         return token
 
     def identified(self, writer: Writer, operation: Identified[Any]) -> None:
-        """Note a sending of a write or of a claim."""
+        """Note an attempt at a write or a claim."""
         assert operation._token is not None
-        self.sendings[operation._token.operation_id] = Identity(writer, operation, self.epoch)
+        self.identities[operation._token.operation_id] = Identity(writer, operation, self.epoch)
 
     def _given_up(self, record: Record) -> set[bytes]:
         """Return the ids that a new write's store has finished with: they must not be applied after it."""
         return {
             id
-            for id, (writer, operation, _) in self.sendings.items()
+            for id, (writer, operation, _) in self.identities.items()
             if writer is record.writer
             and operation._partition is record.partition
             and (operation._token is None or operation._token.operation_id != id)
@@ -155,7 +155,7 @@ class Model:
 
     def check_late(self, what: object, op: bytes, number: int) -> None:
         """Refuse what its store has given up, once a write that it began later is applied."""
-        if self.sendings[op].epoch == self.epoch:  # what was barred is open again after a restore
+        if self.identities[op].epoch == self.epoch:  # what was barred is open again after a restore
             for other in self._barring(op, number)[:1]:
                 raise Violation("late", f"{what}, which was given up, was applied after {other.record}")
 
@@ -176,7 +176,7 @@ class Model:
     # What the server answers
 
     def answered(self, record: Record, token: AttemptToken, item: Reply) -> None:
-        """Judge the answer to one sending of a write."""
+        """Judge the answer to one attempt at a write."""
         if as_error(item) is not None:
             return self.refused(item)
         answer, value, at = (*item, None, None)[:3]

@@ -146,7 +146,7 @@ def _nothing_lies_between(self: Watcher, track: Any, message: bytes) -> None:
         track.head = revision - 1
 
 
-def _forget_back(_: Any, self: Watcher, track: Any, message: bytes) -> None:
+def _forget_that_it_went_back(_: Any, self: Watcher, track: Any, message: bytes) -> None:
     track.went_back = False
 
 
@@ -383,7 +383,7 @@ _ALL = (
     ),
     Plant(
         "back-unseen", "a message below the last one is a reset", "restores", 2500,
-        patch=after(Watcher, "_receive", _forget_back),
+        patch=after(Watcher, "_receive", _forget_that_it_went_back),
     ),
     Plant(
         "reconnects-unseen", "after a reconnection the partitions are looked at", "watches", 1000,

@@ -46,7 +46,7 @@ _REFUSALS = tuple(code for code in INJECTED if code != "NOSCRIPT")
 
 @dataclass(eq=False)
 class Member:
-    """A call's part of a sending."""
+    """A call's part of a transmission."""
 
     call: Call
     attempt: int
@@ -61,7 +61,7 @@ class Member:
 
 
 @dataclass(eq=False)
-class Sending:
+class Transmission:
     """What goes out together; calls may have been merged, so that frames are fewer than commands."""
 
     members: list[Member]
@@ -107,9 +107,9 @@ class World:
         self.consumers: list[Consumer] = []
         self.holdings: list[Holding] = []
         self.wakes: list[tuple[str, Wake]] = []
-        self.out: list[Sending] = []  # on their way to the server
-        self.stuck: list[Sending] = []  # the same, of connections that were given up
-        self.back: list[Sending] = []  # replies
+        self.out: list[Transmission] = []  # on their way to the server
+        self.stuck: list[Transmission] = []  # the same, of connections that were given up
+        self.back: list[Transmission] = []  # replies
         self.snapshots: list[tuple[Any, ...]] = []
         self.faultless = True  # now
         self._missing: list[str] = []  # the sessions of what was lost by the last restore
@@ -228,12 +228,12 @@ class World:
 
     def _rest(self) -> None:
         """Judge what goes on when nothing happens: heartbeats."""
-        before = self.counts["sendings"]
+        before = self.counts["transmissions"]
         self._pass_time(2 * _HEARTBEAT)
-        sendings = self.counts["sendings"] - before
+        transmissions = self.counts["transmissions"] - before
         allowed = 4 * sum(len(writer.flows) for writer in self.here) + 8
-        if sendings > allowed:
-            raise Violation("rest", f"{sendings} sendings in {2 * _HEARTBEAT:g} s, though nothing happens")
+        if transmissions > allowed:
+            raise Violation("rest", f"{transmissions} transmissions in {2 * _HEARTBEAT:g} s, though nothing happens")
 
     # Steps. Each does one thing, or returns False if there is nothing for it to do.
 
@@ -289,37 +289,37 @@ class World:
     def _do_lose_sending(self, writer: Writer) -> bool | None:
         if not self.out:
             return False
-        sending = self.out.pop(self.random.randrange(len(self.out)))
-        self._lost(sending)
+        transmission = self.out.pop(self.random.randrange(len(self.out)))
+        self._lost(transmission)
         return None
 
     def _do_lose_reply(self, writer: Writer) -> bool | None:
         if not self.back:
             return False
-        sending = self.back.pop(self.random.randrange(len(self.back)))
-        self._lost(sending)
+        transmission = self.back.pop(self.random.randrange(len(self.back)))
+        self._lost(transmission)
         return None
 
     def _do_cut(self, writer: Writer) -> bool | None:
         """Only the first frames arrive before the connection breaks."""
-        long = [sending for sending in self.out if len(sending.frames) > 1]
+        long = [transmission for transmission in self.out if len(transmission.frames) > 1]
         if not long:
             return False
-        sending = self.random.choice(long)
-        self._arrive(sending, self.random.randrange(len(sending.frames)))
-        self.back.remove(sending)
-        self._lost(sending)
+        transmission = self.random.choice(long)
+        self._arrive(transmission, self.random.randrange(len(transmission.frames)))
+        self.back.remove(transmission)
+        self._lost(transmission)
         return None
 
     def _do_give_up(self, writer: Writer) -> bool | None:
-        """The writer gives the sending up, and it arrives later."""
+        """The writer gives the transmission up, and it arrives later."""
         if not self.out:
             return False
-        sending = self.random.choice(self.out)
+        transmission = self.random.choice(self.out)
         if self.random.random() < 0.6:  # much later
-            self.out.remove(sending)
-            self.stuck.append(sending)
-        self._lost(sending)
+            self.out.remove(transmission)
+            self.stuck.append(transmission)
+        self._lost(transmission)
         return None
 
     def _do_revive(self, writer: Writer) -> bool | None:
@@ -338,16 +338,16 @@ class World:
         return bool(ready)
 
     def _do_refuse(self, writer: Writer) -> bool | None:
-        """The server refuses a sending, or does not know its scripts."""
+        """The server refuses a transmission, or does not know its scripts."""
         if not self.out:
             return False
-        sending = self.out.pop(self.random.randrange(len(self.out)))
+        transmission = self.out.pop(self.random.randrange(len(self.out)))
         code = self.random.choice((*_REFUSALS, "NOSCRIPT", "NOSCRIPT", "NOSCRIPT"))
         if code == "NOSCRIPT":
-            self._execute(sending, len(sending.frames), forget_scripts=True)
+            self._execute(transmission, len(transmission.frames), forget_scripts=True)
         else:
-            sending.replies = [hiredis.ReplyError(f"{code} refused")] * sum(sending.widths)
-        self.back.append(sending)
+            transmission.replies = [hiredis.ReplyError(f"{code} refused")] * sum(transmission.widths)
+        self.back.append(transmission)
         return None
 
     def _do_cancel(self, writer: Writer) -> bool | None:
@@ -481,9 +481,9 @@ class World:
         for _ in range(_ATTEMPTS):
             if not writer.calls:
                 return
-            sending = self._send([call for call in writer.calls if not call.waiting])
-            self._arrive(sending)
-            self._reply(sending)
+            transmission = self._send([call for call in writer.calls if not call.waiting])
+            self._arrive(transmission)
+            self._reply(transmission)
         raise Violation("rest", f"{writer.calls[0]} takes more than {_ATTEMPTS} attempts, and nothing fails")
 
     # What they do
@@ -559,7 +559,7 @@ class World:
 
     # The network
 
-    def _send(self, calls: Sequence[Call]) -> Sending:
+    def _send(self, calls: Sequence[Call]) -> Transmission:
         members: list[Member] = []
         commands: list[Command] = []
         for call in calls:
@@ -570,63 +570,67 @@ class World:
             members.append(Member(call, call.attempt, len(commands), len(own), token))
             commands += own
         merges = self.random.random() < 0.8
-        sending = Sending(members, list(batches(commands)) if merges else [Batch([command]) for command in commands])
-        self.out.append(sending)
-        self.count("sendings")
+        transmission = Transmission(
+            members, list(batches(commands)) if merges else [Batch([command]) for command in commands]
+        )
+        self.out.append(transmission)
+        self.count("transmissions")
         if self.tracing:
-            self.say(f"sent: {sending}")
-        return sending
+            self.say(f"sent: {transmission}")
+        return transmission
 
-    def _lost(self, sending: Sending) -> None:
+    def _lost(self, transmission: Transmission) -> None:
         """Those who still wait for it learn that the connection broke; most reconnect."""
-        for member in sending.members:
+        for member in transmission.members:
             if member.awaited:
                 if self.random.random() < 0.3:
                     member.call.writer.namespace.begin_epoch()
                 member.call.failed(ConnectionLost("the connection broke", sent=True))
         if self.tracing:
-            self.say(f"lost: {sending}")
+            self.say(f"lost: {transmission}")
 
-    def _reply(self, sending: Sending) -> None:
-        self.back.remove(sending)
-        for member in sending.members:
+    def _reply(self, transmission: Transmission) -> None:
+        self.back.remove(transmission)
+        for member in transmission.members:
             if member.awaited:
-                member.call.answered(sending.replies[member.first : member.first + member.count])
+                member.call.answered(transmission.replies[member.first : member.first + member.count])
 
-    def _arrive(self, sending: Sending, frames: int | None = None) -> None:
+    def _arrive(self, transmission: Transmission, frames: int | None = None) -> None:
         """Have the server execute it, or its first frames."""
-        self.out.remove(sending)
-        self._execute(sending, len(sending.frames) if frames is None else frames)
-        self.back.append(sending)
+        self.out.remove(transmission)
+        self._execute(transmission, len(transmission.frames) if frames is None else frames)
+        self.back.append(transmission)
 
-    def _execute(self, sending: Sending, count: int, *, forget_scripts: bool = False) -> None:
+    def _execute(self, transmission: Transmission, count: int, *, forget_scripts: bool = False) -> None:
         before = [len(log) for log in self.model.logs]
         over = [self.keyspace.of(id).lease(id) for id in self.model.leases.expire()]
-        frames = [("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in sending.frames[:count]]
+        frames = [
+            ("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in transmission.frames[:count]
+        ]
         if frames.count(("MULTI",)) > frames.count(("EXEC",)):
             frames[-1:] = [("DISCARD",)] if frames[-1] != ("MULTI",) else [("PING",)]  # the connection broke
-        requests = self._requests(sending)
+        requests = self._requests(transmission)
         setup: list[Command] = [("SET", NOW, self.clock.milliseconds()), *([("DEL", *over)] if over else [])]
         looks: list[Command] = [("HGETALL", partition.state) for partition in self.partitions]
         looks += [("PEXPIRETIME", self.keyspace.of(request.id).lease(request.id)) for request in requests.values()]
         replies = self.server.run(*setup, *frames, *looks)
         states = replies[len(setup) + count :]
-        sending.replies = []
-        for n, (batch, width) in enumerate(zip(sending.batches, sending.widths, strict=True)):
+        transmission.replies = []
+        for n, (batch, width) in enumerate(zip(transmission.batches, transmission.widths, strict=True)):
             if n >= count:
-                sending.replies += [None] * width
-            elif forget_scripts and sending.frames[n][0] == "EVALSHA":
-                sending.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
+                transmission.replies += [None] * width
+            elif forget_scripts and transmission.frames[n][0] == "EVALSHA":
+                transmission.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
             else:
                 reply = replies[len(setup) + n]
                 if width > 1 and type(reply) is list and len(reply) != width:
                     raise Violation("answer", f"{width} calls in one get {len(reply)} answers")
-                sending.replies += batch.split(reply)
+                transmission.replies += batch.split(reply)
         if self.tracing:
-            self.say(f"executed: {sending}: {sending.replies!r:.300}")
+            self.say(f"executed: {transmission}: {transmission.replies!r:.300}")
         for partition, state in zip(self.partitions, states, strict=False):
             self.model.forgotten[partition.number] = int(state[b"forgotten"])
-        self._judge(sending, requests)
+        self._judge(transmission, requests)
         check_messages(self, messages := self.server.messages(), before)
         for channel, message in messages:
             for consumer in self.consumers:
@@ -637,30 +641,30 @@ class World:
         wrote = before != [len(log) for log in self.model.logs] and not requests  # a claim makes no room
         for partition, state in zip(self.partitions, states, strict=False):
             self.model.check_partition(partition, state, wrote)
-        if count == len(sending.frames) and not forget_scripts:
+        if count == len(transmission.frames) and not forget_scripts:
             for request, deadline in zip(requests.values(), states[len(self.partitions) :], strict=True):
                 self.model.leases.check_server(request, deadline)
 
-    def _requests(self, sending: Sending) -> dict[Member, Requested]:
+    def _requests(self, transmission: Transmission) -> dict[Member, Requested]:
         found: dict[Member, Requested] = {}
-        for member in sending.members:
+        for member in transmission.members:
             if isinstance(member.call.operation, leases._Request):
-                frame = self._frame(sending, member)
+                frame = self._frame(transmission, member)
                 found[member] = Requested.read(member.call, frame)
         return found
 
-    def _frame(self, sending: Sending, member: Member) -> tuple[Argument, ...]:
+    def _frame(self, transmission: Transmission, member: Member) -> tuple[Argument, ...]:
         at = 0
-        for frame, width in zip(sending.frames, sending.widths, strict=True):
+        for frame, width in zip(transmission.frames, transmission.widths, strict=True):
             if at == member.first:
                 return frame
             at += width
         raise AssertionError("a member without a frame")
 
-    def _judge(self, sending: Sending, requests: dict[Member, Requested]) -> None:
-        for member in sending.members:
+    def _judge(self, transmission: Transmission, requests: dict[Member, Requested]) -> None:
+        for member in transmission.members:
             operation = member.call.operation
-            replies = sending.replies[member.first : member.first + member.count]
+            replies = transmission.replies[member.first : member.first + member.count]
             if None in replies[-1:] and isinstance(operation, (Write, leases._Request)):
                 continue  # it was cut off
             if member.token is not None and member.call.record is not None:
@@ -669,14 +673,14 @@ class World:
             elif member in requests:
                 self.model.leases.judge(requests[member], replies[0])
             elif isinstance(operation, request.Together):
-                self._judge_reads(sending, member, replies)
+                self._judge_reads(transmission, member, replies)
 
-    def _judge_reads(self, sending: Sending, member: Member, replies: Sequence[Any]) -> None:
+    def _judge_reads(self, transmission: Transmission, member: Member, replies: Sequence[Any]) -> None:
         """Judge those of changes.lua."""
         at = 0
-        for frame, width in zip(sending.frames, sending.widths, strict=True):
+        for frame, width in zip(transmission.frames, transmission.widths, strict=True):
             if member.first <= at < member.first + member.count and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
-                reply = sending.replies[at]
+                reply = transmission.replies[at]
                 if reply is not None:
                     number = next(p.number for p in self.partitions if p.state == frame[3])
                     check_since(self, number, frame[8], int(frame[9]), reply)
