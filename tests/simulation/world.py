@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 
 from orcs_redis import ConversationTurn, SessionAsset, scripts
-from orcs_redis.model import asset
+from orcs_redis.model import sections
 from orcs_redis.model.meta import Versioned
 from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
 from orcs_redis.protocol import writer as writers
@@ -155,7 +155,7 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (asset, leases, reads, writers, changes)]
+        swaps += [(module, "time", self.clock) for module in (sections, leases, reads, writers, changes)]
         swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
             (os, "urandom", self.random.randbytes), (writers, "_MAX_SPREAD", self.window),
