@@ -69,7 +69,11 @@ def merge(
     values, others = parts_of(mine).lists, parts_of(theirs).lists
     for path in values:
         versions = _Versions(old.lists.get(path, []), here.lists[path], there.lists[path])
-        _set_list(merged, path, _merged_list(path, versions, values[path], others[path], chooser))
+        items = _merged_list(path, versions, values[path], others[path], chooser)
+        if path == _TURNS:
+            merged.history.turns = items
+        else:
+            set_part(merged, path, items)
     return Merged(merged, tuple(sorted(chooser.conflicts)))
 
 
@@ -117,7 +121,9 @@ def _merged_list(
 ) -> list[Any]:
     if of.theirs in (of.base, of.mine):
         return list(values)
-    result = []
+    same = next((n for n, entries in enumerate(zip(*of, strict=False)) if len({*entries}) > 1), min(map(len, of)))
+    of = _Versions(*(entries[same:] for entries in of))
+    result, values, others = values[:same], values[same:], others[same:]
     for row in _rows(of, pairing=path != _TURNS):
         entries = _Versions(*(None if n is None else entries[n] for n, entries in zip(row, of, strict=True)))
         key = next(entry[0] for entry in entries if entry is not None)
@@ -183,14 +189,6 @@ def _time(name: str, mine: int, theirs: int, now: int | None) -> int:
         return min(mine, theirs)
     later = max(mine, theirs)
     return later if now is None else min(later, now)
-
-
-def _set_list(asset: SessionAsset, path: str, items: list[Any]) -> None:
-    *owners, name = path.split(".")
-    owner: Any = asset
-    for step in owners:
-        owner = getattr(owner, step)
-    setattr(owner, name, items)
 
 
 def _copied(asset: A) -> A:
