@@ -313,6 +313,8 @@ def ids(asset: SessionAsset) -> list[str]:
         ("", "aab", "ac", "acab"),
         ("abc", "cba", "abcd", "abcd"),
         ("abc", "ac", "ab", "a"),
+        ("abc", "cab", "abc", "cab"),
+        ("abc", "abc", "cab", "cab"),
     ],
 )
 def test_turns(base: str, mine: str, theirs: str, result: str) -> None:
@@ -335,7 +337,8 @@ def test_the_same_id_with_other_content() -> None:
 def test_removed_here_and_edited_there() -> None:
     """A turn that one side removed and the other edited collides; who holds decides whether it is there."""
     base, removed, edited = session("a", "b", "c"), session("a", "c"), session("a", "b", "c", "d")
-    edited.history.turns[1].content = "y"
+    for edit in edited.history.turns[:2]:
+        edit.content = "y"
     for mine, theirs, here, there in ((removed, edited, "acd", "abcd"), (edited, removed, "abcd", "acd")):
         merged = merge(base, mine, theirs)
         assert (merged.conflicts, "".join(ids(merged.asset))) == (("turn/b",), here)
