@@ -343,6 +343,21 @@ def test_removed_here_and_edited_there() -> None:
         merged = merge(base, mine, theirs)
         assert (merged.conflicts, "".join(ids(merged.asset))) == (("turn/b",), here)
         assert "".join(ids(merge(base, mine, theirs, concede=["turn/b"]).asset)) == there
+        after = rebased(digests(base), digests(theirs), merged.conflicts)
+        assert merge(after, merged.asset, theirs).conflicts == ("turn/b",)
+
+
+def test_one_turn_edited_on_both_sides() -> None:
+    """It collides until one side has what the other has."""
+    base, mine, theirs = session("a"), session("a"), session("a", "b")
+    mine.history.turns[0].content, theirs.history.turns[0].content = "mine", "theirs"
+    merged = merge(base, mine, theirs)
+    assert merged.conflicts == ("turn/a",)
+    assert [turn.content for turn in merged.asset.history.turns] == ["mine", "x"]
+    after = rebased(digests(base), digests(theirs), merged.conflicts)
+    assert merge(after, merged.asset, theirs).conflicts == ("turn/a",)
+    merged.asset.history.turns[0].content = "theirs"
+    assert merge(after, merged.asset, theirs) == (theirs, ())
 
 
 def test_compacted_on_both_sides() -> None:
