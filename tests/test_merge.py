@@ -244,7 +244,7 @@ def test_no_turn_goes_in_a_conflict(three: Any) -> None:
         assert all(result[id] for id in {*ids[1], *ids[2]} - {*ids[0]})
 
 
-@given(versions(twice=True))
+@given(versions())
 def test_the_stored_order_stays(three: Any) -> None:
     """Theirs are in their order, and what is new in mine comes after it, in mine's."""
     _, mine, theirs = three
