@@ -44,7 +44,7 @@ test-wheel:
 	mkdir $(WHEEL_VENV)/dist $(WHEEL_VENV)/tree
 	$(if $(WHEEL),cp $(WHEEL),$(WHEEL_VENV)/bin/python -m pip wheel --quiet --no-deps . --wheel-dir) $(WHEEL_VENV)/dist
 	$(WHEEL_VENV)/bin/python -m pip install --quiet "$$(ls $(WHEEL_VENV)/dist/*.whl)[cli,embedded,memory]" --group dev
-	tar -cf - --exclude=./.git --exclude=./orcs_redis --exclude='./.venv*' --exclude='.*_cache' --exclude=./site . | tar -xf - -C $(WHEEL_VENV)/tree
+	tar -cf - --exclude=./.git --exclude=./orcs_redis --exclude='./.venv*' --exclude='./$(WHEEL_VENV)' --exclude='.*_cache' --exclude=./site . | tar -xf - -C $(WHEEL_VENV)/tree
 	cd $(WHEEL_VENV)/tree && ../bin/python -c 'import orcs_redis as o; assert "site-packages" in o.__file__, o; print("tested:", o.__file__)'
 	cd $(WHEEL_VENV)/tree && COVERAGE_FILE='$(CURDIR)/.coverage' ../bin/python -m coverage run -m pytest $(ARGS)
 

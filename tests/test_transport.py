@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from orcs_redis import (
     ConversationTurn,
+    CorruptSessionError,
     LocalFileStore,
     NotFoundError,
     OutcomeUnknownError,
@@ -22,7 +24,7 @@ from orcs_redis import (
 )
 from orcs_redis.protocol.attempts import ConnectionLost, copy_of_error
 from orcs_redis.protocol.codec import Codec
-from orcs_redis.protocol.commands import Command, Reply
+from orcs_redis.protocol.commands import Batch, Command, Reply
 from orcs_redis.protocol.namespace import Create, ReadLayout
 from orcs_redis.protocol.reads import AllMeta, MetaRun
 from orcs_redis.protocol.request import Plan, Request
@@ -36,7 +38,7 @@ from orcs_redis.transport.lifecycle import Lifecycle
 from orcs_redis.transport.multiplexed import Connection
 
 from .conftest import Connect
-from .servers import free_port
+from .servers import Server, free_port
 
 NONSENSE: list[Reply] = [
     None, 5, -1, b"", b"x", 1.5, True, [], [None], [5], [b"OK"], [[]], [[b"OK"]], [[b"OK", b"x", None]], [[5, 5]],
@@ -218,3 +220,58 @@ async def test_a_buffer_that_is_asked_for_in_vain() -> None:
     connection = Connection(asyncio.get_running_loop(), 1.0)
     connection.connection_made(Transport())
     assert connection.get_buffer(-1) is connection.get_buffer(-1)
+
+
+async def test_calls_end_when_their_writing_is_interrupted(
+    start_server: Callable[..., Server], open_in: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that raises while queued calls are written leaves none of them waiting for ever."""
+
+    class Limit(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Limit
+
+    def pack_interrupted(batch: Batch) -> bytes:
+        packed.append(batch)
+        if len(packed) == 3:
+            signal.raise_signal(signal.SIGUSR1)
+        return pack(batch)
+
+    store = await open_in("async", start_server().url, deadline=2.0)
+    await store.save(SessionAsset(id="s"))
+    packed: list[Batch] = []
+    pack = Batch.pack
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    loop = asyncio.get_running_loop()
+    reported: list[Any] = []
+    loop.set_exception_handler(lambda loop, context: reported.append(context.get("exception")))
+    try:
+        monkeypatch.setattr(Batch, "pack", pack_interrupted)
+        async with asyncio.timeout(10):
+            results = await asyncio.gather(*(store.load("s") for _ in range(6)), return_exceptions=True)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        loop.set_exception_handler(None)
+    assert all(isinstance(result, SessionAsset) for result in results), results
+    assert [type(error) for error in reported] == [Limit]
+
+
+async def test_an_error_of_the_asset_s_own_code(
+    start_server: Callable[..., Server], open_in: Callable[..., Awaitable[Any]]
+) -> None:
+    """What a subclass raises when it is made is no fault of the server's: the connection stays."""
+
+    class Picky(SessionAsset):
+        def __post_init__(self) -> None:
+            if "bad" in self.metadata:
+                raise KeyError("bad")
+
+    url = start_server().url
+    await (await open_in("async", url)).save(SessionAsset(id="s", metadata={"bad": 1}))
+    for form in ("async", "sync"):
+        store = await open_in(form, url, asset_type=Picky)
+        with pytest.raises(CorruptSessionError) as caught:
+            await store.load("s")
+        assert isinstance(caught.value.__cause__, KeyError)

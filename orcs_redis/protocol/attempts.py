@@ -109,6 +109,7 @@ def copy_of_error(error: E) -> E:
     """Return an error like this one: each caller raises its own, as a raised one gets a traceback."""
     copy = type(error).__new__(type(error), *error.args)
     vars(copy).update(vars(error))
+    copy.__cause__ = error.__cause__
     return copy
 
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import astuple
 
 from ..errors import CorruptSessionError, SerializationError
+from ..interrupts import raise_interruption
 from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields, to_datetime
 from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
 from ..model.meta import SessionMeta, SyncState
@@ -200,7 +201,12 @@ class Codec(Generic[A]):
         for key, data in sections.items():
             if key not in unknown:
                 parts += (self._encoded_keys[key], _with_turns(id, data) if key == "history" else data)
-        whole: tuple[A, str | None] = attempt(self._decode, b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts))
+        data = b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts)
+        try:
+            whole: tuple[A, str | None] = attempt(self._decode, data)
+        except (ArithmeticError, LookupError) as error:  # of a subclass' own __post_init__
+            raise_interruption(error)
+            raise CorruptSessionError(id, "asset") from error
         asset, refusal = whole
         if refusal is not None:
             for name, key, _, decode, required in self._sections:
@@ -309,8 +315,8 @@ def _as_public(turns: list[_WireTurn]) -> list[ConversationTurn]:
 
 
 def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
-    """Return the array that a turn is encoded as; TypeError if it or a call in it is of another type than its own."""
-    if type(turn) is not ConversationTurn:
+    """Return the array that a turn is encoded as; TypeError if it or its calls are of another type than their own."""
+    if type(turn) is not ConversationTurn or type(turn.tool_calls) is not list:
         raise TypeError
     if not turn.tool_calls:
         return astuple(turn)

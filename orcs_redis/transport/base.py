@@ -39,7 +39,7 @@ class AsyncLink(Protocol):
         ...
 
     def drop(self, before: float) -> None:
-        """Use no connection any more that was opened before a time of the loop's clock: it leads to a wrong server."""
+        """Use no connection any more that was opened before a time of `time.monotonic`: it leads to a wrong server."""
         ...
 
     async def open_pubsub(self, on_message: OnMessage, heartbeat: float) -> PubSub:

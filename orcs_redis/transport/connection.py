@@ -92,17 +92,17 @@ class Link:
             raise AttemptTimeout(f"no connection to {self._address} in time", sent=False)
         error = connecting.exception()
         if isinstance(error, (AttemptError, StorageError)) and interruption(error) is None:
-            raise copy_of_error(error) from error.__cause__
+            raise copy_of_error(error)
         return connecting.result()
 
     async def _connect(self) -> Connection:
         # Kept by the task itself: those who wait for it may all have gone.
         connection = self._connection
         if connection is not None:
-            now = time.monotonic()
-            with self._role.asking(connection, now):
+            with self._role.asking(connection, time.monotonic()):
                 # Whatever is before it, nobody waits any longer.
-                (hello,) = await connection.submit(ASK_ROLE, now + 4 * self._attempt_timeout)
+                expires = asyncio.get_running_loop().time() + 4 * self._attempt_timeout
+                (hello,) = await connection.submit(ASK_ROLE, expires)
                 self._role.check(hello)
                 return connection
             connection.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ class Driver:
             while True:
                 try:
                     commands = request.commands()
-                    sent = loop.time()
+                    sent = time.monotonic()
                     return decode_replies(request, await self.link.call(commands, expires), self.link)
                 except (AttemptError, StorageError) as problem:
                     raise_interruption(problem)
@@ -107,7 +108,7 @@ class Driver:
         finally:
             if call is None:
                 lifecycle.active.pop(request, None)
-            lifecycle.end(request, error, loop.time(), asked=sent > 0)
+            lifecycle.end(request, error, loop.time(), asked=sent > -math.inf)
             error = None  # else it, this frame and those of its callers are a cycle
             if call is None:
                 self._free_slot()

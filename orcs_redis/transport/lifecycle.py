@@ -55,8 +55,8 @@ def decode_replies(request: Request[T], replies: Sequence[Reply], link: AsyncLin
         link.drop(time.monotonic())  # they may be another's, and so may those that follow
         text = f"the server's reply is no answer ({type(error).__name__})"
         if request.writes:
-            raise OutcomeUnknownError(f"{text}, and the write may have been applied") from error
-        raise StorageError(text) from error
+            raise OutcomeUnknownError(f"{text}, and the write may have been applied") from None  # it may quote a value
+        raise StorageError(text) from None
 
 
 class Lifecycle:
@@ -72,7 +72,7 @@ class Lifecycle:
         self.is_open = False
         self.closed = False
         self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
-        self.last_answer_at = -math.inf  # of any request, in seconds of time.monotonic()
+        self.last_answer_at = -math.inf  # of any request, by the clock of the driver's deadlines
         self._pid = os.getpid()
         self._last_success: float | None = None  # seconds since 1970
         self._failing = False
@@ -107,7 +107,7 @@ class Lifecycle:
         Args:
             request: what was to be done.
             error: why it was not.
-            now: in seconds of time.monotonic().
+            now: of the clock that the driver's deadlines are of.
             asked: whether it was given to the link: else it was refused here, and the server is as before.
 
         """
@@ -117,7 +117,7 @@ class Lifecycle:
         if self._denied is not None and request.writes:
             if error is None:
                 self._denied = None
-            elif isinstance(error, PermissionDeniedError) and now >= self._denied_until:
+            elif isinstance(error, PermissionDeniedError) and time.monotonic() >= self._denied_until:
                 self.deny(error)
         if error is None:
             self._failing = False

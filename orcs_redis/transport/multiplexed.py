@@ -95,7 +95,7 @@ class Connection(asyncio.BufferedProtocol):
         self._mute = False  # whether it was given up since nothing came
         self._input = bytearray(_INPUT)  # kept: fresh memory for each reading costs page faults
         self._view = memoryview(self._input)
-        self.opened = loop.time()
+        self.opened = time.monotonic()
         self.checked = -math.inf  # when the server was last asked for its role, as long as it is open
         self.closed = self._loop.create_future()
 
@@ -227,8 +227,9 @@ class Connection(asyncio.BufferedProtocol):
         if not self._waiting:
             self._silence.last_received = self._loop.time()
         # Without those that were cancelled, or whose time was over, before they went out.
-        queued = [call for call in self._queued if not call.future.done()]
-        output, self._output, self._queued = self._output, [], []
+        # The others stay queued until all are written: if a signal handler raises, they fail with the connection.
+        queued = self._queued = [call for call in self._queued if not call.future.done()]
+        output, self._output = self._output, []
         at = size = 0
         for batch in batches([call.command for call in queued]):
             if self._paused:
@@ -303,7 +304,7 @@ async def connect(
             replies = await connection.submit(address.handshake(), math.inf)
         address.check(replies)
         role.check(replies[0])
-        connection.checked = loop.time()
+        connection.checked = time.monotonic()
     except (OSError, AttemptError, UnavailableError) as exc:
         connection.abort()
         raise_interruption(exc)

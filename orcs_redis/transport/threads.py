@@ -103,7 +103,7 @@ class Driver:
         finally:
             if call is None:
                 lifecycle.active.pop(request, None)
-            lifecycle.end(request, error, time.monotonic(), asked=sent > 0)
+            lifecycle.end(request, error, time.monotonic(), asked=sent > -math.inf)
             error = None  # else it, this frame and those of its callers are a cycle
 
     def run(self, plan: Plan[T], expires: float | None = None) -> T:
