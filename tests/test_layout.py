@@ -376,7 +376,7 @@ def test_windows() -> None:
 
 
 def test_windows_are_closed() -> None:
-    """A window that was left is named by the next writes once nothing of it is under way, until one was applied."""
+    """A retired window is named by the next writes once nothing of it is under way, until one was applied."""
     namespace = Namespace("orcs", 1, b"x")
     (partition,) = namespace.keyspace.partitions
     hanging = namespace.begin(partition)

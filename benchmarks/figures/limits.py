@@ -271,7 +271,7 @@ async def loads(bench: Bench) -> AsyncIterator[Figure]:
 
 @figure(11)
 async def lists(bench: Bench) -> AsyncIterator[Figure]:
-    """`list(limit=50)` of 10,000: at most twice one HMGET of 50 packed metadata, decoded, through the same link."""
+    """`list(limit=50)` of 10,000: at most twice one HMGET of 50 index metadata, decoded, through the same link."""
     sessions = 10_000
     async with bench.open() as (store, by_hand), bench.link() as link:
         await bench.fill_small(store, range(sessions))

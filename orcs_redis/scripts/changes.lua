@@ -2,7 +2,7 @@
 --
 -- KEYS  1 {p}:state        HASH  incarnation, revision, compacted
 --       2 {p}:changes      ZSET  id by the revision of its last change
---       3 {p}:meta         HASH  id to packed metadata
+--       3 {p}:meta         HASH  id to index metadata
 --       4 {p}:deleted:meta HASH  id to u64 time of deletion, origin (8 bytes)
 --
 -- ARGV  1 incarnation of the namespace

@@ -1,7 +1,7 @@
 -- A run of sessions, newest first, from the index alone; equal times are ordered by id, descending bytes.
 --
 -- KEYS  1 {p}:updated  ZSET  id by updated_at_ms
---       2 {p}:meta     HASH  id to packed metadata
+--       2 {p}:meta     HASH  id to index metadata
 --
 -- ARGV  1 limit: the number of sessions at most
 --       2 only those updated at or after this, in ms ("-inf": all)
@@ -9,7 +9,7 @@
 --       4 updated_at_ms and
 --       5 id of the last session already had, which need not be there any more; "" and "": from the newest
 --
--- Reply: a flat array: updated_at_ms of the last session, then id, packed metadata, id, ... ("" where that is missing).
+-- Reply: a flat array: updated_at_ms of the last session, then id, index metadata, id, ... ("" where that is missing).
 
 local function less(a, b) -- by bytes: Lua's own < follows the server's locale
   for i = 1, math.min(#a, #b) do

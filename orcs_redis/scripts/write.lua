@@ -4,7 +4,7 @@
 -- KEYS  1 {p}:state        HASH  incarnation, revision (the partition's counter), compacted, forgotten, dedup_bytes,
 --                                dedup windows (below)
 --       2 {p}:updated      ZSET  id by updated_at_ms
---       3 {p}:meta         HASH  id to packed metadata (below)
+--       3 {p}:meta         HASH  id to index metadata (below)
 --       4 {p}:changes      ZSET  id by the revision of its last change
 --       5 {p}:deleted      ZSET  id by the revision of its deletion: the tombstones
 --       6 {p}:deleted:meta HASH  id to u64 time of deletion in ms, origin (8 bytes)
@@ -27,13 +27,13 @@
 --         38 kind: "a" append, "s" save, "d" delete
 --         39 flags. "r", "l", "b": these arguments follow, in this order; "k": updated_at_ms is not lowered
 --       . r: the revision that is to be overwritten; 0: the session must be absent. After a colon may follow the
---         operation id that made it: after a restore a revision may be given anew
+--         operation id that made it: a restore can reuse a revision
 --       . l: fencing token of the lease under which to write
 --       . b: what is barred, 12 bytes each: epoch (of the same origin), counter and nonce of an operation that was
 --         given up without an answer; counter 0xffffffff: an epoch all of whose operations are finished
 --       append: the turns. save:
 --       . updated_at_ms, decimal (an append takes the server's now, but never goes backwards)
---       . tail of the packed metadata (an append leaves it as it is)
+--       . tail of the index metadata (an append leaves it as it is)
 --       . mode of the history: "push" turns; "replace" it by turns; "staged": rename the staging key; "edit" it
 --       . number of pairs of section and value, then the pairs
 --       . number of sections to remove, then their names
@@ -57,7 +57,7 @@
 -- For every item but "OK" nothing was written. An error in place of the array that was raised while the script ran
 -- does not say what was written.
 --
--- Packed metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
+-- Index metadata: msgpack array [revision u64, updated_at_ms u64, turns u32, origin bin 8, created_at_ms, name,
 -- root_path], of which the first four have fixed widths (34 bytes with the array's first byte), and the rest is the
 -- tail. The origin is the store that wrote last. updated_at_ms is at most the server's now.
 -- .op: the id of the operation that made the revision.
@@ -454,7 +454,7 @@ end
 
 -- The arguments of a save, from operation.first:
 --   updated_at_ms | tail | mode | n | n pairs of section and value | m | m sections to remove | what the mode needs
---   first                         +3  sections                           removals               rest
+--   first                             sections                           removals               rest
 local function parse_save(operation)
   local first, mode = operation.first, ARGV[operation.first + 2]
   local sections = first + 4
@@ -553,7 +553,9 @@ end
 -- Calls a command with arguments of this script. Returns the last reply, nil if there are no arguments.
 local function call_in_batches(command, key, first, last)
   local reply
-  for i = first, last, MAX_VALUES do reply = redis.call(command, key, unpack(ARGV, i, math.min(i + MAX_VALUES - 1, last))) end
+  for i = first, last, MAX_VALUES do
+    reply = redis.call(command, key, unpack(ARGV, i, math.min(i + MAX_VALUES - 1, last)))
+  end
   return reply
 end
 
