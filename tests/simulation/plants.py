@@ -390,7 +390,7 @@ _ALL = (
         patch=replaced(Watcher, "_listener", _deaf_to_reconnects),
     ),
     Plant(
-        "no-heartbeat", "at each heartbeat the partitions are looked at", "watches", 1000,
+        "no-heartbeat", "at each heartbeat the partitions are looked at", "watches", 5000,
         patch=after(changes.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 1e9)),
     ),
     Plant(
