@@ -135,7 +135,7 @@ class Retried(Protocol):
         ...
 
 
-_MIN_LAST_ATTEMPT = 0.05  # seconds for the last attempt at a write
+_MIN_LAST_ATTEMPT = 0.15  # seconds for the last attempt at a write
 
 
 class Retry:

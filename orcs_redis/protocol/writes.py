@@ -226,7 +226,7 @@ def script_error(partition: Partition, answer: bytes, value: Any) -> StorageErro
             return LayoutError(f"{partition.prefix}{value.decode()} is not of this store's layout")
         case b"DENIED" | b"MISSING":
             return not_callable_error(answer, value.decode())
-    return StorageError("a script gave an unknown answer")
+    return OutcomeUnknownError("a script gave an unknown answer, and the write may have been applied")
 
 
 def check_not_stopped(reply: Reply) -> None:
