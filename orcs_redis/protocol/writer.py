@@ -77,7 +77,7 @@ class DedupWindow:
         self.given_up: dict[int, int] = {}  # counter and nonce of what ended unanswered, until the server bars it
 
     def low_water_mark(self, counter: int) -> int:
-        """Return the lowest counter that is not finished; `counter` if there is none."""
+        """Return the lowest counter that is not finished, or `counter`. Writes whose token is gone are given up."""
         while True:
             try:
                 lowest = next(iter(self.unfinished), counter)
@@ -90,8 +90,8 @@ class DedupWindow:
             self.given_up[lowest] = nonce
             self.unfinished.pop(lowest, None)
 
-    def above(self, low_water_mark: int) -> Iterator[_Barred]:
-        """Yield what was given up and the low-water mark does not bar."""
+    def given_up_from(self, low_water_mark: int) -> Iterator[_Barred]:
+        """Yield the writes that were given up, from this counter on: those below are refused by the mark."""
         for counter, nonce in tuple(self.given_up.items()):
             if counter >= low_water_mark:
                 yield self, counter, nonce
@@ -136,7 +136,7 @@ class Namespace:
             window.unfinished[token.counter] = weakref.ref(token), token.nonce
             if self._retired[number] or window.given_up:
                 retired = map(_barred_of_retired, self._retired[number])
-                barred = itertools.chain(window.above(token.low_water_mark), *retired)
+                barred = itertools.chain(window.given_up_from(token.low_water_mark), *retired)
                 token.barred = list(itertools.islice(barred, _MAX_BARRED))
             return token
 
@@ -185,5 +185,5 @@ class Namespace:
 def _barred_of_retired(window: DedupWindow) -> Iterable[_Barred]:
     """Return what is to be barred of a retired window: all, once nothing of it is unfinished."""
     if window.unfinished and window.low_water_mark(_CLOSED) < _CLOSED:
-        return window.above(0)
+        return window.given_up_from(0)
     return [(window, _CLOSED, 0)]

@@ -292,7 +292,7 @@ local function bar(origin, barred)
       elseif counter > window.highest then
         window.highest = counter
       end
-      -- With the revision that is now: no high-water mark of what was begun before is above it.
+      -- With the revision that is now: if the window is evicted, what was begun before is refused by `forgotten`.
       local revision = struct_pack('>I8', partition.revision)
       window.added[#window.added + 1] = identity .. string.char(BARRED_BYTE) .. revision:sub(2)
     end
@@ -388,7 +388,7 @@ local function applied(operation, time, turns, tail)
 end
 
 -- The refusal if the session can't be read; or nil, then what is stored: revision (nil: absent), version, turns, op.
--- `foreign`: there is data, but no session of this layout; only a delete goes on, and removes it.
+-- `foreign`: what is left is no session (a foreign type, no revision, an evicted hash); only a delete goes on.
 local function read_session(operation)
   local kind, session_key = operation.kind, operation.session_key
   local stored = redis.pcall('HMGET', session_key, '.revision', 'version', '.turns', '.op')
@@ -500,7 +500,8 @@ end
 -- Returns the refusal, once the turns that were pushed are gone again.
 local function undo_push(operation, pushed, refusal)
   if pushed == 0 or not error_refusal(redis.pcall('LTRIM', operation.turns_key, 0, -1 - pushed)) then return refusal end
-  return redis.error_reply('ERR stopped in user_script: turns could not be taken back') -- the outcome is open
+  -- Worded like the server's error for a script that it stopped: the outcome is unknown.
+  return redis.error_reply('ERR stopped in user_script: turns could not be taken back')
 end
 
 -- Pushes before the list is checked: RPUSH replies with its length. The refusal if that is wrong; or nil, the length of
@@ -529,8 +530,8 @@ local function push_turns(operation, stored_turns)
   return nil, length, pushed
 end
 
--- The first of a call is entered at once: a full server refuses that, and if the second index has a foreign type, the
--- first is as before. The others follow in `flush`.
+-- The first operation of a call goes into both indexes at once: a full server, or an index of a foreign type, shows
+-- before anything else is written; if the second refuses, the first is as before. The others follow in `flush`.
 local function add_to_indexes(id, time, revision, updated_before)
   if indexed then
     local n = #updated

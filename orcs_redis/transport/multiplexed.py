@@ -89,9 +89,9 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = False  # whether a buffer was handed out whose content has yet to be read
         self._may_lose = False  # whether what was received is lost if a signal handler raises at that moment
         self._paused = False
-        self._scheduled = False
+        self._scheduled = False  # whether a flush will come: from `call_soon`, or when writing may go on
         self._silence = Silence(loop, timeout, self._look)
-        self._unsent = 0
+        self._unsent = 0  # bytes in the transport's buffer at the last look
         self._mute = False  # whether it was given up since nothing came
         self._input = bytearray(_INPUT)  # kept: fresh memory for each reading costs page faults
         self._view = memoryview(self._input)
@@ -300,7 +300,7 @@ async def connect(
             create: Any = loop.create_connection if address.path is None else loop.create_unix_connection
             host = {"server_hostname": address.host} if address.tls is not None else {}
             await create(lambda: connection, sock=connected, ssl=address.tls, **host)
-            # However long what is before it takes: whether the server is silent, `_look` says.
+            # Without a deadline of its own: `_look` gives up a connection whose server stays silent.
             replies = await connection.submit(address.handshake(), math.inf)
         address.check(replies)
         role.check(replies[0])
