@@ -175,6 +175,36 @@ async def test_update(store: Any) -> None:
     assert sorted(result.asset.metadata["n"] for result in results) == list(range(1, 21))
 
 
+async def test_update_that_changes_nothing_writes_nothing(store: Any) -> None:
+    """The revision stays, whatever the asset was changed to meanwhile; what did change is written."""
+    asset = session(30)
+    revision = await store.save(asset)
+
+    def rename_and_back(asset: SessionAsset) -> None:
+        name = asset.project_context.name
+        asset.project_context.name = "another"
+        asset.history.turns.reverse()
+        asset.project_context.name = name
+        asset.history.turns.reverse()
+
+    assert await store.update(asset.id, rename_and_back) == (asset, revision)
+    assert (await store.load_versioned(asset.id)).revision == revision
+    changes: list[Callable[[SessionAsset], object]] = [
+        lambda asset: asset.history.turns.pop(),
+        lambda asset: asset.history.turns.reverse(),
+        lambda asset: asset.metadata.update(x=1),
+        lambda asset: asset.metadata.clear(),
+        lambda asset: asset.extra.update(x=1),
+        lambda asset: asset.extra.clear(),
+        lambda asset: asset.history.turns[-1].metadata.update(x=1),
+    ]
+    for change in changes:
+        updated = await store.update(asset.id, change)
+        assert updated.revision > revision
+        revision = updated.revision
+        assert await store.load_versioned(asset.id) == updated
+
+
 async def test_update_that_raises_writes_nothing(store: Any) -> None:
     """What `change` raises reaches the caller, and the session stays as it was."""
     asset = session()
@@ -275,8 +305,9 @@ async def test_metadata_in_lists(store: Any) -> None:
     assert (meta.name, meta.turn_count, meta.revision) == ("a name", 5, revision)
 
 
-async def test_many(store: Any) -> None:
+async def test_many(connect: Connect) -> None:
     """The bulk methods answer in the order asked, with errors in the places of what failed."""
+    store = await connect(deadline=60.0)  # Lua in fakeredis is slow
     assets = [session(n % 40) for n in range(300)]
     bad = session()
     bad.metadata["x"] = float("nan")
@@ -291,6 +322,19 @@ async def test_many(store: Any) -> None:
     assert deleted[0] is None
     assert isinstance(deleted[1], NotFoundError)
     assert await store.save_many([]) == []
+
+
+async def test_delete_many_at_their_revisions(store: Any) -> None:
+    """Of metadata, a session is deleted only if it is as the list had it; what has changed since is reported."""
+    assets = [session(2) for _ in range(4)]
+    await store.save_many(assets)
+    metas = {meta.id: meta for meta in await store.list()}
+    revision = await store.append(assets[1].id, ConversationTurn.user("late"))
+    await store.delete(assets[2].id)
+    deleted = await store.delete_many([*(metas[asset.id] for asset in assets[:3]), assets[3].id])
+    assert [type(error).__name__ for error in deleted] == ["NoneType", "ConflictError", "ConflictError", "NoneType"]
+    assert [error.actual for error in deleted[1:3]] == [revision, 0]
+    assert [meta.id for meta in await store.list()] == [assets[1].id]
 
 
 class MyAsset(SessionAsset):

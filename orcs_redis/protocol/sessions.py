@@ -91,6 +91,12 @@ class Sessions(Generic[A]):
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
         return Write(self._namespace, APPEND, id, _revision(if_revision), data, fencing_token=_fencing_token(id, lease))
 
+    def delete_seen(self, session: str | SessionMeta) -> Write:
+        """Remove a session; one of which metadata is given only at its revision."""
+        if isinstance(session, SessionMeta):
+            return self.delete(session.id, session.revision, None)
+        return self.delete(session, None, None)
+
     def delete(self, id: str, if_revision: int | None, lease: LeaseToken | None) -> Write:
         """Remove a session."""
         expected, fencing_token = _revision(if_revision), _fencing_token(check_id(id), lease)
@@ -116,6 +122,12 @@ class Sessions(Generic[A]):
                     raise
         written = yield self._save(asset, new, None, expected, fencing_token, known)
         return self._saved(asset, new, written)
+
+    def _is_unchanged(self, asset: A) -> bool:
+        """Whether an asset is as it is stored."""
+        known = self._known(asset)
+        patch = None if known is None else self._codec.compare(known, self._codec.encode(asset, known))
+        return patch is not None and not (patch.sections or patch.removed or patch.pushed or patch.reshapes)
 
     def _known(self, asset: A) -> Baseline | None:
         stored = baseline_of(asset) if isinstance(asset, SessionAsset) else None
@@ -242,6 +254,8 @@ class Sessions(Generic[A]):
                 raise TypeError("update takes a plain function: what it does must not wait")
             if asset.id != id:
                 raise ValueError("change must leave the id as it is")
+            if self._is_unchanged(asset):
+                return Versioned(asset, revision)
             try:
                 return Versioned(asset, (yield from self.save(asset, revision, lease)))
             except ConflictError:

@@ -164,7 +164,8 @@ class RedisSessionStore(Generic[A]):
     def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
 
-        There is no bound on the number of tries; the deadline is for each of them.
+        There is no bound on the number of tries; the deadline is for each of them. A change that changes nothing
+        writes nothing.
 
         Args:
             id: the session.
@@ -235,10 +236,14 @@ class RedisSessionStore(Generic[A]):
         loaded = self._driver.each([single(load, id) for id in ids])
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
-    def delete_many(self, ids: Iterable[str]) -> builtins.list[StorageError | None]:
-        """Delete sessions, in few round trips. The list has the error in the place of a session that failed."""
-        delete = self._core.sessions.delete
-        deleted = self._driver.each([single(delete, id, None, None) for id in ids])
+    def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
+        """Delete sessions, in few round trips. The list has the error in the place of a session that failed.
+
+        Of a `SessionMeta`, as lists have them, the session is deleted only if it is still at that revision; else the
+        error is a ConflictError.
+        """
+        delete = self._core.sessions.delete_seen
+        deleted = self._driver.each([single(delete, id) for id in ids])
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
