@@ -45,7 +45,7 @@ def test_exactly_once(run_number: int, tmp_path: Path) -> None:
 def test_naive_writer_is_caught(tmp_path: Path) -> None:
     """Workers that make up a new operation id for each attempt are found to double and to lie about conflicts."""
     found: set[str] = set()
-    for attempt in range(3):  # what the faults meet is a matter of luck
+    for attempt in range(6):  # what the faults meet is a matter of luck
         seed = new_seed() + attempt
         print(f"ORCS_REDIS_CHAOS_SEED={seed}")
         only = ["swallow", "mid-reply", "cut", "client-kill", "sigstop"]
@@ -61,7 +61,7 @@ def test_naive_writer_is_caught(tmp_path: Path) -> None:
 def test_mistakes_are_caught(tmp_path: Path) -> None:
     """A store is found that lies about denials, stays with a demoted server, or swallows what a handler raises."""
     found: set[str] = set()
-    for attempt in range(3):
+    for attempt in range(6):
         seed = new_seed() + attempt
         print(f"ORCS_REDIS_CHAOS_SEED={seed}")
         plants, only = ["lying", "faithful", "swallowing"], ["failover", "rights", "signals"]
@@ -77,7 +77,7 @@ def test_mistakes_are_caught(tmp_path: Path) -> None:
 def test_naive_watcher_is_caught(tmp_path: Path) -> None:
     """Watchers that know nothing but what pub/sub tells are found to miss what happened while they were cut off."""
     found: set[str] = set()
-    for attempt in range(3):
+    for attempt in range(6):
         seed = new_seed() + attempt
         print(f"ORCS_REDIS_CHAOS_SEED={seed}")
         only = ["cut", "client-kill", "pubsub-kill", "kill-9", "deaf"]
