@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 from weakref import WeakKeyDictionary, WeakSet
 
 from ..errors import StorageError, UnavailableError
@@ -19,10 +19,12 @@ from ..model.asset import SessionAsset
 from ..protocol.attempts import copy_of_error, without_traceback
 from ..transport.address import FileFolder, MemoryName, Target
 from ..transport.network import in_thread
-from .blocking import files, redis
 from .files import LocalFileStore
 from .options import OptionArguments, Options, check_arguments
 from .redis import RedisSessionStore
+
+if TYPE_CHECKING:
+    from .blocking import redis
 
 __all__ = ["StorePool"]
 
@@ -239,6 +241,8 @@ async def _connect(options: Options[Any], target: Target | None) -> Any:
 
 
 def _connect_blocking(options: Options[Any], target: Target | None) -> Any:
+    from .blocking import files, redis  # asyncio programs don't need them
+
     if isinstance(target, FileFolder):
         return files.LocalFileStore(target.path, asset_type=options.asset_type)
     return redis.RedisSessionStore._open(options, target, None)
