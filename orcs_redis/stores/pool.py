@@ -175,8 +175,10 @@ class _LoopStore(Generic[A]):
             await self._lifetime.aclose()
 
     async def _open(self) -> None:
-        lifetime = self._live()
         try:
+            if self._lifetime is not None:  # its user has closed the store
+                await self._lifetime.aclose()
+            lifetime = self._live()
             await anext(lifetime)
             self._lifetime = lifetime
         finally:
@@ -187,8 +189,7 @@ class _LoopStore(Generic[A]):
         try:
             yield
         finally:
-            if self._store is store:  # else its user has closed it, and there is another
-                self._store = self._lifetime = None  # both refer to the loop, which nothing here is to keep
+            self._store = self._lifetime = None  # they refer to the loop, which nothing here is to keep
             await store.aclose()
 
 
