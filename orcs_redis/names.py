@@ -20,6 +20,7 @@ from .errors import (
     VersionIncompatibleError,
 )
 from .model.asset import SESSION_VERSION, SessionAsset
+from .model.ids import foreign_id
 from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
 from .model.sections import (
     AutoTriggerConfig,
@@ -41,6 +42,7 @@ from .model.sections import (
 )
 from .protocol.changes import Change
 from .protocol.leases import LeaseInfo
+from .stores.pool import StorePool
 
 __all__ = [
     "SESSION_VERSION",
@@ -75,6 +77,7 @@ __all__ = [
     "SkillConfig",
     "StorageError",
     "StoreFullError",
+    "StorePool",
     "StoreResetError",
     "SyncMode",
     "SyncState",
@@ -86,4 +89,5 @@ __all__ = [
     "UserPreferences",
     "VersionIncompatibleError",
     "Versioned",
+    "foreign_id",
 ]

@@ -18,8 +18,10 @@ from orcs_redis import (
     SessionMeta,
     SessionStore,
     StorageError,
+    StorePool,
     SyncStatus,
     Versioned,
+    foreign_id,
     open_store,
     sync,
 )
@@ -119,6 +121,22 @@ def blocking_stores(client: redis.Redis, turn: ConversationTurn) -> None:
         assert_type(store.ping(), float)
         assert_type(store.sync_status(), SyncStatus)
         store.save(SessionAsset.new())  # type: ignore[arg-type]  # it has no priority
+
+
+async def pools() -> None:
+    pool = StorePool("memory://", namespace="n", deadline=1.0)
+    assert_type(pool, StorePool[SessionAsset])
+    assert_type(StorePool(), StorePool[SessionAsset])
+    assert_type(await pool.store(), RedisSessionStore[SessionAsset])
+    assert_type(pool.blocking(), sync.RedisSessionStore[SessionAsset])
+    async with StorePool(asset_type=Ticket) as tickets:
+        assert_type(tickets, StorePool[Ticket])
+        assert_type(await tickets.store(), RedisSessionStore[Ticket])
+    with sync.StorePool(asset_type=Ticket) as tickets:
+        assert_type(tickets.blocking(), sync.RedisSessionStore[Ticket])
+    StorePool(Path("p"))  # type: ignore[call-overload]
+    StorePool(client=None)  # type: ignore[call-overload]
+    assert_type(foreign_id("a", "b"), str)
 
 
 async def any_store(store: SessionStore[SessionAsset], asset: SessionAsset) -> None:
