@@ -32,10 +32,11 @@ _WRITE_COMMANDS = (
 )  # fmt: skip
 _OTHER_COMMANDS = (
     "EVAL",
+    "GET",
     "HGETALL",
-    "INCR",
     "LRANGE",
     "PTTL",
+    "SET",
     "SUBSCRIBE",
     "UNSUBSCRIBE",
     "ZCOUNT",

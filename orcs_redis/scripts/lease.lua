@@ -184,12 +184,18 @@ local function acquire(claim, high_water_mark)
   end
   refusal = not_callable('HSET') or not_callable('PEXPIRE') or not_callable('ZADD') or not_callable('ZREMRANGEBYSCORE')
   if refusal then return refusal end
-  local next_token = redis.pcall('INCR', fence_key)
-  refusal = error_refusal(next_token, 'LAYOUT', 'fence')
-  if refusal then return not_callable('INCR') or refusal end
+  local last_token = redis.pcall('GET', fence_key)
+  refusal = error_refusal(last_token, 'LAYOUT', 'fence')
+  if refusal then return not_callable('GET') or refusal end
+  last_token = tonumber(last_token or 0)
+  if not last_token then return {'LAYOUT', 'fence'} end
+  -- At least the time: a restore takes the fence back, and a token of before must not be given again.
+  local next_token = math.max(last_token + 1, now)
+  local token = string.format('%.0f', next_token)
+  local stored = redis.pcall('SET', fence_key, token)
+  if error_refusal(stored) then return not_callable('SET') or stored end
   refusal = error_refusal(redis.pcall('ZREMRANGEBYSCORE', leases_key, '-inf', now), 'LAYOUT', 'leases')
   if refusal then return refusal end
-  local token = string.format('%.0f', next_token)
   redis.call('ZADD', leases_key, now + tonumber(ttl), id)
   redis.call('HSET', lease_key, 'token', token, 'claim', claim, 'holder', ARGV[6], 'since', now)
   redis.call('PEXPIRE', lease_key, ttl)

@@ -311,8 +311,8 @@ local function pack_window(window)
 end
 
 -- As Redis evicts keys: of a random sample the window that was used least lately; of long ones, if bytes are too many.
-local function evict_windows(bytes)
-  for _ = 1, 20 do
+local function evict_windows(bytes, new)
+  for _ = 1, 20 + new do
     local count, too_many_bytes = redis.pcall('HLEN', state_key), bytes > MAX_DEDUP_BYTES
     local too_many = not error_refusal(count) and count > 5 + MAX_WINDOWS -- beside the state's own fields
     if error_refusal(count) or not (too_many or too_many_bytes) then return end
@@ -358,7 +358,7 @@ local function flush()
   end
   local new, bytes = redis.call('HSET', state_key, unpack(values)), nil
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
-  if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes) end
+  if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
   for _, message in ipairs(messages) do redis.pcall('PUBLISH', channel, message) end
 end
