@@ -98,6 +98,11 @@ class Patch(NamedTuple):
     pushed: list[bytes]
     reshapes: bool  # whether there is more to do to the turns than to push
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has to be sent."""
+        return not (self.sections or self.removed or self.pushed or self.reshapes)
+
 
 class _Section(NamedTuple):
     name: str  # of the attribute

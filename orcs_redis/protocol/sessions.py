@@ -91,7 +91,7 @@ class Sessions(Generic[A]):
             raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
         return Write(self._namespace, APPEND, id, _revision(if_revision), data, fencing_token=_fencing_token(id, lease))
 
-    def delete_seen(self, session: str | SessionMeta) -> Write:
+    def delete_listed(self, session: str | SessionMeta) -> Write:
         """Remove a session; one of which metadata is given only at its revision."""
         if isinstance(session, SessionMeta):
             return self.delete(session.id, session.revision, None)
@@ -102,8 +102,13 @@ class Sessions(Generic[A]):
         expected, fencing_token = _revision(if_revision), _fencing_token(check_id(id), lease)
         return Write(self._namespace, DELETE, id, expected, fencing_token=fencing_token)
 
-    def save(self, asset: A, if_revision: int | None, lease: LeaseToken | None) -> Plan[int]:
-        """Store an asset: what has changed if it is what it was loaded from, else the whole."""
+    def save(
+        self, asset: A, if_revision: int | None, lease: LeaseToken | None, *, only_changes: bool = False
+    ) -> Plan[int]:
+        """Store an asset: what has changed if it is what it was loaded from, else the whole.
+
+        With `only_changes`, nothing is written if nothing has.
+        """
         if isinstance(asset, SessionAsset):  # anything else is refused by the codec
             check_id(asset.id)
         expected = _revision(if_revision)
@@ -114,6 +119,8 @@ class Sessions(Generic[A]):
         if known is not None and expected in (None, known.revision):
             patch = self._codec.compare(known, new)
         if known is not None and patch is not None:
+            if only_changes and patch.is_empty:
+                return known.revision
             try:
                 written = yield self._save(asset, new, patch, known.revision, fencing_token, known)
                 return self._saved(asset, new, written)
@@ -122,12 +129,6 @@ class Sessions(Generic[A]):
                     raise
         written = yield self._save(asset, new, None, expected, fencing_token, known)
         return self._saved(asset, new, written)
-
-    def _is_unchanged(self, asset: A) -> bool:
-        """Whether an asset is as it is stored."""
-        known = self._known(asset)
-        patch = None if known is None else self._codec.compare(known, self._codec.encode(asset, known))
-        return patch is not None and not (patch.sections or patch.removed or patch.pushed or patch.reshapes)
 
     def _known(self, asset: A) -> Baseline | None:
         stored = baseline_of(asset) if isinstance(asset, SessionAsset) else None
@@ -254,10 +255,8 @@ class Sessions(Generic[A]):
                 raise TypeError("update takes a plain function: what it does must not wait")
             if asset.id != id:
                 raise ValueError("change must leave the id as it is")
-            if self._is_unchanged(asset):
-                return Versioned(asset, revision)
             try:
-                return Versioned(asset, (yield from self.save(asset, revision, lease)))
+                return Versioned(asset, (yield from self.save(asset, revision, lease, only_changes=True)))
             except ConflictError:
                 yield Pause(random.uniform(0, delay))
                 delay = min(2 * delay, 0.1)

@@ -243,7 +243,7 @@ class RedisSessionStore(Generic[A]):
         Of a `SessionMeta`, as lists have them, the session is deleted only if it is still at that revision; else the
         error is a ConflictError.
         """
-        delete = self._core.sessions.delete_seen
+        delete = self._core.sessions.delete_listed
         deleted = await self._driver.each([single(delete, id) for id in ids])
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
