@@ -62,7 +62,7 @@ async def test_encoding_interrupted(place: Place, store: Any, raised: type[Excep
     await store.save(asset)
     before = dump(place)
     asset.add_turn(ConversationTurn.user("y"))
-    with mock.patch("orcs_redis.protocol.codec._encode_turn", side_effect=raised):
+    with mock.patch("orcs_redis.protocol.turns._encode_turn", side_effect=raised):
         for call in (
             store.append("a", ConversationTurn.user("y")),
             store.append("a", ConversationTurn.user("y"), ConversationTurn.user("z")),
@@ -82,7 +82,7 @@ async def test_nothing_empty_is_written(place: Place, store: Any) -> None:
     await store.save(asset)
     before = dump(place)
     turn = ConversationTurn.user("y")
-    with mock.patch("orcs_redis.protocol.codec._encode_turn", return_value=b""):
+    with mock.patch("orcs_redis.protocol.turns._encode_turn", return_value=b""):
         for call in (store.append("a", turn), store.save(SessionAsset(id="b", history=history(turn)))):
             with pytest.raises(SerializationError):
                 await call
@@ -104,12 +104,12 @@ async def test_decoding_interrupted(store: Any, raised: type[Exception]) -> None
     asset.add_turn(ConversationTurn.user("x"))
     await store.save(asset)
     for name, call in (
-        ("_decode_wire_turns", lambda: store.load("a")),
-        ("_decode_wire_turns", lambda: store.turns("a")),
-        ("_decode_int", lambda: store.load("a")),
-        ("_decode_meta", store.list),
-        ("_decode_meta", lambda: store.list(limit=5)),
+        ("turns._decode_wire_turns", lambda: store.load("a")),
+        ("turns._decode_wire_turns", lambda: store.turns("a")),
+        ("codec._decode_int", lambda: store.load("a")),
+        ("lists._decode_meta", store.list),
+        ("lists._decode_meta", lambda: store.list(limit=5)),
     ):
-        with mock.patch(f"orcs_redis.protocol.codec.{name}", side_effect=raised), pytest.raises(raised):
+        with mock.patch(f"orcs_redis.protocol.{name}", side_effect=raised), pytest.raises(raised):
             await call()
     assert await store.load("a") == asset

@@ -25,8 +25,8 @@ from orcs_redis import (
 from orcs_redis.protocol.attempts import ConnectionLost, copy_of_error
 from orcs_redis.protocol.codec import Codec
 from orcs_redis.protocol.commands import Batch, Command, Reply
+from orcs_redis.protocol.lists import AllMeta, MetaRun
 from orcs_redis.protocol.namespace import Create, ReadLayout
-from orcs_redis.protocol.reads import AllMeta, MetaRun
 from orcs_redis.protocol.request import Plan, Request
 from orcs_redis.protocol.sessions import Sessions
 from orcs_redis.protocol.writer import Namespace

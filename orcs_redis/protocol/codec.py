@@ -7,15 +7,13 @@ from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
-from msgspec.structs import astuple
 
 from ..errors import CorruptSessionError, SerializationError
 from ..interrupts import raise_interruption
-from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields, to_datetime
-from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, named, pack
-from ..model.meta import SessionMeta, SyncState
-from ..model.schema import Time
-from ..model.sections import ConversationHistory, ConversationTurn, ToolCallRecord
+from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields
+from ..model.encoding import attempt, encode, named, pack
+from ..model.sections import ConversationHistory, ConversationTurn
+from .turns import are_encoded, decode_turns, encode_known_turn, encode_turn
 
 __all__ = [
     "VERSION",
@@ -24,8 +22,6 @@ __all__ = [
     "Encoded",
     "Patch",
     "baseline_of",
-    "decode_meta",
-    "decode_turns",
     "decode_version",
     "set_baseline",
 ]
@@ -41,7 +37,6 @@ _NO_TURNS = encode("turns") + encode([])
 
 _decode_int = msgspec.msgpack.Decoder(int).decode
 _decode_any = msgspec.msgpack.Decoder().decode
-_decode_meta = msgspec.msgpack.Decoder(tuple[int, Time, int, bytes, Time, str | None, str | None]).decode
 
 # The history without its turns, which are a list of their own.
 _HistoryRest = msgspec.defstruct(
@@ -53,20 +48,6 @@ _HistoryRest = msgspec.defstruct(
     ],
     kw_only=True,
 )
-
-
-class _WireCall(ToolCallRecord, array_like=True, gc=False):
-    pass
-
-
-class _WireTurn(ConversationTurn, array_like=True, gc=False):
-    """A turn as an array: without the names of its fields it is smaller."""
-
-    tool_calls: list[_WireCall]  # type: ignore[assignment]
-
-
-_decode_wire_turns = msgspec.msgpack.Decoder(list[_WireTurn]).decode
-_turn_is_sound = free_values_sound(ConversationTurn)
 
 
 class Encoded(NamedTuple):
@@ -181,12 +162,7 @@ class Codec(Generic[A]):
             SerializationError: a value that would not come back, or too many bytes.
 
         """
-        data = _encode_turn(turn)
-        # Converting took any sequence for a list.
-        if not (data and type(turn.tags) is list and type(turn.tool_calls) is list and _turn_is_sound(turn)):
-            pack(turn, ConversationTurn, where, level=4)  # says what is wrong, if anything is
-        if not data:
-            raise SerializationError(where, "it has no encoding")  # never to be stored
+        data = encode_turn(turn, where)
         if len(data) > self.max_turn_bytes:
             raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
         return data
@@ -273,12 +249,12 @@ class Codec(Generic[A]):
         for start in range(0, min(len(old), len(turns)), size):
             stored = old[start : min(start + size, len(turns))]
             block = turns[start : start + len(stored)]
-            if _are_encoded(block, stored):
+            if are_encoded(block, stored):
                 data += stored
                 continue
             known = known or set(old)
             for n, turn in enumerate(block, start):
-                quick = _encode_turn(turn, check=False)
+                quick = encode_known_turn(turn)
                 data.append(quick if quick in known else self.turn(turn, f"history.turns[{n}]"))
         pushed = enumerate(turns[len(data) :], len(data))
         return data + [self.turn(turn, f"history.turns[{n}]") for n, turn in pushed]
@@ -297,76 +273,6 @@ def _with_turns(id: str, history: bytes) -> bytes:
     if not history or not 0x80 <= history[0] < 0x8F:
         raise CorruptSessionError(id, "history")
     return bytes((history[0] + 1,)) + _NO_TURNS + history[1:]
-
-
-def decode_turns(id: str, turns: Sequence[bytes]) -> list[ConversationTurn]:
-    """Decode a history's turns; CorruptSessionError names the first that can't be."""
-    # As one array: a call for each turn would cost as much again.
-    wire, refusal = attempt(_decode_wire_turns, b"\xdd" + len(turns).to_bytes(4) + b"".join(turns))
-    if refusal is None:
-        return _as_public(wire)
-    for n, data in enumerate(turns):
-        _decoded(id, f"history.turns[{n}]", _decode_wire_turns, b"\x91" + data)
-    raise CorruptSessionError(id, "history.turns")
-
-
-def _as_public(turns: list[_WireTurn]) -> list[ConversationTurn]:
-    """Give decoded turns the public class. The layout is the same: to convert them would double the cost."""
-    for turn in turns:
-        turn.__class__ = ConversationTurn  # type: ignore[assignment]
-        for call in turn.tool_calls:
-            call.__class__ = ToolCallRecord  # type: ignore[assignment]
-    return turns  # type: ignore[return-value]
-
-
-def _fields(turn: ConversationTurn) -> tuple[Any, ...]:
-    """Return the array that a turn is encoded as; TypeError if it or its calls are of another type than their own."""
-    if type(turn) is not ConversationTurn or type(turn.tool_calls) is not list:
-        raise TypeError
-    if not turn.tool_calls:
-        return astuple(turn)
-    calls = [astuple(call) for call in turn.tool_calls if type(call) is ToolCallRecord]
-    if len(calls) != len(turn.tool_calls):
-        raise TypeError
-    # In the class' order; written out, as this is in the way of each save.
-    return turn.id, turn.timestamp_ms, turn.role, turn.content, calls, turn.tags, turn.metadata
-
-
-def _encode_turn(turn: ConversationTurn, check: bool = True) -> bytes:
-    """Encode a turn; nothing if that is refused, or if a check finds a field of another type than its own."""
-    try:
-        fields = _fields(turn)
-        if check:
-            msgspec.convert(fields, _WireTurn)
-        return encode(fields)
-    except REFUSALS as error:
-        check_refusal(error)
-        return b""
-
-
-def _are_encoded(turns: list[ConversationTurn], data: Sequence[bytes]) -> bool:
-    """Whether turns are encoded as this data, of which there is as much."""
-
-    def compare(turns: list[ConversationTurn]) -> bool:
-        array_header = encode([None] * len(data))[: -len(data)]
-        return encode(list(map(_fields, turns))) == b"".join((array_header, *data))
-
-    return attempt(compare, turns) == (True, None)
-
-
-def decode_meta(id: str, packed: bytes) -> SessionMeta:
-    """Decode a session's index metadata; CorruptSessionError if it is none."""
-    revision, updated, turns, _, created, name, root_path = _decoded(id, "meta", _decode_meta, packed)
-    return SessionMeta(
-        id=id,
-        name=name,
-        created_at=to_datetime(created),
-        updated_at=to_datetime(updated),
-        project_path=root_path,
-        turn_count=turns,
-        sync_state=SyncState.SYNCED,
-        revision=revision,
-    )
 
 
 def decode_version(id: str, data: bytes) -> int:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
-from .. import scripts
-from ..errors import CorruptSessionError, LayoutError, NotFoundError
+from ..errors import CorruptSessionError, NotFoundError
 from ..model.asset import SessionAsset
-from ..model.meta import SessionMeta, Versioned
+from ..model.meta import Versioned
 from ..model.sections import ConversationTurn
 from .attempts import TornRead
-from .codec import Baseline, Codec, decode_meta, decode_turns, set_baseline
-from .commands import Argument, Command, Reply, as_error, as_map, has_errors
-from .keys import Partition
+from .codec import Baseline, Codec, set_baseline
+from .commands import Command, Reply, as_error, as_map, has_errors
 from .request import Request
+from .turns import decode_turns
 from .writer import Namespace
 
-__all__ = ["AllMeta", "Exists", "Load", "MetaRun", "Ping", "Position", "Turns"]
+__all__ = ["Exists", "Load", "Ping", "Turns"]
 
-_log = logging.getLogger("orcs_redis")
 A = TypeVar("A", bound=SessionAsset)
-Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated_at_ms and id
 _TORN_READS = 100
 
 
@@ -140,52 +136,6 @@ class Exists(Request[bool]):
         return bool(replies[0])
 
 
-class AllMeta(Request[list[SessionMeta]]):
-    """The metadata of every session of a partition, in no order."""
-
-    __slots__ = ("_partition",)
-
-    def __init__(self, partition: Partition) -> None:
-        super().__init__()
-        self._partition = partition
-
-    def commands(self) -> Sequence[Command]:
-        """One plain command; the metadata holds what they are to be ordered by."""
-        return [("HGETALL", self._partition.meta)]
-
-    def decode(self, replies: Sequence[Reply]) -> list[SessionMeta]:
-        """Decode them, without those that can't be: they show themselves when loaded."""
-        _check_index(self._partition, replies)
-        self._check(replies)
-        return _metas(as_map(replies[0]).items())
-
-
-class MetaRun(Request["tuple[Position | None, list[SessionMeta]]"]):
-    """A run of a partition's index (scripts/page.lua): where it ended (None: at the end) and its metadata."""
-
-    __slots__ = ("_arguments", "_limit", "_partition")
-
-    def __init__(self, partition: Partition, limit: int, span: tuple[Argument, Argument], after: Position) -> None:
-        super().__init__()
-        self._partition = partition
-        self._limit = limit
-        self._arguments = (limit, *span, *after)
-
-    def commands(self) -> Sequence[Command]:
-        """Call the script."""
-        keys = (self._partition.updated, self._partition.meta)
-        return [self._script(scripts.PAGE, keys, self._arguments)]
-
-    def decode(self, replies: Sequence[Reply]) -> tuple[Position | None, list[SessionMeta]]:
-        """Return the end, and the metadata of those where it can be decoded."""
-        _check_index(self._partition, replies)
-        self._check(replies)
-        time_of_last, *flat = replies[0]
-        ids = flat[::2]
-        last = (int(float(time_of_last)), ids[-1]) if len(ids) == self._limit else None
-        return last, _metas(zip(ids, flat[1::2], strict=True))
-
-
 class Ping(Request[float]):
     """A round trip, in seconds."""
 
@@ -202,25 +152,10 @@ class Ping(Request[float]):
         return time.perf_counter() - self._sent
 
 
-def _metas(pairs: Any) -> list[SessionMeta]:
-    metas = []
-    for id, packed in pairs:
-        try:
-            metas.append(decode_meta(id.decode(), packed))
-        except (CorruptSessionError, UnicodeDecodeError):
-            _log.warning("a list leaves out session %r: its metadata can't be decoded", id)
-    return metas
-
-
 def _check_types(id: str, replies: Sequence[Reply], parts: Sequence[str]) -> None:
     for reply, part in zip(replies, parts, strict=True):
         if (as_error(reply) or "").startswith("WRONGTYPE"):
             raise CorruptSessionError(id, part)
-
-
-def _check_index(partition: Partition, replies: Sequence[Reply]) -> None:
-    if "WRONGTYPE" in (as_error(replies[0]) or ""):
-        raise LayoutError(f"the index of {partition.prefix} is not of this store's layout")
 
 
 def _slice(start: int, stop: int) -> slice:

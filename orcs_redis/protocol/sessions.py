@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import builtins
 import inspect
-import itertools
 import random
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
-
-import msgspec
+from typing import Generic, Protocol, TypeVar
 
 from ..errors import ConflictError, CorruptSessionError, SerializationError
-from ..interrupts import raise_interruption
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
-from ..model.meta import Page, SessionMeta, Versioned
+from ..model.meta import SessionMeta, Versioned
 from ..model.sections import ConversationTurn
 from .codec import Baseline, Codec, Encoded, Patch, baseline_of, set_baseline
 from .commands import Argument
-from .keys import Partition
 from .namespace import Probe
-from .reads import AllMeta, Exists, Load, MetaRun, Ping, Position, Turns
-from .request import Pause, Plan, Together
+from .reads import Exists, Load, Ping, Turns
+from .request import Pause, Plan
 from .writer import Namespace
 from .writes import APPEND, DELETE, SAVE, Write, Written
 
 __all__ = ["LeaseToken", "Sessions"]
 
 A = TypeVar("A", bound=SessionAsset)
-_ALL: tuple[Argument, Argument] = ("-inf", "+inf")
-_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 _STAGED_TURNS = 16  # from so many turns on, a history is staged by plain commands, not passed through Lua
-_LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
 
 
 class LeaseToken(Protocol):
@@ -179,71 +168,6 @@ class Sessions(Generic[A]):
             )
         return written.revision
 
-    def list(
-        self,
-        limit: int | None,
-        project_path: str | None,
-        updated_after: datetime | None,
-        updated_before: datetime | None,
-    ) -> Plan[builtins.list[SessionMeta]]:
-        """Metadata, newest first."""
-        span = _span(updated_after, updated_before)
-        if limit is None and span == _ALL:
-            runs = yield Together(map(AllMeta, self._namespace.keyspace.partitions))
-            found = builtins.list(itertools.chain.from_iterable(runs))
-            found = [meta for meta in found if project_path is None or meta.project_path == project_path]
-            found.sort(key=_position, reverse=True)
-            return found
-        if limit is not None:
-            limit = _limit(limit, least=0)
-        return (yield from self._run(limit, project_path, span, None))
-
-    def page(
-        self,
-        limit: int,
-        cursor: str | None,
-        project_path: str | None,
-        updated_after: datetime | None,
-        updated_before: datetime | None,
-    ) -> Plan[Page[SessionMeta]]:
-        """One page of metadata, newest first, and where the next begins."""
-        after = None if cursor is None else _decode_cursor(cursor)
-        span = _span(updated_after, updated_before)
-        found = yield from self._run(_limit(limit, least=1) + 1, project_path, span, after)
-        if len(found) <= limit:
-            return Page(found, None)
-        items = found[:limit]
-        return Page(items, _encode_cursor(_position(items[-1])))
-
-    def _run(
-        self,
-        limit: int | None,
-        project_path: str | None,
-        span: tuple[Argument, Argument],
-        after: tuple[int, str] | None,
-    ) -> Plan[builtins.list[SessionMeta]]:
-        """Collect runs of all partitions, until none can have more of the first `limit`."""
-        found: builtins.list[SessionMeta] = []
-        positions: dict[Partition, Position] = {}
-        if limit != 0:
-            positions = dict.fromkeys(self._namespace.keyspace.partitions, after or ("", ""))
-        while positions:
-            share = 1 + _LIST_CHUNK // len(positions)
-            if limit is not None and project_path is None:
-                share = min(limit, share, 2 + 2 * limit // len(positions))  # about as many as each has of the first
-            runs = yield Together(MetaRun(partition, share, span, at) for partition, at in positions.items())
-            positions = {partition: end for partition, (end, _) in zip(positions, runs, strict=True) if end is not None}
-            for _, metas in runs:
-                found += [meta for meta in metas if project_path is None or meta.project_path == project_path]
-            if limit is not None and len(found) >= limit:
-                found.sort(key=_position, reverse=True)
-                del found[limit:]
-                milliseconds, id = _position(found[-1])
-                last: Any = milliseconds, id.encode()
-                positions = {partition: end for partition, end in positions.items() if end > last}
-        found.sort(key=_position, reverse=True)
-        return found
-
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between."""
         delay = 0.001
@@ -260,28 +184,6 @@ class Sessions(Generic[A]):
             except ConflictError:
                 yield Pause(random.uniform(0, delay))
                 delay = min(2 * delay, 0.1)
-
-
-def _position(meta: SessionMeta) -> tuple[int, str]:
-    """Return a session's place in the order of lists, in which equal times are ordered by id."""
-    return (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id
-
-
-def _span(after: datetime | None, before: datetime | None) -> tuple[Argument, Argument]:
-    """Return the bounds in ms: the first included, the second not."""
-    return "-inf" if after is None else _ms(after), "+inf" if before is None else _ms(before)
-
-
-def _ms(moment: datetime) -> int:
-    if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise ValueError("a datetime with a time zone is needed")
-    return -((_UNIX_EPOCH - moment) // _MILLISECOND)  # rounded up
-
-
-def _limit(limit: int, least: int) -> int:
-    if type(limit) is not int or limit < least:
-        raise ValueError(f"limit is {least} or more")
-    return min(limit, 2**53)
 
 
 def _index(index: int) -> int:
@@ -302,15 +204,3 @@ def _fencing_token(id: str, lease: LeaseToken | None) -> int | None:
     if lease.id != id:
         raise ValueError("the lease is of another session")
     return lease.token
-
-
-def _encode_cursor(position: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).decode()
-
-
-def _decode_cursor(cursor: str) -> tuple[int, str]:
-    try:
-        return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, str])
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
-        raise_interruption(error)
-        raise ValueError("that is not a cursor of a page") from None

@@ -9,6 +9,7 @@ from ..model.asset import SessionAsset
 from ..protocol.changes import Changes
 from ..protocol.codec import Codec
 from ..protocol.leases import Leases
+from ..protocol.lists import Lists
 from ..protocol.namespace import open_namespace
 from ..protocol.request import Plan
 from ..protocol.sessions import Sessions
@@ -29,6 +30,7 @@ class Core(Generic[A]):
         self.options = options
         self.lifecycle = Lifecycle(options.deadline)
         self._sessions: Sessions[A] | None = None
+        self._lists: Lists | None = None
         self._leases: Leases | None = None
         self._changes: Changes | None = None
 
@@ -38,6 +40,13 @@ class Core(Generic[A]):
         if self._sessions is None:
             raise UnavailableError("the store is not connected")
         return self._sessions
+
+    @property
+    def lists(self) -> Lists:
+        """What there is to ask about many sessions, once it is open."""
+        if self._lists is None:
+            raise UnavailableError("the store is not connected")
+        return self._lists
 
     @property
     def leases(self) -> Leases:
@@ -77,6 +86,7 @@ class Core(Generic[A]):
         if denied is not None:
             self.lifecycle.deny(denied)
         self._sessions = sessions
+        self._lists = Lists(namespace)
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
         self.lifecycle.is_open = True

@@ -193,7 +193,7 @@ class RedisSessionStore(Generic[A]):
             updated_before: only those updated before that. Aware, else ValueError.
 
         """
-        plan = self._core.sessions.list(limit, project_path, updated_after, updated_before)
+        plan = self._core.lists.list(limit, project_path, updated_after, updated_before)
         return await self._driver.run(plan)
 
     async def page(
@@ -209,7 +209,7 @@ class RedisSessionStore(Generic[A]):
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.sessions.page(limit, cursor, project_path, updated_after, updated_before)
+        plan = self._core.lists.page(limit, cursor, project_path, updated_after, updated_before)
         return await self._driver.run(plan)
 
     async def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:

@@ -192,7 +192,7 @@ class RedisSessionStore(Generic[A]):
             updated_before: only those updated before that. Aware, else ValueError.
 
         """
-        plan = self._core.sessions.list(limit, project_path, updated_after, updated_before)
+        plan = self._core.lists.list(limit, project_path, updated_after, updated_before)
         return self._driver.run(plan)
 
     def page(
@@ -208,7 +208,7 @@ class RedisSessionStore(Generic[A]):
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.sessions.page(limit, cursor, project_path, updated_after, updated_before)
+        plan = self._core.lists.page(limit, cursor, project_path, updated_after, updated_before)
         return self._driver.run(plan)
 
     def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
