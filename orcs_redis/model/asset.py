@@ -16,7 +16,7 @@ import msgspec
 from ..errors import CorruptSessionError, SerializationError, VersionIncompatibleError
 from .encoding import attempt, dump_json, encode, f32_text, named, pack, parse_json, parse_written, repeated_field
 from .ids import MAX_ID_BYTES
-from .schema import MAX_TIME_MS, U32, U64, FreeForm, Part, initial
+from .schema import MAX_TIME_MS, U32, U64, FreeForm, Noted, initial
 from .sections import (
     CommandGrant,
     ComponentSnapshot,
@@ -43,7 +43,7 @@ def to_datetime(ms: int) -> datetime:
     return _UNIX_EPOCH + timedelta(milliseconds=min(ms, MAX_TIME_MS))
 
 
-class SessionAsset(Part, kw_only=True, dict=True):
+class SessionAsset(Noted, kw_only=True):
     """A session: everything that is kept between runs.
 
     A subclass may add fields; those with a default may be missing in what is decoded. ``extra`` holds the

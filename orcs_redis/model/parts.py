@@ -26,6 +26,7 @@ from .asset import SessionAsset, json_fields
 from .encoding import attempt, f32_text, named, parse_json
 
 __all__ = [
+    "MAPS",
     "TIMES",
     "Digests",
     "Entry",
@@ -45,6 +46,9 @@ __all__ = [
 
 TIMES: Final = frozenset({"created_at_ms", "updated_at_ms"})
 """The parts that never collide."""
+
+MAPS: Final = ("metadata", "skill_configs", "component_snapshots")
+"""The top-level maps of which each value is a part that is stored by itself."""
 
 _TURN: Final = "turn/"
 _TURNS: Final = "history.turns"

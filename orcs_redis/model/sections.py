@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
-from .schema import F32, U8, U32, U64, FreeForm, Part, initial
+from .schema import F32, U8, U32, U64, FreeForm, Noted, Part, initial
 
 __all__ = [
     "AutoTriggerConfig",
@@ -117,7 +117,7 @@ class CompactedTurn(Part, kw_only=True, gc=False):
     end_time_ms: U64
 
 
-class ConversationHistory(Part, kw_only=True):
+class ConversationHistory(Noted, kw_only=True):
     """The turns, oldest first, and the summaries of those removed. An empty history is still true."""
 
     _shown = ("turns", "compacted")
@@ -131,6 +131,12 @@ class ConversationHistory(Part, kw_only=True):
 
     def __bool__(self) -> bool:
         return True
+
+    @property
+    def skipped(self) -> int:
+        """How many turns before these are stored, but were not loaded; 0 unless `load(id, last=n)` left some out."""
+        skipped: int = vars(self).get("_skipped", 0)  # the stores set it: protocol/baseline.py
+        return skipped
 
     def recent(self, n: int) -> list[ConversationTurn]:
         """Return the newest ``n`` turns, oldest first."""

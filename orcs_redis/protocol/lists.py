@@ -33,7 +33,9 @@ _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
 
-_decode_meta = msgspec.msgpack.Decoder(tuple[int, Time, int, bytes, Time, str | None, str | None]).decode
+_decode_meta = msgspec.msgpack.Decoder(
+    tuple[int, Time, int, bytes, Time, Time, dict[str, str], str | None, str | None]
+).decode
 
 
 class Lists:
@@ -159,7 +161,7 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
     found, refusal = attempt(_decode_meta, packed)
     if refusal is not None:
         raise CorruptSessionError(id, "meta")
-    revision, updated, turns, _, created, name, root_path = found
+    revision, updated, turns, _, written, created, labels, name, root_path = found
     return SessionMeta(
         id=id,
         name=name,
@@ -169,6 +171,8 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
         turn_count=turns,
         sync_state=SyncState.SYNCED,
         revision=revision,
+        labels=labels,
+        written_at=to_datetime(written),
     )
 
 

@@ -12,7 +12,7 @@ from ..errors import CorruptSessionError, SerializationError
 from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_values_sound, pack
 from ..model.sections import ConversationTurn, ToolCallRecord
 
-__all__ = ["are_encoded", "decode_turns", "encode_known_turn", "encode_turn"]
+__all__ = ["are_encoded", "decode_turns", "encode_known_turn", "encode_turn", "id_of"]
 
 
 class _WireCall(ToolCallRecord, array_like=True, gc=False):
@@ -104,3 +104,15 @@ def are_encoded(turns: list[ConversationTurn], data: Sequence[bytes]) -> bool:
         return encode(list(map(_fields, turns))) == b"".join((array_header, *data))
 
     return attempt(compare, turns) == (True, None)
+
+
+def id_of(turn: bytes) -> bytes:
+    """Return the id of an encoded turn as it is encoded, without decoding what follows; b"" if it is no turn."""
+    head = turn[1] if len(turn) > 1 else 0
+    if 0xA0 <= head < 0xC0:
+        return turn[1 : head - 0xA0 + 2]
+    widths = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+    if head not in widths:
+        return b""
+    end = 2 + widths[head]
+    return turn[1 : end + int.from_bytes(turn[2:end])]
