@@ -22,6 +22,7 @@ from .errors import (
 from .model.asset import SESSION_VERSION, SessionAsset
 from .model.ids import foreign_id
 from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
+from .model.raw import Projection, RawItem, project
 from .model.sections import (
     AutoTriggerConfig,
     CodingStylePrefs,
@@ -71,6 +72,8 @@ __all__ = [
     "Page",
     "PermissionDeniedError",
     "ProjectContext",
+    "Projection",
+    "RawItem",
     "SerializationError",
     "SessionAsset",
     "SessionMeta",
@@ -90,4 +93,5 @@ __all__ = [
     "VersionIncompatibleError",
     "Versioned",
     "foreign_id",
+    "project",
 ]
