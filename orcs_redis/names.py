@@ -22,7 +22,7 @@ from .errors import (
 from .model.asset import SESSION_VERSION, SessionAsset
 from .model.ids import foreign_id
 from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
-from .model.raw import Projection, RawItem, project
+from .model.raw import RawItem
 from .model.sections import (
     AutoTriggerConfig,
     CodingStylePrefs,
@@ -72,7 +72,6 @@ __all__ = [
     "Page",
     "PermissionDeniedError",
     "ProjectContext",
-    "Projection",
     "RawItem",
     "SerializationError",
     "SessionAsset",
@@ -93,5 +92,4 @@ __all__ = [
     "VersionIncompatibleError",
     "Versioned",
     "foreign_id",
-    "project",
 ]
