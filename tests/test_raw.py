@@ -310,6 +310,20 @@ SHOWN: list[tuple[str, Any, str, str]] = [
         "assistant",
         "[summary] before",
     ),
+    (
+        ADK,
+        {
+            "author": "a",
+            "content": {"parts": [{"video_metadata": {}}, {"tool_call": {"tool_type": "MAPS", "args": {"q": 1}}}]},
+            "actions": {
+                "requestedToolConfirmations": {"f": {"hint": "Delete it?"}},
+                "requested_auth_configs": {"f": {"key": "AAAA"}},
+                "rewindBeforeInvocationId": "i-1",
+            },
+        },
+        "assistant",
+        '[call MAPS] {"q":1}\n[may I go on?] Delete it?\n[credentials asked for]\n[rewind] i-1',
+    ),
     (ADK, {"author": "a", "error_code": "E1", "errorMessage": "no"}, "assistant", "[error] E1\nno"),
     (
         ADK,
@@ -354,6 +368,22 @@ SHOWN: list[tuple[str, Any, str, str]] = [
         },
         "user",
         "[result] a.py\n[error] no\n[image: image/png]",
+    ),
+    (
+        CLAUDE,
+        {
+            "type": "user",
+            "message": {
+                "content": [
+                    {"type": "redacted_thinking", "data": "AAAA"},
+                    {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "read me"}},
+                    {"type": "document", "title": "T", "source": {"type": "base64", "data": "AAAA"}},
+                    {"type": "hologram", "data": "AAAA"},
+                ]
+            },
+        },
+        "user",
+        "[thinking] (encrypted)\nread me\n[file: T]\n[hologram]",
     ),
     (CLAUDE, {"type": "system", "subtype": "compact_boundary", "content": "compacted"}, "system", "compacted"),
     (CLAUDE, {"type": "system", "subtype": "init"}, "system", "[init]"),
@@ -408,6 +438,22 @@ SHOWN: list[tuple[str, Any, str, str]] = [
         },
         "tool",
         '[result of add] {"sum":3}\n[error of add] no\n[retry add] again',
+    ),
+    (
+        PYDANTIC,
+        {
+            "kind": "request",
+            "parts": [
+                {"part_kind": "speech", "speaker": "user", "transcript": "hi"},
+                {"part_kind": "speech", "audio": {"kind": "binary", "media_type": "audio/wav", "data": "AAAA"}},
+                {"part_kind": "user-prompt", "content": [{"kind": "uploaded-file", "file_id": "f"}, {"kind": "odd"}]},
+                {"part_kind": "retry-feedback", "content": "again"},
+                {"part_kind": "instruction-baseline", "instructions": [{"content": "a"}, {"content_hash": "AAAA"}]},
+                {"part_kind": "tool-availability-delta", "tools_added": ["f", "g"]},
+            ],
+        },
+        "user",
+        'hi\n[audio: audio/wav]\n[file: f]\n{"kind":"odd"}\n[retry] again\n[instructions] a\n[tools] f, g',
     ),
     (PYDANTIC, {"kind": "request", "parts": [], "instructions": "be brief"}, "system", "[instructions] be brief"),
     (PYDANTIC, {"kind": "response", "parts": []}, "assistant", "[response]"),

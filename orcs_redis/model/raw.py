@@ -22,7 +22,7 @@ import msgspec
 from .encoding import attempt, named
 from .projections import claude_agent_sdk, google_adk, openai_agents, pydantic_ai
 from .projections.text import Projection
-from .schema import FreeForm, Part
+from .schema import FreeForm
 
 __all__ = ["Projection", "RawItem", "content_of", "embedded", "extracted", "project", "raw_fault"]
 
@@ -40,7 +40,7 @@ _MAX_FORMAT: Final = 100  # characters
 _decode_json: Final = msgspec.json.Decoder().decode
 
 
-class RawItem(Part, frozen=True, dict=True, kw_only=False):  # type: ignore[misc]  # mypy takes Part for mutable; it has no fields
+class RawItem(msgspec.Struct, frozen=True, dict=True):
     """An agent framework's own item, as bytes that come back as they are.
 
     ``format`` is ``name/version``: letters, digits, dots, hyphens and underscores, at most 100 characters.
@@ -64,6 +64,9 @@ class RawItem(Part, frozen=True, dict=True, kw_only=False):  # type: ignore[misc
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("format", self.format), ("size", len(self.data))]
+
+    def __repr__(self) -> str:
+        return f"RawItem(format={self.format!r}, size={len(self.data)})"
 
     @cached_property
     def projection(self) -> Projection | None:

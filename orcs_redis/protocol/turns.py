@@ -27,7 +27,7 @@ class _WireTurn(ConversationTurn, array_like=True, gc=False):
     """A turn as an array: without the names of its fields it is smaller."""
 
     tool_calls: list[_WireCall]  # type: ignore[assignment]
-    raw: str | None = None  # type: ignore[assignment]  # the format alone; few turns have one
+    raw: str | None = None  # type: ignore[assignment]  # the format alone
 
 
 class _RawFields(msgspec.Struct, array_like=True):
