@@ -67,13 +67,14 @@ async def test_one_holder(connect: Connect) -> None:
 async def test_writes_under_a_lease(connect: Connect) -> None:
     """Every write takes a lease; once it has passed to another, none is applied."""
     one, other = await connect(), await connect()
-    asset = SessionAsset(id="s")
     async with leased(one, "s") as lease:
-        await one.save(asset, lease=lease)
+        await one.save(SessionAsset(id="s"), lease=lease)
         await one.append("s", ConversationTurn.user("x"), lease=lease)
         await one.update("s", lambda asset: asset.metadata.update(a=1), lease=lease)
         await one.delete("s", lease=lease)
+        asset = SessionAsset(id="s")
         await one.save(asset, lease=lease)
+        asset.metadata["b"] = 1
     async with leased(other, "s") as successor:
         before = await other.load_versioned("s")
         for write in (
