@@ -205,7 +205,7 @@ class RedisSessionStore(Generic[A]):
     def pop(
         self, id: str, count: int = 1, *, if_revision: int | None = None, lease: Lease | None = None
     ) -> builtins.list[ConversationTurn]:
-        """Remove the last turns, exactly once, and return them in the history's order: up to `count`, if there are so many.
+        """Remove the last turns, exactly once, and return them in the history's order: at most `count`.
 
         Raises:
             NotFoundError: there is no such session.
