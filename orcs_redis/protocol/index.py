@@ -26,8 +26,10 @@ __all__ = [
     "LabelRun",
     "MetaRun",
     "Place",
+    "Row",
     "Sizes",
     "decode_meta",
+    "decode_rows",
     "label_key",
 ]
 
@@ -37,15 +39,17 @@ Bounds: TypeAlias = tuple[str | int, str | int]
 """Of updated_at_ms: the first is included, the second not."""
 ALL: Bounds = ("-inf", "+inf")
 Place: TypeAlias = tuple[int, bytes]
-"""A place in the order of lists: updated_at_ms and id. Later ones are less."""
+"""A session's place in the order of lists: updated_at_ms and id, the greatest first."""
+Row: TypeAlias = tuple[int, bytes, bytes]
+"""A session's place and its index metadata, so that rows are in the order of lists before they are decoded."""
 
 _decode_meta = msgspec.msgpack.Decoder(
     tuple[int, Time, int, bytes, Time, Time, dict[str, str], str | None, str | None]
 ).decode
 
 
-class AllMeta(Request[list[SessionMeta]]):
-    """The metadata of every session of a partition, in no order."""
+class AllMeta(Request[list[Row]]):
+    """Every session of a partition, in no order."""
 
     __slots__ = ("_partition",)
 
@@ -54,18 +58,18 @@ class AllMeta(Request[list[SessionMeta]]):
         self._partition = partition
 
     def commands(self) -> Sequence[Command]:
-        """One plain command; the metadata holds what they are to be ordered by."""
+        """One plain command; the metadata has what they are to be ordered by."""
         return [("HGETALL", self._partition.meta)]
 
-    def decode(self, replies: Sequence[Reply]) -> list[SessionMeta]:
-        """Decode them, without those that can't be: they show themselves when loaded."""
+    def decode(self, replies: Sequence[Reply]) -> list[Row]:
+        """Return them."""
         _check_index(self._partition, replies)
         self._check(replies)
-        return _metas(as_map(replies[0]).items())
+        return _rows(as_map(replies[0]).items())
 
 
-class MetaRun(Request["tuple[Place | None, list[SessionMeta]]"]):
-    """A run of a partition's sessions by time (scripts/page.lua): where it ended (None: at the end), its metadata."""
+class MetaRun(Request["tuple[Place | None, list[Row]]"]):
+    """A run of a partition's sessions by time (scripts/page.lua): where it ended (None: at the end), and the rows."""
 
     __slots__ = ("_arguments", "_partition")
 
@@ -74,19 +78,19 @@ class MetaRun(Request["tuple[Place | None, list[SessionMeta]]"]):
     ) -> None:
         super().__init__()
         self._partition = partition
-        self._arguments = (limit, *bounds, *(after or ("", "")), *labels)
+        self._arguments = (b"%d" % limit, *bounds, *(after or ("", "")), *labels)
 
     def commands(self) -> Sequence[Command]:
         """Call the script."""
         keys = (self._partition.updated, self._partition.meta, self._partition.labels)
         return [self._script(scripts.PAGE, keys, self._arguments)]
 
-    def decode(self, replies: Sequence[Reply]) -> tuple[Place | None, list[SessionMeta]]:
-        """Return the end, and the metadata of those where it can be decoded."""
+    def decode(self, replies: Sequence[Reply]) -> tuple[Place | None, list[Row]]:
+        """Return the end and the rows."""
         _check_index(self._partition, replies)
         self._check(replies)
         time, id, *flat = replies[0]
-        return (int(float(time)), bytes(id)) if time else None, _metas(_pairs(flat))
+        return (int(float(time)), bytes(id)) if time else None, _rows(zip(flat[::2], flat[1::2], strict=True))
 
 
 class LabelRun(Request["LabelRun.Result"]):
@@ -104,12 +108,11 @@ class LabelRun(Request["LabelRun.Result"]):
     """
 
     class Result(NamedTuple):
-        """Where it ended (None: at the end), how many there were, metadata, how many had none that can be decoded."""
+        """Where the run ended (None: at the end), how many were found in it, rows in no order."""
 
         end: bytes | None
         found: int
-        metas: list[SessionMeta]
-        broken: int
+        rows: list[Row]
 
     __slots__ = ("_arguments", "_partition")
 
@@ -125,7 +128,7 @@ class LabelRun(Request["LabelRun.Result"]):
     ) -> None:
         super().__init__()
         self._partition = partition
-        self._arguments = (count, limit, *bounds, *(after or ("", "")), after_id, *labels)
+        self._arguments = (b"%d" % count, b"%d" % limit, *bounds, *(after or ("", "")), after_id, *labels)
 
     def commands(self) -> Sequence[Command]:
         """Call the script."""
@@ -133,12 +136,12 @@ class LabelRun(Request["LabelRun.Result"]):
         return [self._script(scripts.LABEL, keys, self._arguments)]
 
     def decode(self, replies: Sequence[Reply]) -> Result:
-        """Decode the metadata, where that is possible."""
+        """Return what was found."""
         _check_index(self._partition, replies)
         self._check(replies)
         end, found, *flat = replies[0]
-        metas = _metas(_pairs(flat))
-        return LabelRun.Result(bytes(end) or None, int(found), metas, len(flat) // 2 - len(metas))
+        rows = [(int(time), bytes(id), bytes(meta)) for time, id, meta in zip(*[iter(flat)] * 3, strict=True)]
+        return LabelRun.Result(bytes(end) or None, int(found), rows)
 
 
 class Sizes(NamedTuple):
@@ -205,18 +208,29 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
     )
 
 
-def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
-    return zip(flat[::2], flat[1::2], strict=True)
-
-
-def _metas(pairs: Iterable[tuple[bytes, bytes]]) -> list[SessionMeta]:
+def decode_rows(rows: Iterable[Row]) -> list[SessionMeta]:
+    """Return metadata, without those where it can't be decoded: these show themselves when loaded."""
     metas = []
-    for id, packed in pairs:
+    for _, id, packed in rows:
         try:
             metas.append(decode_meta(id.decode(), packed))
         except (CorruptSessionError, UnicodeDecodeError):
-            _log.warning("a list leaves out session %r: its metadata can't be decoded", id)
+            _warn(id)
     return metas
+
+
+def _rows(pairs: Iterable[tuple[bytes, bytes]]) -> list[Row]:
+    rows = []
+    for id, packed in pairs:
+        if packed[:1] == b"\x99" and packed[10:11] == b"\xcf":
+            rows.append((int.from_bytes(packed[11:19]), bytes(id), packed))
+        else:
+            _warn(id)
+    return rows
+
+
+def _warn(id: bytes) -> None:
+    _log.warning("a list leaves out session %r: its metadata can't be decoded", id)
 
 
 def _check_index(partition: Partition, replies: Sequence[Reply]) -> None:

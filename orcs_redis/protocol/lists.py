@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import builtins
 import itertools
-from collections.abc import Iterable
+import math
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ import msgspec
 from ..interrupts import raise_interruption
 from ..model.filters import Filters, check_limit
 from ..model.meta import Page, SessionMeta
-from .index import ALL, AllMeta, Bounds, IndexSizes, LabelRun, MetaRun, Place, Sizes, label_key
+from .index import ALL, AllMeta, Bounds, IndexSizes, LabelRun, MetaRun, Place, Row, Sizes, decode_rows, label_key
 from .keys import Partition
 from .request import Plan, Together
 from .writer import Namespace
@@ -23,7 +23,8 @@ __all__ = ["Lists"]
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_CHUNK = 2_000  # sessions looked at in one go, in all partitions: others wait for them
+_CHUNK = 1_000  # sessions looked at in one go, in all partitions: about 2 ms in which the server does nothing else
+_LEAST = 16  # in one partition: a call costs as much as several sessions
 
 
 class Lists:
@@ -39,7 +40,7 @@ class Lists:
         query = _query(filters)
         if limit is None and query == _EVERYTHING:
             runs = yield Together(map(AllMeta, self._partitions))
-            return _sorted(itertools.chain.from_iterable(runs))
+            return decode_rows(sorted(itertools.chain.from_iterable(runs), reverse=True))
         return (yield from self._newest(limit, query, None))
 
     def page(self, limit: int, cursor: str | None, filters: Filters) -> Plan[Page[SessionMeta]]:
@@ -49,7 +50,7 @@ class Lists:
         if len(found) <= limit:
             return Page(found, None)
         items = found[:limit]
-        return Page(items, _encode_cursor(_place(items[-1])))
+        return Page(items, _encode_cursor(items[-1]))
 
     def count(self, filters: Filters) -> Plan[int]:
         """How many sessions."""
@@ -70,8 +71,17 @@ class Lists:
         return number
 
     def _newest(self, limit: int | None, query: _Query, after: Place | None) -> Plan[builtins.list[SessionMeta]]:
+        broken = 0  # so many more are asked for
+        while True:
+            rows = yield from self._rows(None if limit is None else limit + broken, query, after)
+            metas = decode_rows(rows)
+            if limit is None or len(metas) >= limit or len(rows) < limit + broken:
+                return metas[:limit]
+            broken = len(rows) - len(metas)
+
+    def _rows(self, limit: int | None, query: _Query, after: Place | None) -> Plan[builtins.list[Row]]:
         """Scan the partitions at the same time, until none can have more of the first `limit`."""
-        found: builtins.list[SessionMeta] = []
+        found: builtins.list[Row] = []
         scans: builtins.list[_Scan] = [] if limit == 0 else (yield from self._scans(limit, query, after))
         last: Place | None = None  # of the first `limit`
         while scans:
@@ -79,19 +89,21 @@ class Lists:
             for scan, run in zip(scans, runs, strict=True):
                 found += scan.take(run)
             if limit is not None and len(found) >= limit:
-                found = _sorted(found)[:limit]
-                last = _place(found[-1])
+                found.sort(reverse=True)
+                del found[limit:]
+                last = found[-1][:2]
             scans = [following for scan in scans if (following := scan.following(last)) is not None]
-        return _sorted(found)
+        found.sort(reverse=True)
+        return found
 
     def _scans(self, limit: int | None, query: _Query, after: Place | None) -> Plan[builtins.list[_Scan]]:
         if query.labels:
             sizes = yield from self._sizes(query)
             return [_cheapest(limit, query, after, size, len(sizes)) for size in sizes]
-        count = share = _share(len(self._partitions))
-        if limit is not None:
-            count = min(limit, share, 2 + 2 * limit // len(self._partitions))  # about as many as each has of the first
-        return [_TimeScan(query, partition, count, after) for partition in self._partitions]
+        number = len(self._partitions)
+        share = _share(number)
+        count = share if limit is None else min(limit, _most(limit / number))
+        return [_TimeScan(query, partition, count, share, after) for partition in self._partitions]
 
     def _sizes(self, query: _Query) -> Plan[builtins.list[Sizes]]:
         """Of the partitions that can have what is wanted."""
@@ -111,17 +123,24 @@ _EVERYTHING = _Query(ALL, ())
 
 
 class _TimeScan:
-    """Looks at a partition's sessions from the newest on, `count` at a time.
+    """Looks at a partition's sessions from the newest on, `count` at first, then more at a time, up to `share`.
 
-    Of those with labels it may meet few: if it has looked at as many as the instead has, that goes on in its place.
+    Of those with labels it may meet few: if it has looked at as many as `instead` has, that goes on in its place.
     """
 
     def __init__(
-        self, query: _Query, partition: Partition, count: int, at: Place | None, instead: _LabelScan | None = None
+        self,
+        query: _Query,
+        partition: Partition,
+        count: int,
+        share: int,
+        at: Place | None,
+        instead: _LabelScan | None = None,
     ) -> None:
         self._query = query
         self._partition = partition
-        self._count = count
+        self._count = min(count, share)
+        self._share = share
         self._at = at
         self._instead = instead
         self._looked_at = 0
@@ -129,10 +148,11 @@ class _TimeScan:
     def request(self, last: Place | None) -> MetaRun:
         return MetaRun(self._partition, self._count, self._query.bounds, self._at, self._query.labels)
 
-    def take(self, run: tuple[Place | None, list[SessionMeta]]) -> list[SessionMeta]:
-        self._at, metas = run
+    def take(self, run: tuple[Place | None, list[Row]]) -> list[Row]:
+        self._at, rows = run
         self._looked_at += self._count
-        return metas
+        self._count = min(2 * self._count, self._share)
+        return rows
 
     def following(self, last: Place | None) -> _Scan | None:
         """Return what goes on, None if there is nothing more above `last`."""
@@ -158,22 +178,17 @@ class _LabelScan:
         self.after = after
         self.ended = False
         self._at = b""
-        self._broken = 0  # so many more are asked for, since their metadata can't be decoded
 
     def request(self, last: Place | None) -> LabelRun:
         first, stop = self._bounds
         if last is not None:
             first = last[0] if first == "-inf" else max(int(first), last[0])
         bounds = first, stop
-        limit = self._limit and self._limit + self._broken
-        return LabelRun(self._partition, self._count, limit, bounds, self.after, self._at, self._labels)
+        return LabelRun(self._partition, self._count, self._limit, bounds, self.after, self._at, self._labels)
 
-    def take(self, run: LabelRun.Result) -> list[SessionMeta]:
-        if self._broken < run.broken and len(run.metas) + run.broken < run.found:
-            self._broken = run.broken
-            return []  # once more, lest they hide others
+    def take(self, run: LabelRun.Result) -> list[Row]:
         self._at, self.ended = run.end or b"", run.end is None
-        return run.metas
+        return run.rows
 
     def following(self, last: Place | None) -> _Scan | None:
         """Return what goes on, None if it has ended."""
@@ -191,24 +206,20 @@ def _cheapest(limit: int | None, query: _Query, after: Place | None, size: Sizes
         return by_label
     expected = size.within
     if limit is not None:  # they are found among the newest, if these have the label as often as all have it
-        expected = min(expected, limit * size.total // (by_label.size * partitions))
+        expected = min(expected, _most(limit * size.total / (by_label.size * partitions)))
     if 2 * expected >= by_label.size:
         return by_label
-    return _TimeScan(query, size.partition, min(share, 2 + 2 * expected), after, by_label)
+    return _TimeScan(query, size.partition, expected, share, after, by_label)
+
+
+def _most(mean: float) -> int:
+    """Return how many a partition has at most, but for one in some hundred, if each has so many on average."""
+    return math.ceil(mean + 3 * math.sqrt(mean)) + 1
 
 
 def _share(partitions: int) -> int:
     """Return how many sessions of each partition to look at in one go."""
-    return 1 + _CHUNK // partitions
-
-
-def _sorted(metas: Iterable[SessionMeta]) -> list[SessionMeta]:
-    return sorted(metas, key=_place, reverse=True)
-
-
-def _place(meta: SessionMeta) -> Place:
-    """Return a session's place in the order of lists, in which equal times are ordered by id."""
-    return (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id.encode()
+    return max(_CHUNK // partitions, _LEAST)
 
 
 def _query(filters: Filters) -> _Query:
@@ -223,7 +234,8 @@ def _ms(moment: datetime) -> int:
     return -((_UNIX_EPOCH - moment) // _MILLISECOND)  # rounded up
 
 
-def _encode_cursor(place: Place) -> str:
+def _encode_cursor(meta: SessionMeta) -> str:
+    place = (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id.encode()
     return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode()
 
 

@@ -16,7 +16,8 @@
 --     then other labels, all of which a session must have too
 --
 -- Reply: a flat array: id of the last session looked at ("": there are no others after it), the number of sessions
--- found, then id, index metadata, id, ... of the newest of them ("" where that is missing).
+-- found, then updated_at_ms, id, index metadata, updated_at_ms, ... of the newest of them, in no order ("" where
+-- metadata is missing).
 
 local function less(a, b) -- by bytes: Lua's own < follows the server's locale
   for i = 1, math.min(#a, #b) do
@@ -58,13 +59,24 @@ for i = 9, #ARGV do
   found = both
 end
 
-local reply = {#members == count and ids[#ids] or '', #found}
-if limit < #found then
-  table.sort(found, function(a, b) return times[a] > times[b] or times[a] == times[b] and less(b, a) end)
+local number = #found
+if limit > 0 and limit < number then
+  local newest, kept = {}, {}
+  for n, id in ipairs(found) do newest[n] = times[id] end
+  table.sort(newest) -- numbers alone: several times as fast as with a function
+  for _, id in ipairs(found) do
+    if times[id] >= newest[number - limit + 1] then kept[#kept + 1] = id end
+  end
+  if #kept > limit then
+    table.sort(kept, function(a, b) return times[a] > times[b] or times[a] == times[b] and less(b, a) end)
+  end
+  found = kept
 end
+
+local reply = {#members == count and ids[#ids] or '', number}
 limit = math.min(limit, #found)
 if limit == 0 then return reply end
 for i, meta in ipairs(redis.call('HMGET', KEYS[3], unpack(found, 1, limit))) do
-  reply[2 * i + 1], reply[2 * i + 2] = found[i], meta or ''
+  reply[3 * i], reply[3 * i + 1], reply[3 * i + 2] = times[found[i]], found[i], meta or ''
 end
 return reply
