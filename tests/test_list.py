@@ -331,6 +331,54 @@ async def test_an_index_of_another_type(place: Place, store: Any) -> None:
         place.raw.set(place.key("labels"), "x")
 
 
+async def test_frequent_labels(place: Place, store: Any) -> None:
+    """Those with a frequent label are found among the newest, and by the label if these turn out not to have it."""
+    index = ByHand(place.raw, place.namespace)
+    for n in range(60):
+        index.session(f"s{n:03}", n, labels={"place": "everywhere"} if n % 10 else None)
+        index.session(f"t{n:03}", n, labels={"time": "old"} if n < 30 else None)
+    with mock.patch("orcs_redis.protocol.lists._LEAST", 1), mock.patch("orcs_redis.protocol.lists._CHUNK", 5):
+        for name, value, order in (
+            ("place", "everywhere", [f"s{n:03}" for n in range(59, 0, -1) if n % 10]),
+            ("time", "old", [f"t{n:03}" for n in range(29, -1, -1)]),
+        ):
+            for limit in (1, 2, 7, 100):
+                found = await store.list(limit=limit, labels={name: value})
+                assert [meta.id for meta in found] == order[:limit]
+            assert [meta.id for meta in await pages(store, 1, labels={name: value})] == order
+            assert await store.count(labels={name: value}, updated_after=at(20)) == len(
+                [id for id in order if int(id[1:]) >= 20]
+            )
+
+
+async def test_what_others_have_costs_nothing(place: Place, connect: Connect) -> None:
+    """A list, page or count by label takes the same commands however many other sessions there are."""
+    store = await connect()
+    index = ByHand(place.raw, place.namespace)
+    for n in range(40):
+        index.session(f"s{n:02}", n, "/p", {"user": "me"})
+    assert len(await store.list(project_path="/p")) == 40  # the server knows the script from here on
+    link = (store if place.row.form == "async" else store._store)._driver.link
+    call = link.call
+    asked: list[list[int]] = []
+
+    def counting(commands: Any, expires: float) -> Any:
+        asked[-1].append(len(commands))
+        return call(commands, expires)
+
+    link.call = counting
+    for _ in range(2):
+        asked.append([])
+        for filters in ({"labels": {"user": "me"}}, {"project_path": "/p", "updated_after": at(7)}):
+            await store.list(limit=5, **filters)
+            await store.list(**filters)
+            await store.page(5, **filters)
+            await store.count(**filters)
+        for n in range(300):
+            index.session(f"other{n}", n % 50, labels={"user": "you"})
+    assert asked[0] == asked[1]
+
+
 async def test_labelled_pages_under_writes(place: Place, store: Any) -> None:
     """Whatever comes and goes meanwhile, what stays unchanged comes exactly once."""
     index = ByHand(place.raw, place.namespace)
