@@ -331,21 +331,37 @@ async def test_an_index_of_another_type(place: Place, store: Any) -> None:
         place.raw.set(place.key("labels"), "x")
 
 
+@pytest.mark.parametrize("chunk", [1000, 7, 1])
+async def test_labels_and_equal_times(place: Place, store: Any, chunk: int) -> None:
+    """Where many were updated at the same time, the first by id, descending, come first, however they are read."""
+    index = ByHand(place.raw, place.namespace)
+    ids = [f"{n * 7 % 30:02}" for n in range(30)]
+    for id in ids:
+        index.session(id, 5, labels={"user": "me", "even": str(int(id) % 2)})
+    with mock.patch("orcs_redis.protocol.lists._LEAST", 1), mock.patch("orcs_redis.protocol.lists._CHUNK", chunk):
+        for labels, order in (({"user": "me"}, sorted(ids)[::-1]), ({"user": "me", "even": "1"}, sorted(ids)[::-2])):
+            for filters in ({"labels": labels}, {"labels": labels, "updated_after": at(5), "updated_before": at(6)}):
+                for limit in (1, 4, 11):
+                    assert [meta.id for meta in await store.list(limit=limit, **filters)] == order[:limit]
+                    assert [meta.id for meta in await pages(store, limit, **filters)] == order
+                assert await store.count(**filters) == len(order)
+
+
 async def test_frequent_labels(place: Place, store: Any) -> None:
     """Those with a frequent label are found among the newest, and by the label if these turn out not to have it."""
     index = ByHand(place.raw, place.namespace)
-    for n in range(60):
+    for n in range(100):
         index.session(f"s{n:03}", n, labels={"place": "everywhere"} if n % 10 else None)
-        index.session(f"t{n:03}", n, labels={"time": "old"} if n < 30 else None)
+        index.session(f"t{n:03}", n, labels={"time": "old"} if n < 60 or n == 97 else None)
     with mock.patch("orcs_redis.protocol.lists._LEAST", 1), mock.patch("orcs_redis.protocol.lists._CHUNK", 5):
         for name, value, order in (
-            ("place", "everywhere", [f"s{n:03}" for n in range(59, 0, -1) if n % 10]),
-            ("time", "old", [f"t{n:03}" for n in range(29, -1, -1)]),
+            ("place", "everywhere", [f"s{n:03}" for n in range(99, 0, -1) if n % 10]),
+            ("time", "old", ["t097", *[f"t{n:03}" for n in range(59, -1, -1)]]),
         ):
-            for limit in (1, 2, 7, 100):
+            for limit in (1, 2, 7, 1000):
                 found = await store.list(limit=limit, labels={name: value})
                 assert [meta.id for meta in found] == order[:limit]
-            assert [meta.id for meta in await pages(store, 1, labels={name: value})] == order
+            assert [meta.id for meta in await pages(store, 3, labels={name: value})] == order
             assert await store.count(labels={name: value}, updated_after=at(20)) == len(
                 [id for id in order if int(id[1:]) >= 20]
             )

@@ -54,7 +54,7 @@ async def test_ranges(store: Any, put: Any) -> None:
 
 
 async def test_by_keys(store: Any, put: Any) -> None:
-    """What is there comes back under its key, in the order that was asked for; empty and odd bytes too."""
+    """What is there comes back under its key, in the order that was asked for, whatever its bytes."""
     put("s", "a", "b")
     put("s", "\r\n", value=b"\x00\xff")
     assert await store.get_records("s", ["b", "x", "a", "b"]) == {"b": b"b", "a": b"a"}
