@@ -13,6 +13,7 @@ from orcs_redis import (
     ConversationTurn,
     LocalFileStore,
     Page,
+    RawItem,
     RedisSessionStore,
     SessionAsset,
     SessionMeta,
@@ -143,6 +144,7 @@ async def pools() -> None:
     StorePool(Path("p"))  # type: ignore[call-overload]
     StorePool(client=None)  # type: ignore[call-overload]
     assert_type(foreign_id("a", "b"), str)
+    assert_type(ConversationTurn.from_raw(RawItem("a/1", b"x")).raw, RawItem | None)
 
 
 async def any_store(store: SessionStore[SessionAsset], asset: SessionAsset) -> None:

@@ -13,6 +13,7 @@ from .asset import SessionAsset
 from .labels import labels_of
 
 __all__ = [
+    "Committed",
     "Page",
     "SessionMeta",
     "SyncMode",
@@ -129,6 +130,21 @@ class Versioned(NamedTuple, Generic[A]):
 
     asset: A
     revision: int
+
+
+class Committed(NamedTuple):
+    """What a commit came to.
+
+    Attributes:
+        revision: the session's new one.
+        created: whether the commit made the session.
+        placed: of each key of `put_new`, whether it was put: there was no such record.
+
+    """
+
+    revision: int
+    created: bool
+    placed: dict[str, bool]
 
 
 class Page(NamedTuple, Generic[T]):

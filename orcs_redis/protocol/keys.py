@@ -7,7 +7,7 @@ from zlib import crc32
 
 __all__ = ["LAYOUT_VERSION", "MAX_PARTITIONS", "Keyspace", "Partition", "check_namespace"]
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MAX_PARTITIONS = 1024  # a list asks all of them at the same time
 
 

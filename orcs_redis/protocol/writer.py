@@ -34,7 +34,7 @@ def _call_prefixes(partition: Partition, incarnation: bytes) -> tuple[CallPrefix
     """Return what all calls of the writing script for a partition have in common: by digest, by text."""
     keys = (
         partition.state, partition.updated, partition.meta, partition.changes, partition.deleted,
-        partition.deleted_meta,
+        partition.deleted_meta, partition.labels,
     )  # fmt: skip
     script, arguments = scripts.WRITE, (incarnation, VERSION)
     return CallPrefix("EVALSHA", script.sha, keys, arguments), CallPrefix("EVAL", script.source, keys, arguments)

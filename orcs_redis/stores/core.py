@@ -13,6 +13,7 @@ from ..protocol.lists import Lists
 from ..protocol.namespace import open_namespace
 from ..protocol.records import Records
 from ..protocol.request import Plan
+from ..protocol.saving import Saving
 from ..protocol.sessions import Sessions
 from ..transport.address import FileFolder, Target
 from ..transport.lifecycle import Lifecycle
@@ -31,6 +32,7 @@ class Core(Generic[A]):
         self.options = options
         self.lifecycle = Lifecycle(options.deadline)
         self._sessions: Sessions[A] | None = None
+        self._saving: Saving[A] | None = None
         self._lists: Lists | None = None
         self._records: Records | None = None
         self._leases: Leases | None = None
@@ -42,6 +44,13 @@ class Core(Generic[A]):
         if self._sessions is None:
             raise UnavailableError("the store is not connected")
         return self._sessions
+
+    @property
+    def saving(self) -> Saving[A]:
+        """What the store can do with whole assets, once it is open."""
+        if self._saving is None:
+            raise UnavailableError("the store is not connected")
+        return self._saving
 
     @property
     def lists(self) -> Lists:
@@ -95,6 +104,7 @@ class Core(Generic[A]):
         if denied is not None:
             self.lifecycle.deny(denied)
         self._sessions = sessions
+        self._saving = Saving(namespace, codec)
         self._lists = Lists(namespace)
         self._records = Records(namespace)
         self._leases = Leases(namespace)

@@ -6,16 +6,17 @@ import asyncio
 import builtins
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from ..errors import StorageError
 from ..model.asset import SessionAsset
 from ..model.filters import FilterArguments, Filters
-from ..model.meta import Page, SessionMeta, SyncStatus, Versioned
+from ..model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ..model.sections import ConversationTurn
 from ..protocol.changes import Change, Watcher, waking
+from ..protocol.commits import CommitArguments
 from ..protocol.leases import LeaseInfo
 from ..protocol.request import single
 from ..transport.address import FileFolder, Target
@@ -102,30 +103,45 @@ class RedisSessionStore(Generic[A]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} namespace={self._core.options.namespace!r}>"
 
-    async def save(self, asset: A, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
-        """Store the whole asset and return the new revision.
+    async def save(
+        self, asset: A, *, overwrite: bool = False, if_revision: int | None = None, lease: Lease | None = None
+    ) -> int:
+        """Store an asset and return the session's new revision.
 
-        Of an asset that was loaded from this namespace, or saved to it, only what has changed since is sent. Its
-        updated_at_ms is stored as it is, at most the server's now: call `asset.touch()` to move it in lists.
+        A new asset, made here, is stored whole, over whatever has its id. Of one that was loaded from this namespace or
+        saved to it, the changes since are applied to what is stored now: turns that others pushed stay, and the
+        asset's come after them; other parts are as whoever changed them has them. Afterwards the asset equals what is
+        stored, if it was not changed meanwhile. Without a change nothing is written, and the asset is refreshed.
+
+        `updated_at` in lists moves if turns have changed, or with `asset.touch()`.
 
         Args:
-            asset: is not changed.
-            if_revision: only over this revision; 0: only if the session is absent. Without it, whatever is there is
-                overwritten.
+            asset: a partial one (`load(id, last=n)`) can be saved where it was loaded.
+            overwrite: store it whole, over whatever is there.
+            if_revision: only over this revision; 0: only if the session is absent. Nothing is merged.
             lease: only as long as it is held.
 
         Raises:
+            ConflictError: others have changed one of the parts that the asset changes, in another way (`parts` names
+                them), or the session is gone, or was made anew; nothing was written, and the asset is as it was. Or it
+                is at another revision than if_revision.
             LeaseLostError: the lease ended or passed to another; so for every write that takes one.
-            ConflictError: the session is at another revision than if_revision.
             SerializationError: a value that would not come back, or too large; nothing was sent.
             VersionIncompatibleError: the asset or the stored session is of another version of the schema.
             CorruptSessionError: what is stored under the id is no session. `delete` removes it.
+            ValueError: a partial asset can't be saved like this.
 
         """
-        return await self._driver.run(self._core.sessions.save(asset, if_revision, lease))
+        return await self._driver.run(self._core.saving.save(asset, if_revision, lease, overwrite=overwrite))
 
-    async def load(self, id: str) -> A:
+    async def load(self, id: str, *, last: int | None = None) -> A:
         """Return the session.
+
+        Args:
+            id: the session's.
+            last: only so many of the last turns, at a cost that does not depend on the history.
+                `asset.history.skipped` says how many were left out; if any were, the asset is partial: it can be
+                changed and saved, but no turn of it can be removed, and it can't be stored elsewhere.
 
         Raises:
             NotFoundError: there is no such session.
@@ -133,27 +149,181 @@ class RedisSessionStore(Generic[A]):
             VersionIncompatibleError: it is of another version of the schema.
 
         """
-        return (await self._driver.perform(self._core.sessions.load(id))).asset
+        return (await self._driver.perform(self._core.sessions.load(id, last))).asset
 
     async def load_versioned(self, id: str) -> Versioned[A]:
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
         return await self._driver.perform(self._core.sessions.load(id))
 
+    async def refresh(self, asset: A) -> int:
+        """Bring an asset up to what is stored, in place, and return the revision that it then has.
+
+        Only what is new is read. What was changed in the asset stays changed; if others have changed the same, the next
+        save is a ConflictError.
+
+        Raises:
+            NotFoundError: the session is gone.
+            ConflictError: it was deleted and made anew, or cut below the turns of a partial asset.
+            ValueError: the asset was neither loaded from this namespace nor saved to it.
+
+        """
+        return await self._driver.run(self._core.saving.refresh(asset))
+
     async def append(
-        self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: Lease | None = None
+        self,
+        id: str,
+        *turns: ConversationTurn,
+        create: bool = False,
+        once: bool = False,
+        if_revision: int | None = None,
+        lease: Lease | None = None,
     ) -> int:
         """Add turns at the end of a session's history and return the new revision.
 
         The cost does not depend on the history's length. The session's updated_at_ms moves forward to the server's now.
 
+        Args:
+            id: the session's.
+            turns: at least one.
+            create: make the session if it is absent.
+            once: leave out turns whose ids are among those of the session's last 1,000, whoever added them: for what
+                may be delivered twice. If none is left, nothing is written.
+            if_revision: only to this revision.
+            lease: only as long as it is held.
+
         Raises:
             NotFoundError: there is no such session.
             ConflictError: it is at another revision than if_revision.
             SerializationError: a value that would not come back, or too large; nothing was sent.
-            ValueError: no turn was given.
+            ValueError: no turn was given; or with `once`, one without an id, or two with the same.
 
         """
-        return (await self._driver.perform(self._core.sessions.append(id, turns, if_revision, lease))).revision
+        sessions = self._core.sessions
+        if once:
+            return await self._driver.run(sessions.append_once(id, turns, if_revision, lease, create=create))
+        return (await self._driver.perform(sessions.append(id, turns, if_revision, lease, create=create))).revision
+
+    async def pop(
+        self, id: str, count: int = 1, *, if_revision: int | None = None, lease: Lease | None = None
+    ) -> builtins.list[ConversationTurn]:
+        """Remove the last turns, exactly once, and return them in the history's order: up to `count`, if there are so many.
+
+        Raises:
+            NotFoundError: there is no such session.
+            ConflictError: it is at another revision than if_revision.
+
+        """
+        return await self._driver.run(self._core.sessions.pop(id, count, if_revision, lease))
+
+    async def truncate(
+        self, id: str, length: int, *, if_revision: int | None = None, lease: Lease | None = None
+    ) -> int:
+        """Keep the first `length` turns of a session, and return its revision. A shorter history stays as it is.
+
+        Raises:
+            NotFoundError: there is no such session.
+            ConflictError: it is at another revision than if_revision.
+
+        """
+        return (await self._driver.perform(self._core.sessions.truncate(id, length, if_revision, lease))).revision
+
+    async def replace_turn(
+        self, id: str, turn: ConversationTurn, *, if_revision: int | None = None, lease: Lease | None = None
+    ) -> int:
+        """Put a turn in the place of the one with its id, looked for from the end, and return the new revision.
+
+        Raises:
+            NotFoundError: there is no such session, or no such turn in it.
+            ConflictError: it is at another revision than if_revision.
+            SerializationError: a value that would not come back, or too large; nothing was sent.
+
+        """
+        return await self._driver.run(self._core.sessions.replace_turn(id, turn, if_revision, lease))
+
+    async def touch(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
+        """Move a session's updated_at to the server's now, and return its revision. NotFoundError if it is absent."""
+        return (await self._driver.perform(self._core.sessions.touch(id, if_revision, lease))).revision
+
+    async def fork(
+        self,
+        id: str,
+        new_id: str,
+        *,
+        length: int | None = None,
+        records: bool = False,
+        if_revision: int | None = None,
+    ) -> int:
+        """Make a new session with the same parts, and return its revision.
+
+        Its `metadata["forked_from"]` has id, revision and length of the source; `created_at` is now. Within a partition
+        the turns don't leave the server.
+
+        Args:
+            id: the source.
+            new_id: must be absent.
+            length: only the first so many turns.
+            records: with the source's records.
+            if_revision: only of this revision of the source.
+
+        Raises:
+            NotFoundError: there is no source.
+            ConflictError: there is a session of the new id; or the source is at another revision than if_revision.
+
+        """
+        return await self._driver.run(self._core.sessions.fork(id, new_id, length, if_revision, records=records))
+
+    async def commit(
+        self,
+        id: str,
+        *,
+        append: Sequence[ConversationTurn] = (),
+        pop: int = 0,
+        truncate: int | None = None,
+        set: Mapping[str, object] | None = None,
+        unset: Collection[str] = (),
+        put: Mapping[str, bytes] | None = None,
+        put_new: Mapping[str, bytes] | None = None,
+        drop: Collection[str] = (),
+        labels: Mapping[str, str | None] | None = None,
+        create: bool = False,
+        if_revision: int | None = None,
+        if_last: str | None = None,
+        lease: Lease | None = None,
+    ) -> Committed:
+        """Change some parts of a session without loading it: all or nothing, in one call.
+
+        Without conditions commits commute with those of others.
+
+        Args:
+            id: the session's.
+            append: turns to add at the end, after `pop` or `truncate`.
+            pop: how many of the last turns to remove, if there are so many.
+            truncate: how many of the first turns to keep.
+            set: values of parts by name: `metadata.<key>`, `skill_configs.<key>`, `component_snapshots.<key>`, or a
+                section such as `project_context`.
+            unset: names of such parts to remove, whether they are there or not.
+            put: records by key; they replace those of the same key.
+            put_new: records by key; those that are there stay (`Committed.placed` says which were put).
+            drop: keys of records to remove; one that ends in `*` removes all that begin like this, but for those of
+                `put` and `put_new`.
+            labels: by name; None removes one.
+            create: make the session if it is absent.
+            if_revision: only over this revision; 0: only if the session is absent.
+            if_last: only if the last turn has this id.
+            lease: only as long as it is held.
+
+        Raises:
+            NotFoundError: there is no such session.
+            ConflictError: a condition is not met; its `actual` is the session's revision.
+            SerializationError: a value that would not come back, or too large; nothing was sent. Or there would be more
+                than 8 labels.
+            ValueError: nothing is changed, or one thing twice; a part, key or label can't be.
+
+        """
+        changes = CommitArguments(append, pop, truncate, set, unset, put, put_new, drop, labels)
+        return await self._driver.run(
+            self._core.sessions.commit(id, changes, if_revision, if_last, lease, create=create)
+        )
 
     async def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history: from index start to index stop, both included, negative from the end.
@@ -174,7 +344,7 @@ class RedisSessionStore(Generic[A]):
             lease: only as long as it is held.
 
         """
-        return await self._driver.run(self._core.sessions.update(id, change, lease))
+        return await self._driver.run(self._core.saving.update(id, change, lease))
 
     async def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
         """Return sessions' metadata, newest first; equal times are ordered by id, descending.
@@ -255,8 +425,8 @@ class RedisSessionStore(Generic[A]):
 
     async def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
-        save = self._core.sessions.save
-        return await self._driver.each([save(asset, None, None) for asset in assets])
+        save = self._core.saving.save
+        return await self._driver.each([save(asset) for asset in assets])
 
     async def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
