@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import fakeredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orcs_redis import CorruptSessionError, InvalidIdError, open_store
+from orcs_redis import CorruptSessionError, InvalidIdError, SessionAsset, open_store
 from orcs_redis.protocol.records import check_record_key
 
-from .by_hand import ByHand
 from .conftest import Place
 
 
 @pytest.fixture
-def put(place: Place) -> Callable[..., None]:
-    def put(id: str, *keys: str, value: bytes | None = None) -> None:
-        by_hand = ByHand(place.raw.pipeline(), place.namespace)
-        for key in keys:
-            by_hand.record(id, key, key.encode() if value is None else value)
-        by_hand.client.execute()
+def put(store: Any) -> Callable[..., Awaitable[None]]:
+    async def put(id: str, *keys: str, value: bytes | None = None) -> None:
+        for at in range(0, len(keys), 500):
+            records = {key: key.encode() if value is None else value for key in keys[at : at + 500]}
+            await store.commit(id, put=records, create=True)
 
     return put
 
@@ -36,18 +33,18 @@ async def keys(store: Any, *arguments: Any, **options: Any) -> list[str]:
 
 async def test_ranges(store: Any, put: Any) -> None:
     """Pairs come in the order of the keys' bytes; a prefix and bounds, which are not included, select some."""
-    names = ["a", "a/1", "a/2", "a0", "b*", "b*x", "\uffff", "\U0001f600"]
-    put("s", *names)
-    put("other", "x")
+    names = ["a", "a/1", "a/2", "a0", "b*x", "b*y", "\uffff", "\U0001f600"]
+    await put("s", *names)
+    await put("other", "x")
     assert await store.records("s") == [(name, name.encode()) for name in names]
     assert await keys(store, "s", reverse=True) == names[::-1]
     assert await keys(store, "s", "a/") == ["a/1", "a/2"]
     assert await keys(store, "s", "a", limit=2) == ["a", "a/1"]
     assert await keys(store, "s", "a", limit=2, reverse=True) == ["a0", "a/2"]
-    assert await keys(store, "s", "b*") == ["b*", "b*x"]
+    assert await keys(store, "s", "b*") == ["b*x", "b*y"]
     assert await keys(store, "s", "a/1x") == await keys(store, "s", "*") == await keys(store, "s", limit=0) == []
-    assert await keys(store, "s", after="a/1", before="b*") == ["a/2", "a0"]
-    assert await keys(store, "s", after="a/1", before="b*", reverse=True, limit=1) == ["a0"]
+    assert await keys(store, "s", after="a/1", before="b*x") == ["a/2", "a0"]
+    assert await keys(store, "s", after="a/1", before="b*x", reverse=True, limit=1) == ["a0"]
     assert await keys(store, "s", "a/", after="a") == await keys(store, "s", "a/", before="b") == ["a/1", "a/2"]
     assert await keys(store, "s", "a/", after="b") == await keys(store, "s", after="b", before="a") == []
     assert await store.records("absent") == []
@@ -55,13 +52,13 @@ async def test_ranges(store: Any, put: Any) -> None:
 
 async def test_by_keys(store: Any, put: Any) -> None:
     """What is there comes back under its key, in the order that was asked for, whatever its bytes."""
-    put("s", "a", "b")
-    put("s", "\r\n", value=b"\x00\xff")
+    await put("s", "a", "b")
+    await put("s", "\r\n", value=b"\x00\xff")
     assert await store.get_records("s", ["b", "x", "a", "b"]) == {"b": b"b", "a": b"a"}
     assert await store.get_records("s", iter(["\r\n"])) == {"\r\n": b"\x00\xff"}
     assert await store.get_records("s", []) == await store.get_records("absent", ["a"]) == {}
     many = [f"{n:04}" for n in range(2500)]
-    put("many", *many)
+    await put("many", *many)
     found = await store.get_records("many", many[::-1])
     assert list(found) == many[::-1]
 
@@ -69,16 +66,16 @@ async def test_by_keys(store: Any, put: Any) -> None:
 async def test_many_and_large_ones(place: Place, store: Any, put: Any) -> None:
     """All of a range comes, however many and however large they are."""
     count = 500 if place.row.server == "memory" else 20_000
-    put("many", *(f"{n:06}" for n in range(count)))
+    await put("many", *(f"{n:06}" for n in range(count)))
     assert await keys(store, "many") == [f"{n:06}" for n in range(count)]
     assert await keys(store, "many", limit=450, reverse=True) == [f"{n:06}" for n in range(count - 450, count)][::-1]
-    put("large", *(f"{n:03}" for n in range(250)), value=b"x" * 100_000)
+    await put("large", *(f"{n:03}" for n in range(250)), value=b"x" * 100_000)
     assert sum(len(value) for _, value in await store.records("large")) == 25_000_000
 
 
 async def test_what_is_dropped_in_between(place: Place, store: Any, put: Any) -> None:
     """A key whose record is gone when it is asked for is not there; a limit is filled by others."""
-    put("s", *"abcdef")
+    await put("s", *"abcdef")
     place.raw.hdel(place.key("records:s"), "b", "c")
     assert await keys(store, "s") == ["a", "d", "e", "f"]
     assert await keys(store, "s", limit=3) == ["a", "d", "e"]
@@ -131,7 +128,7 @@ KEYS = st.text("ab*\xff\uffff\U0001f600", min_size=1, max_size=4)
 
 @settings(max_examples=50)
 @given(
-    names=st.sets(KEYS, max_size=30),
+    names=st.sets(KEYS.filter(lambda key: not key.endswith("*")), max_size=30),  # those are no keys
     prefix=st.text("ab*\xff", max_size=2),
     after=st.none() | KEYS,
     before=st.none() | KEYS,
@@ -151,11 +148,10 @@ def test_ranges_against_a_model(
     ][:limit]
 
     async def run() -> None:
-        server = fakeredis.FakeServer()
-        by_hand = ByHand(fakeredis.FakeRedis(server=server), "orcs")
-        for name in names:
-            by_hand.record("s", name, name.encode())
-        async with open_store(client=fakeredis.FakeAsyncRedis(server=server)) as store:
+        async with open_store("memory://") as store:
+            await store.save(SessionAsset(id="s"))
+            if names:
+                await store.commit("s", put={name: name.encode() for name in names})
             found = await store.records("s", prefix, after=after, before=before, limit=limit, reverse=reverse)
             assert found == [(name, name.encode()) for name in expected]
 
