@@ -25,8 +25,9 @@ from orcs_redis import (
 from orcs_redis.protocol.attempts import ConnectionLost, copy_of_error
 from orcs_redis.protocol.codec import Codec
 from orcs_redis.protocol.commands import Batch, Command, Reply
-from orcs_redis.protocol.lists import AllMeta, MetaRun
+from orcs_redis.protocol.index import ALL, AllMeta, IndexSizes, LabelRun, MetaRun
 from orcs_redis.protocol.namespace import Create, ReadLayout
+from orcs_redis.protocol.records import RecordKeys, RecordValues
 from orcs_redis.protocol.request import Plan, Request
 from orcs_redis.protocol.sessions import Sessions
 from orcs_redis.protocol.writer import Namespace
@@ -86,7 +87,11 @@ def requests() -> list[Request[Any]]:
         sessions.append("s", [ConversationTurn.user("x")], None, None),
         sessions.delete("s", None, None),
         AllMeta(partition),
-        MetaRun(partition, 2, ("-inf", "+inf"), ("+inf", b"")),
+        MetaRun(partition, 2, ALL, None, ()),
+        LabelRun(partition, 2, 2, ALL, None, b"", [b"label"]),
+        IndexSizes(partition, ALL, [b"label"]),
+        RecordKeys(namespace, "s", b"-", b"+", 10, False),
+        RecordValues(namespace, "s", ["a"]),
     ]
 
 

@@ -592,8 +592,9 @@ local function indexed_labels(id, tail)
     members[string.char(#name) .. name .. struct_pack('>I4', #value) .. value .. id] = true
   end
   local last = text_bounds(tail, names_at)
-  local root_last, root_first = text_bounds(tail, (last or names_at) + 1)
-  if root_last and root_last > root_first then
+  local root_at = (last or names_at) + 1
+  local root_last, root_first = text_bounds(tail, root_at)
+  if root_last and tail:byte(root_at) ~= 192 then -- it is a text, perhaps an empty one
     members['\0' .. struct_pack('>I4', root_last - root_first + 1) .. tail:sub(root_first, root_last) .. id] = true
   end
   return members

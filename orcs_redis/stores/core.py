@@ -11,6 +11,7 @@ from ..protocol.codec import Codec
 from ..protocol.leases import Leases
 from ..protocol.lists import Lists
 from ..protocol.namespace import open_namespace
+from ..protocol.records import Records
 from ..protocol.request import Plan
 from ..protocol.saving import Saving
 from ..protocol.sessions import Sessions
@@ -33,6 +34,7 @@ class Core(Generic[A]):
         self._sessions: Sessions[A] | None = None
         self._saving: Saving[A] | None = None
         self._lists: Lists | None = None
+        self._records: Records | None = None
         self._leases: Leases | None = None
         self._changes: Changes | None = None
 
@@ -56,6 +58,13 @@ class Core(Generic[A]):
         if self._lists is None:
             raise UnavailableError("the store is not connected")
         return self._lists
+
+    @property
+    def records(self) -> Records:
+        """What there is to ask about a session's records, once it is open."""
+        if self._records is None:
+            raise UnavailableError("the store is not connected")
+        return self._records
 
     @property
     def leases(self) -> Leases:
@@ -97,6 +106,7 @@ class Core(Generic[A]):
         self._sessions = sessions
         self._saving = Saving(namespace, codec)
         self._lists = Lists(namespace)
+        self._records = Records(namespace)
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
         self.lifecycle.is_open = True

@@ -9,11 +9,11 @@ import os
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from ...errors import StorageError
 from ...model.asset import SessionAsset
+from ...model.filters import FilterArguments, Filters
 from ...model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ...model.sections import ConversationTurn
 from ...protocol.changes import Change, Watcher, waking
@@ -341,41 +341,66 @@ class RedisSessionStore(Generic[A]):
         """
         return self._driver.run(self._core.saving.update(id, change, lease))
 
-    def list(
-        self,
-        *,
-        limit: int | None = None,
-        project_path: str | None = None,
-        updated_after: datetime | None = None,
-        updated_before: datetime | None = None,
-    ) -> builtins.list[SessionMeta]:
+    def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
         """Return sessions' metadata, newest first; equal times are ordered by id, descending.
+
+        What is asked for with `labels` or `project_path` does not cost more if there are other sessions.
 
         Args:
             limit: so many at most.
-            project_path: only those of this project.
-            updated_after: only those updated then or later. Aware, else ValueError.
-            updated_before: only those updated before that. Aware, else ValueError.
+            filters: only those of which all that is given holds:
+                project_path (str): of this project;
+                updated_after (aware datetime): updated then or later;
+                updated_before (aware datetime): updated before that;
+                labels (map of names to strings): with all of these labels.
 
         """
-        plan = self._core.lists.list(limit, project_path, updated_after, updated_before)
-        return self._driver.run(plan)
+        return self._driver.run(self._core.lists.list(limit, Filters(**filters)))
 
-    def page(
-        self,
-        limit: int,
-        cursor: str | None = None,
-        *,
-        project_path: str | None = None,
-        updated_after: datetime | None = None,
-        updated_before: datetime | None = None,
-    ) -> Page[SessionMeta]:
+    def page(self, limit: int, cursor: str | None = None, **filters: Unpack[FilterArguments]) -> Page[SessionMeta]:
         """Return so many sessions' metadata, newest first, and the cursor of the next page (None: this is the last).
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.lists.page(limit, cursor, project_path, updated_after, updated_before)
-        return self._driver.run(plan)
+        return self._driver.run(self._core.lists.page(limit, cursor, Filters(**filters)))
+
+    def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions; filters are as in `list`.
+
+        The server knows it for no filter, bounds of time alone, one label, a project; for others it looks at the
+        sessions with one of the labels.
+        """
+        return self._driver.run(self._core.lists.count(Filters(**filters)))
+
+    def records(
+        self,
+        id: str,
+        prefix: str = "",
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> builtins.list[tuple[str, bytes]]:
+        """Return a session's records as pairs of key and bytes, in the order of their keys' UTF-8; [] if it is absent.
+
+        The cost is that of what is returned. A hundred or more are read some at a time: one that is dropped meanwhile
+        is not there, one that is put meanwhile may be. The deadline is for each of these steps.
+
+        Args:
+            id: the session.
+            prefix: only those whose keys begin so.
+            after: only those whose keys come after this one.
+            before: only those whose keys come before this one.
+            limit: so many at most.
+            reverse: the last keys first.
+
+        """
+        return self._driver.run(self._core.records.range(id, prefix, after, before, limit, reverse))
+
+    def get_records(self, id: str, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return a session's records by their keys, without those that are absent; up to a hundred at one moment."""
+        return self._driver.run(self._core.records.get(id, keys))
 
     def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session.
