@@ -252,13 +252,13 @@ async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
     leases, loop = store._core.leases, asyncio.get_running_loop()
     claim = leases.acquire("s", 30)
     commands = claim.commands()
-    token = await store._driver.perform(claim)
-    await store._driver.perform(leases.release("s", token))
+    token = await store._driver.send(claim)
+    await store._driver.send(leases.release("s", token))
     refused = leases.acquire("s", 30)
     late = refused.commands()
     async with leased(store, "s"):
         with pytest.raises(LeaseHeldError):
-            await store._driver.perform(refused)
+            await store._driver.send(refused)
     for again in (commands, late):
         (reply,) = await store._driver.link.call(again, loop.time() + 5)
         assert reply[0] == b"FORGOTTEN"

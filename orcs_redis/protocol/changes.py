@@ -35,6 +35,7 @@ _RETRY_DELAY = 0.01  # seconds
 _MAX_PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
 
 _decode_message = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, str]).decode
+_ABSENT = base64.urlsafe_b64encode(msgspec.msgpack.encode((b"", 0, 1, b"\0"))).decode()  # cursor of no namespace
 _decode_cursor = msgspec.msgpack.Decoder(tuple[bytes, int, int, bytes]).decode
 
 
@@ -107,12 +108,13 @@ class _Since(Request["tuple[int, list[_Entry]]"]):
 class _Reached(Request["tuple[int | None, int]"]):
     """A session's revision (None: absent), and its partition's."""
 
-    __slots__ = ("_id", "_partition")
+    __slots__ = ("_absent", "_id", "_partition")
 
     def __init__(self, namespace: Namespace, id: str) -> None:
         super().__init__()
         self._id = id
         self._partition = namespace.keyspace.of(id)
+        self._absent = not namespace.known
 
     def commands(self) -> Sequence[Command]:
         # The partition first: else a session that is made in between would be taken for one that is not there.
@@ -124,6 +126,8 @@ class _Reached(Request["tuple[int | None, int]"]):
     def decode(self, replies: Sequence[Reply]) -> tuple[int | None, int]:
         self._check(replies)
         partition, session = replies
+        if self._absent:
+            return None, 0
         if partition is None:
             raise StoreResetError("the namespace was wiped")
         try:
@@ -148,8 +152,17 @@ class Changes:
     def cursor(self) -> Plan[str]:
         """Return the cursor of now."""
         namespace = self._namespace
+        if not namespace.known:
+            return _ABSENT
         answers = yield Together(_Since(namespace, partition, None, 0) for partition in namespace.keyspace.partitions)
         return self.encode([revision for revision, _ in answers])
+
+    def start(self, since: str | None) -> Plan[str]:
+        """Return the cursor that a watch begins with, checked; of None, that of now."""
+        if since is None:
+            return (yield from self.cursor())
+        self.decode(since)
+        return since
 
     def changes(self, since: str | None, limit: int) -> Plan[list[Change]]:
         """Return changes after a cursor; after None, every session there is."""
@@ -157,6 +170,8 @@ class Changes:
             raise ValueError("limit is 1 or more")
         limit = min(limit, 2**53)
         positions = self.decode(since)
+        if not self._namespace.known:
+            return []
         partitions = self._namespace.keyspace.partitions
         found: dict[str, Change] = {}  # by id: one that has changed between two rounds is there once
         asked = list(range(len(partitions)))
@@ -233,6 +248,8 @@ class Changes:
         except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
             raise_interruption(error)
             raise ValueError("that is not a cursor of changes") from None
+        if incarnation == b"":  # of when it was absent
+            return [0] * count
         if incarnation != self._namespace.incarnation:
             raise StoreResetError("the cursor is of another namespace, or of this one before it was wiped: list again")
         if len(beyond) != count:

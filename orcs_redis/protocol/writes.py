@@ -157,6 +157,12 @@ class Write(Identified[Written]):
         arguments[0] = header + kind_and_flags
         return ScriptCall(prefix, keys, arguments)
 
+    def in_absence(self) -> StorageError | None:
+        """No namespace is made for what needs a session."""
+        if self._expected:
+            return ConflictError(self._id, self._expected, 0)
+        return NotFoundError(self._id) if self._kind_and_flags[:1] in (APPEND, DELETE) else None
+
     def is_conclusive(self, error: StorageError) -> bool:
         """A late attempt is refused for the same reason only if that can't pass, as revisions and fencing tokens grow.
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import math
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from ..errors import StorageError
 from ..model.asset import SessionAsset
+from ..model.ids import check_id
 from ..model.meta import Page, SessionMeta, SyncStatus, Versioned
 from ..model.sections import ConversationTurn
 from ..protocol.changes import Change, Watcher, waking
 from ..protocol.leases import LeaseInfo
+from ..protocol.namespace import appearance
 from ..protocol.request import single
+from ..protocol.writer import Namespace
 from ..transport.address import FileFolder, Target
 from ..transport.driver import Driver
 from .core import Core
@@ -122,7 +128,7 @@ class RedisSessionStore(Generic[A]):
             CorruptSessionError: what is stored under the id is no session. `delete` removes it.
 
         """
-        return await self._driver.run(self._core.sessions.save(asset, if_revision, lease))
+        return await self._driver.run(self._core.sessions.save, asset, if_revision, lease)
 
     async def load(self, id: str) -> A:
         """Return the session.
@@ -133,11 +139,11 @@ class RedisSessionStore(Generic[A]):
             VersionIncompatibleError: it is of another version of the schema.
 
         """
-        return (await self._driver.perform(self._core.sessions.load(id))).asset
+        return (await self._driver.perform(self._core.sessions.load, id)).asset
 
     async def load_versioned(self, id: str) -> Versioned[A]:
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
-        return await self._driver.perform(self._core.sessions.load(id))
+        return await self._driver.perform(self._core.sessions.load, id)
 
     async def append(
         self, id: str, *turns: ConversationTurn, if_revision: int | None = None, lease: Lease | None = None
@@ -153,14 +159,14 @@ class RedisSessionStore(Generic[A]):
             ValueError: no turn was given.
 
         """
-        return (await self._driver.perform(self._core.sessions.append(id, turns, if_revision, lease))).revision
+        return (await self._driver.perform(self._core.sessions.append, id, turns, if_revision, lease)).revision
 
     async def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history: from index start to index stop, both included, negative from the end.
 
         `turns(id, -20)` is the last twenty. Raises NotFoundError, CorruptSessionError.
         """
-        return await self._driver.perform(self._core.sessions.turns(id, start, stop))
+        return await self._driver.perform(self._core.sessions.turns, id, start, stop)
 
     async def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
@@ -174,7 +180,7 @@ class RedisSessionStore(Generic[A]):
             lease: only as long as it is held.
 
         """
-        return await self._driver.run(self._core.sessions.update(id, change, lease))
+        return await self._driver.run(self._core.sessions.update, id, change, lease)
 
     async def list(
         self,
@@ -193,8 +199,8 @@ class RedisSessionStore(Generic[A]):
             updated_before: only those updated before that. Aware, else ValueError.
 
         """
-        plan = self._core.lists.list(limit, project_path, updated_after, updated_before)
-        return await self._driver.run(plan)
+        lists = self._core.lists
+        return await self._driver.run(lists.list, limit, project_path, updated_after, updated_before)
 
     async def page(
         self,
@@ -209,8 +215,8 @@ class RedisSessionStore(Generic[A]):
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.lists.page(limit, cursor, project_path, updated_after, updated_before)
-        return await self._driver.run(plan)
+        lists = self._core.lists
+        return await self._driver.run(lists.page, limit, cursor, project_path, updated_after, updated_before)
 
     async def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session.
@@ -220,21 +226,21 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        await self._driver.perform(self._core.sessions.delete(id, if_revision, lease))
+        await self._driver.perform(self._core.sessions.delete, id, if_revision, lease)
 
     async def exists(self, id: str) -> bool:
         """Return whether there is a session."""
-        return await self._driver.perform(self._core.sessions.exists(id))
+        return await self._driver.perform(self._core.sessions.exists, id)
 
     async def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
         save = self._core.sessions.save
-        return await self._driver.each([save(asset, None, None) for asset in assets])
+        return await self._driver.each(lambda asset: save(asset, None, None), assets)
 
     async def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
         load = self._core.sessions.load
-        loaded = await self._driver.each([single(load, id) for id in ids])
+        loaded = await self._driver.each(partial(single, load), ids)
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     async def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
@@ -244,7 +250,7 @@ class RedisSessionStore(Generic[A]):
         error is a ConflictError.
         """
         delete = self._core.sessions.delete_listed
-        deleted = await self._driver.each([single(delete, id) for id in ids])
+        deleted = await self._driver.each(partial(single, delete), ids)
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
@@ -266,7 +272,7 @@ class RedisSessionStore(Generic[A]):
 
     async def leases(self) -> builtins.list[LeaseInfo]:
         """Return all leases that are held, in the order in which they end."""
-        return await self._driver.run(self._core.leases.all())
+        return await self._driver.run(self._core.leases.all)
 
     async def watch(
         self, *, since: str | None = None, ids: Collection[str] | None = None
@@ -288,8 +294,13 @@ class RedisSessionStore(Generic[A]):
 
         """
         wake = asyncio.Event()
-        watcher = Watcher(self._core.changes, ids, wake)
-        await self._driver.run(watcher.start(since))
+        changes = self._core.changes
+        watcher = Watcher(changes, ids, wake)
+        cursor = await self._driver.run(changes.start, since)
+        await self._until_created(changes.namespace)
+        if self._core.lifecycle.closed:
+            return
+        await self._driver.execute(watcher.start(cursor))
         leave: builtins.list[Callable[[], None]] = []
         try:
             leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
@@ -305,14 +316,14 @@ class RedisSessionStore(Generic[A]):
 
     async def cursor(self) -> str:
         """Return the cursor of now, for `watch` and `changes`."""
-        return await self._driver.run(self._core.changes.cursor())
+        return await self._driver.run(self._core.changes.cursor)
 
     async def changes(self, since: str | None = None, limit: int = 1000) -> builtins.list[Change]:
         """Return what changed after a cursor, each session once, at most `limit`; the last one's cursor goes on.
 
         Without a cursor: every session there is. Raises what `watch` raises.
         """
-        return await self._driver.run(self._core.changes.changes(since, limit))
+        return await self._driver.run(self._core.changes.changes, since, limit)
 
     async def wait_for(self, id: str, *, revision: int, timeout: float) -> int:  # noqa: ASYNC109  # it is the contract's
         """Return the session's revision as soon as it is at least `revision`.
@@ -323,13 +334,38 @@ class RedisSessionStore(Generic[A]):
 
         """
         changes, wake = self._core.changes, asyncio.Event()
+        check_id(id)
+        expires = time.monotonic() + timeout
+        await self._until_created(changes.namespace, timeout)
         channel, listener = changes.channel(id), waking(wake, id, revision)
-        plan = changes.wait_for(id, revision, timeout, wake)
+        plan = changes.wait_for(id, revision, expires - time.monotonic(), wake)
         leave = self._driver.listen(channel, listener)
         try:
             return await self._driver.follow(plan)
         finally:
             leave()
+
+    async def _until_created(self, namespace: Namespace, seconds: float = math.inf) -> None:
+        """Wait until the namespace is there, the time is over, or the store is closed."""
+        if namespace.known:
+            return
+        wake, lifecycle = asyncio.Event(), self._core.lifecycle
+        expires = time.monotonic() + seconds
+        leave = self._driver.listen(namespace.creation_channel, lambda _: wake.set())
+        try:
+            while not (namespace.known or lifecycle.closed or (left := expires - time.monotonic()) <= 0):
+                await self._driver.follow(appearance(namespace, min(left, self._core.options.heartbeat), wake))
+        finally:
+            leave()
+
+    async def reopen(self) -> None:
+        """Take the namespace as it is now, after a StoreResetError: absent, or another, perhaps with other partitions.
+
+        The store goes on as a new one: it has another origin, and has seen nothing. Watches and leases from before
+        remain those of the old namespace; they end with StoreResetError and as lost. Nothing is created: that does the
+        next write. Raises what `open_store` raises; then all is as before.
+        """
+        await self._driver.execute(self._core.open())
 
     @property
     def origin(self) -> str:
@@ -338,7 +374,7 @@ class RedisSessionStore(Generic[A]):
 
     async def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
-        return await self._driver.perform(self._core.sessions.ping())
+        return await self._driver.send(self._core.sessions.ping())
 
     def sync_status(self) -> SyncStatus:
         """Return how the store stands with its server, at once and without asking it.
