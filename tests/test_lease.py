@@ -249,6 +249,7 @@ async def test_bad_arguments(store: Any) -> None:
 async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
     """The first attempt at a claim that arrives when the lease was given back, or refused, gives it to nobody."""
     store = await RedisSessionStore.connect(start_server().url)
+    await store.save(SessionAsset())
     leases, loop = store._core.leases, asyncio.get_running_loop()
     claim = leases.acquire("s", 30)
     commands = claim.commands()

@@ -350,8 +350,10 @@ class RedisSessionStore(Generic[A]):
         expires = time.monotonic() + seconds
         leave = self._driver.listen(namespace.creation_channel, lambda _: wake.set())
         try:
-            while not (namespace.known or lifecycle.closed or (left := expires - time.monotonic()) <= 0):
+            left = seconds
+            while left >= 0 and not (namespace.known or lifecycle.closed):
                 self._driver.follow(appearance(namespace, min(left, self._core.options.heartbeat), wake))
+                left = expires - time.monotonic()
         finally:
             leave()
 
