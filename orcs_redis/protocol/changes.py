@@ -35,7 +35,6 @@ _RETRY_DELAY = 0.01  # seconds
 _MAX_PENDING = 10_000  # changes kept for a slow consumer; beyond that they are read again when it comes
 
 _decode_message = msgspec.msgpack.Decoder(tuple[int, int, int, bytes, str]).decode
-_ABSENT = base64.urlsafe_b64encode(msgspec.msgpack.encode((b"", 0, 1, b"\0"))).decode()  # cursor of no namespace
 _decode_cursor = msgspec.msgpack.Decoder(tuple[bytes, int, int, bytes]).decode
 
 
@@ -145,6 +144,11 @@ class Changes:
         self.heartbeat = heartbeat  # seconds after which the partitions are looked at though no message came
 
     @property
+    def _absence(self) -> bytes:
+        """What a cursor has in place of the incarnation that the namespace did not have yet."""
+        return b"\0" + self._namespace.name.encode()
+
+    @property
     def origin(self) -> str:
         """What the changes that this store makes have as their origin."""
         return self._namespace.origin.hex()
@@ -153,7 +157,7 @@ class Changes:
         """Return the cursor of now."""
         namespace = self._namespace
         if not namespace.known:
-            return _ABSENT
+            return _encode_cursor(self._absence, 0, _WIDTHS[0])
         answers = yield Together(_Since(namespace, partition, None, 0) for partition in namespace.keyspace.partitions)
         return self.encode([revision for revision, _ in answers])
 
@@ -228,8 +232,7 @@ class Changes:
         least = min(positions)
         beyond = [position - least for position in positions]
         code = _WIDTHS[(max(beyond).bit_length() - 1) // 8 if any(beyond) else 0]
-        cursor = self._namespace.incarnation, least, code.itemsize, _big_endian(array(code.typecode, beyond)).tobytes()
-        return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode()
+        return _encode_cursor(self._namespace.incarnation, least, array(code.typecode, beyond))
 
     def decode(self, cursor: str | None) -> list[int]:
         """Return a cursor's revisions; of None, those before the first write.
@@ -248,7 +251,7 @@ class Changes:
         except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
             raise_interruption(error)
             raise ValueError("that is not a cursor of changes") from None
-        if incarnation == b"":  # of when it was absent
+        if incarnation == self._absence:
             return [0] * count
         if incarnation != self._namespace.incarnation:
             raise StoreResetError("the cursor is of another namespace, or of this one before it was wiped: list again")
@@ -258,6 +261,11 @@ class Changes:
 
 
 _WIDTHS = [array(code) for code in "BHIIQQQQ"]  # by the number of bytes needed
+
+
+def _encode_cursor(incarnation: bytes, least: int, beyond: array[int]) -> str:
+    cursor = incarnation, least, beyond.itemsize, _big_endian(beyond).tobytes()
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode()
 
 
 def _big_endian(numbers: array[int]) -> array[int]:
