@@ -420,11 +420,11 @@ def open_store(
             folder's path, such as a `pathlib.Path`, and a file:// URL give a LocalFileStore, which has the methods of
             SessionStore only and takes no option but asset_type. Type checkers know that of a path, not of a URL.
         client: a blocking redis-py client to use instead; it is never closed and never reconfigured.
-        options: namespace ("orcs"); partitions (1 when the first write creates the namespace, else
-            read from its descriptor); asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);
-            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top level;
-            max_connections of a blocking store (64); credentials, a function that returns user name and password, and
-            is called at each connecting, in the thread that needs it.
+        options: namespace ("orcs"); partitions (1 when the first write creates the namespace, else read from its
+            descriptor); asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches
+            (5.0 s); max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top
+            level; max_connections of a blocking store (64); credentials, a function that returns user name and
+            password, and is called at each connecting, in the thread that needs it.
 
     Raises:
         UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.
