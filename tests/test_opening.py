@@ -400,3 +400,23 @@ def test_two_ways_to_the_same() -> None:
     plan.send((False, {b"version": b"1", b"partitions": b"4", b"incarnation": b"theirs"}))
     assert namespace._windows[0] is window
     assert len(namespace.keyspace.partitions) == 4
+
+
+def test_each_attempt_has_an_incarnation_of_its_own() -> None:
+    """What an earlier attempt has made may have been used and wiped: the next one makes another."""
+    create: Any = Create("orcs", 1)
+    assert create.commands()[0][-1] != create.commands()[0][-1]
+
+
+def test_what_is_known_is_not_created() -> None:
+    """A write that begins when another task has found the namespace takes that one."""
+    namespace = Namespace("orcs", 1)
+
+    def write() -> Any:
+        yield ReadLayout("orcs")
+        yield Create("orcs", 1)
+
+    plan = on_namespace(namespace, write)
+    next(plan)
+    namespace.adopt(1, b"theirs")
+    assert isinstance(plan.send({}), ReadLayout)

@@ -118,7 +118,7 @@ class ReadLayout(Request["dict[bytes, bytes]"]):
 class Create(Request["tuple[bool, dict[bytes, bytes]]"]):
     """The creation of a namespace (scripts/create.lua): whether it was made now, and its descriptor."""
 
-    __slots__ = ("_arguments", "_keys", "_name")
+    __slots__ = ("_keys", "_name")
     writes = True
 
     def __init__(self, name: str, partitions: int) -> None:
@@ -126,11 +126,14 @@ class Create(Request["tuple[bool, dict[bytes, bytes]]"]):
         self._name = name
         keyspace = Keyspace(name, partitions)
         self._keys = [Keyspace.layout(name), *(partition.state for partition in keyspace.partitions)]
-        self._arguments = (LAYOUT_VERSION, os.urandom(8).hex())
 
     def commands(self) -> Sequence[Command]:
-        """Call the script, which does nothing if it was called before, and read what there is."""
-        return [self._script(scripts.CREATE, self._keys, self._arguments), ("HGETALL", self._keys[0])]
+        """Call the script, which does nothing if it was called before, and read what there is.
+
+        What an earlier attempt has made may be wiped by now: each has an incarnation of its own.
+        """
+        call = self._script(scripts.CREATE, self._keys, (LAYOUT_VERSION, os.urandom(8).hex()))
+        return [call, ("HGETALL", self._keys[0])]
 
     def decode(self, replies: Sequence[Reply]) -> tuple[bool, dict[bytes, bytes]]:
         """Return what there is.
@@ -224,6 +227,8 @@ def create(namespace: Namespace) -> Plan[None]:
         UnavailableError: it could not be done in time, though it may be yet.
 
     """
+    if namespace.known:  # another thread was first; should it be wiped by now, it is not created again
+        return
     try:
         created, fields = yield Create(namespace.name, namespace.asked or 1)
     except OutcomeUnknownError as error:

@@ -119,7 +119,7 @@ class Namespace:
         self.name = name
         self.asked = asked
         self.origin = os.urandom(8)
-        self.incarnation = b""
+        self.known = False
         self._epoch_number = 0  # for the next write to each partition
         self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
         self._set(partitions, incarnation)
@@ -130,12 +130,8 @@ class Namespace:
         self.prefixes = [_call_prefixes(partition, incarnation) for partition in self.keyspace.partitions]
         self._windows = [DedupWindow(self.origin, self._epoch_number) for _ in range(partitions)]
         self._retired: list[list[DedupWindow]] = [[] for _ in range(partitions)]
-        self.incarnation = incarnation  # last: other threads ask for it without the lock
-
-    @property
-    def known(self) -> bool:
-        """Whether it is there, as far as this store knows."""
-        return self.incarnation != b""
+        self.incarnation = incarnation
+        self.known = incarnation != b""  # whether it is there; set last: other threads ask for it without the lock
 
     def adopt(self, partitions: int, incarnation: bytes) -> None:
         """Take it as it was found, if it was absent until now."""
