@@ -28,6 +28,7 @@ from orcs_redis.protocol.writer import Namespace
 from .conftest import Connect, Place, Server, every_server
 from .faults.proxy import SWALLOW, Proxy
 from .support import turn, until
+from .test_lease import leased
 from .test_watch import take, watched
 
 OpenIn = Callable[..., Awaitable[Any]]
@@ -121,19 +122,11 @@ async def test_the_first_write_creates(place: Place, connect: Connect, write: An
 async def test_a_lease_creates(place: Place, connect: Connect) -> None:
     """The taking of a lease is a write; its end is none."""
     store, other = await connect(), await connect()
-    holding = store._store.lease("s") if hasattr(store, "_store") else store.lease("s")
-    if hasattr(store, "_store"):
-        lease = await asyncio.to_thread(holding.__enter__)
-    else:
-        lease = await holding.__aenter__()
-    assert [held.id for held in await other.leases()] == ["s"]
-    assert await store.save(SessionAsset(id="s"), lease=lease) == 1
-    wipe(place)
-    await store.reopen()
-    if hasattr(store, "_store"):
-        await asyncio.to_thread(holding.__exit__, None, None, None)
-    else:
-        await holding.__aexit__(None, None, None)
+    async with leased(store, "s") as lease:
+        assert [held.id for held in await other.leases()] == ["s"]
+        assert await store.save(SessionAsset(id="s"), lease=lease) == 1
+        wipe(place)
+        await store.reopen()
     assert keys(place) == []
 
 
@@ -276,6 +269,9 @@ async def test_a_wiped_namespace_is_reopened(place: Place, connect: Connect) -> 
     ):
         with pytest.raises(StoreResetError):
             await call
+    with pytest.raises(StoreResetError):
+        async with leased(store, "s"):
+            pass
     assert keys(place) == []
     await store.reopen()
     assert keys(place) == []
