@@ -40,6 +40,7 @@ _OTHER_COMMANDS = (
     "SUBSCRIBE",
     "UNSUBSCRIBE",
     "ZCOUNT",
+    "ZMSCORE",
     "ZREMRANGEBYSCORE",
 )
 

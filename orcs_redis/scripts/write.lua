@@ -68,8 +68,8 @@
 -- front that are below the low-water mark are trimmed, but for the last. What is neither in the window nor below that
 -- mark was not applied, unless it may have been in an earlier window: then its high-water mark is below
 -- `forgotten_at_birth`. A window that is evicted leaves its last revision in `forgotten`.
--- Message, on the channel {p}:changes:<incarnation>: msgpack array [revision u64, updated_at_ms u64, kind (0 saved,
--- 1 deleted), origin bin 8, id].
+-- Message, on the channel {p}:changes:<incarnation> and on that with :<id>, the session's own: msgpack array [revision
+-- u64, updated_at_ms u64, kind (0 saved, 1 deleted), origin bin 8, id].
 
 local MAX_WINDOWS = 10000       -- per partition; beyond them one is evicted that was not used for long
 local MAX_DEDUP_BYTES = 4194304 -- of all windows of a partition; the same
@@ -360,7 +360,10 @@ local function flush()
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
   if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
-  for _, message in ipairs(messages) do redis.pcall('PUBLISH', channel, message) end
+  for _, message in ipairs(messages) do
+    redis.pcall('PUBLISH', channel, message)
+    redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message) -- it ends with the id
+  end
 end
 
 -- Notes that an operation was applied, for `flush` and for the operations that follow. Returns its item.

@@ -15,9 +15,10 @@ from ..errors import StorageError
 from ..model.asset import SessionAsset
 from ..model.meta import Page, SessionMeta, SyncStatus, Versioned
 from ..model.sections import ConversationTurn
-from ..protocol.changes import Change, Watcher, waking
+from ..protocol.changes import Change
 from ..protocol.leases import LeaseInfo
 from ..protocol.request import single
+from ..protocol.watching import Watcher, waking
 from ..transport.address import FileFolder, Target
 from ..transport.driver import Driver
 from .core import Core
@@ -279,7 +280,7 @@ class RedisSessionStore(Generic[A]):
         Args:
             since: a `Change.cursor` or `cursor()`, perhaps of another process: goes on from there, and misses nothing.
                 Without it, from now.
-            ids: only these sessions' changes.
+            ids: only these sessions' changes. Up to 1,000 ids, nothing is received of other sessions.
 
         Raises:
             StoreResetError: the data was wiped or went back, or the cursor is older than the memory of deletions (the
@@ -290,9 +291,8 @@ class RedisSessionStore(Generic[A]):
         wake = asyncio.Event()
         watcher = Watcher(self._core.changes, ids, wake)
         await self._driver.run(watcher.start(since))
-        leave: builtins.list[Callable[[], None]] = []
+        leave = self._driver.listen(watcher.listeners())
         try:
-            leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:
@@ -300,8 +300,7 @@ class RedisSessionStore(Generic[A]):
                 else:
                     await self._driver.follow(watcher.wait())
         finally:
-            for end in leave:
-                end()
+            leave()
 
     async def cursor(self) -> str:
         """Return the cursor of now, for `watch` and `changes`."""
@@ -318,14 +317,15 @@ class RedisSessionStore(Generic[A]):
         """Return the session's revision as soon as it is at least `revision`.
 
         Raises:
-            NotFoundError: the session is absent, and its partition has passed that revision.
+            NotFoundError: the session is absent, and its partition has passed that revision; that is looked at when
+                it begins, when the session changes, and at each heartbeat.
             TimeoutError: it has not come in `timeout` seconds.
 
         """
         changes, wake = self._core.changes, asyncio.Event()
-        channel, listener = changes.channel(id), waking(wake, id, revision)
+        channel = changes.channel(id)
         plan = changes.wait_for(id, revision, timeout, wake)
-        leave = self._driver.listen(channel, listener)
+        leave = self._driver.listen({channel: waking(wake, revision)})
         try:
             return await self._driver.follow(plan)
         finally:

@@ -15,7 +15,7 @@ import pytest
 
 import orcs_redis.sync
 from orcs_redis import Change, ConversationTurn, RedisSessionStore, SessionAsset
-from orcs_redis.protocol.changes import Watcher
+from orcs_redis.protocol.watching import Watcher
 
 from ..conftest import Server, channel
 from ..support import until
@@ -279,7 +279,7 @@ async def test_confirmation_while_reading(server: Server) -> None:
         wake = asyncio.Event()
         watcher = Watcher(store._core.changes, None, wake)
         await store._driver.run(watcher.start(await store.cursor()))
-        ((_, listen),) = watcher.listeners()
+        (listen,) = watcher.listeners().values()
         looking = watcher.wait()
         question: Any = next(looking)
         answer = await store._driver.perform(question)
