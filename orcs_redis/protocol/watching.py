@@ -1,9 +1,8 @@
 """Watching: every session's latest state reaches every watcher, whatever happened to the connection.
 
-Pub/sub makes it fast, the `changes` index makes it true. A watch of partitions is told of each revision: a message that
-carries the next one is delivered as it is; when one is missing, or may be, what changed since is read from the index.
-A watch of few sessions hears of no others, so it can't see what is missing: a message only has it look at its sessions,
-and what it finds there is delivered.
+Pub/sub makes it fast: a message that carries the partition's next revision is delivered as it is. The `changes` index
+makes it true: whenever a revision is missing, or may be, what changed since is read from there. A watch of few sessions
+listens to their own channels: what is missing may have been of others, so it looks at its own sessions alone.
 """
 
 from __future__ import annotations
@@ -173,7 +172,7 @@ class Watcher:
             return
         track.went_back |= entry.revision <= track.last_notified
         track.last_notified = entry.revision
-        if track.ids is None and entry.revision == track.head + 1 and not track.needs_resync:
+        if entry.revision == track.head + 1 and not track.needs_resync:
             self._add(track, entry)
             track.head = entry.revision
             if len(track.pending) > _MAX_PENDING:
@@ -181,7 +180,7 @@ class Watcher:
                 track.pending.clear()
                 track.needs_resync = True
         elif entry.revision > track.head or track.went_back:
-            track.needs_resync = True  # what came between is read
+            track.needs_resync = True  # what came between is read, if only to know that it was of other sessions
 
     def _add(self, track: _Track, entry: Entry) -> None:
         if track.ids is not None and entry.deleted:

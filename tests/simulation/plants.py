@@ -261,6 +261,10 @@ _ALL = (
         "in ipairs(messages) do", "in ipairs({messages[1]}) do",
     ),
     write(
+        "own-channel-forgotten", "each write is published on the session's own channel", "calm", 60,
+        "redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message)", "",
+    ),
+    write(
         "unindexed", "each write of a call comes into the index of changes", "calm", 60,
         "redis.call('ZADD', changes_key, unpack(changes))", "",
     ),
@@ -300,7 +304,15 @@ _ALL = (
     # Changes
     changes_script(
         "compacted-ignored", "deletions that may be unknown are COMPACTED", "calm", 100,
-        "if since > 0 and since < tonumber(state[3]) then", "if false then",
+        "local compacted = since > 0 and", "local compacted = false and",
+    ),
+    changes_script(
+        "compacted-ignored-of-some", "so they are in a look at some sessions", "calm", 1000,
+        "if compacted then return compacted end\n    add", "add",
+    ),
+    changes_script(
+        "gone-again-and-again", "a session that is known to be gone is not told of as news", "calm", 1000,
+        "elseif changed == 0 and i > limit then", "elseif changed == 0 then",
     ),
     changes_script(
         "batch-to-the-end", "a batch that is full tells how far it reaches", "calm", 100,

@@ -170,8 +170,19 @@ class Consumer:
             change = last.get(id)
             if change is None and session.turns is None and self.start[number] == 0:
                 continue  # who begins with nothing needs to know of no deletion
+            if self._came_and_went(id, change):
+                continue
             if change is None or change.revision != session.revision:
                 raise Violation("watch", f"the last state of {id}, {session.revision}, did not come, but {change}")
+
+    def _came_and_went(self, id: str, change: Change | None) -> bool:
+        """Whether a watch of some sessions knew that this one was gone, and it is gone again, without a tombstone."""
+        model, number = self.world.model, self.world.keyspace.of(id).number
+        if self.ids is None or not _is_forgotten(model, id, model.graves[number]):
+            return False
+        known = change.revision if change else self.start[number]
+        kinds = [entry.record.kind for entry in model.logs[number][:known] if entry.record.id == id]
+        return not kinds or kinds[-1] == DELETE
 
 
 def check_messages(world: World, messages: Sequence[tuple[str, bytes]], before: Sequence[int]) -> None:
