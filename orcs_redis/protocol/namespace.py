@@ -53,6 +53,7 @@ _OTHER_COMMANDS = (
     "SUBSCRIBE",
     "UNSUBSCRIBE",
     "ZCOUNT",
+    "ZMSCORE",
     "ZREMRANGEBYSCORE",
 )
 

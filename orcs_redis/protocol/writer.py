@@ -188,9 +188,13 @@ class Namespace:
         if revision > self.high_water_marks[partition.number]:
             self.high_water_marks[partition.number] = revision
 
-    def channel(self, key: str) -> str:
-        """Return the channel that goes with a key: pub/sub knows no databases, and no other namespace has this name."""
-        return f"{key}:{self.incarnation.decode()}"
+    def channel(self, key: str, id: str | None = None) -> str:
+        """Return the channel that goes with a key, of one session with `id`.
+
+        Pub/sub knows no databases, and no other namespace has this name.
+        """
+        channel = f"{key}:{self.incarnation.decode()}"
+        return channel if id is None else f"{channel}:{id}"
 
     @property
     def creation_channel(self) -> str:

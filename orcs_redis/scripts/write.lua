@@ -480,9 +480,9 @@ local function flush()
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
   if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
-  for i = 1, #messages, 2 do
-    redis.pcall('PUBLISH', channel, messages[i + 1])
-    redis.pcall('PUBLISH', channel .. ':' .. messages[i], messages[i + 1])
+  for _, message in ipairs(messages) do
+    redis.pcall('PUBLISH', channel, message)
+    redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message) -- it ends with the id
   end
   updated, changes, packed_metas, messages = {}, {}, {}, {}
 end
@@ -528,9 +528,8 @@ local function applied(operation, before, time, turns, about, bits)
   else
     written_metas[id] = false
   end
-  local n = #messages
-  messages[n + 1] = id
-  messages[n + 2] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin
+    .. STR .. string.char(#id) .. id
   return {'OK', partition.revision, time.ms, answer, before}
 end
 

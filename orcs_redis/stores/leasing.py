@@ -7,7 +7,7 @@ import contextlib
 import weakref
 
 from ..errors import LeaseHeldError, StorageError
-from ..protocol.leases import Leases, check_terms, waking
+from ..protocol.leases import Leases, check_terms
 from ..transport.driver import Driver, Latch
 
 __all__ = ["Lease", "Leasing"]
@@ -58,7 +58,7 @@ class Leasing:
             if self._wait <= 0:
                 raise
             wake = asyncio.Event()
-            leave = driver.listen(leases.channel(id), waking(wake, id))
+            leave = driver.listen({leases.channel(id): lambda _: wake.set()})
             try:
                 token = await driver.follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -213,10 +213,10 @@ class Driver:
 
         return self._loop.create_task(work()).cancel
 
-    def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
-        """Have `listener` called with a channel's messages; return how to end that."""
-        self._subscription.listen(channel, listener)
-        return partial(self._subscription.leave, channel, listener)
+    def listen(self, listeners: Mapping[str, Listener]) -> Callable[[], None]:
+        """Have each channel's listener called with its messages; return how to end that."""
+        self._subscription.listen(listeners)
+        return partial(self._subscription.leave, listeners)
 
     def _refuse_loop(self) -> None:
         self.lifecycle.check_process()

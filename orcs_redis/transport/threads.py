@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -209,16 +209,16 @@ class Driver:
         threading.Thread(target=work, name="orcs-redis-lease", daemon=True).start()
         return stopped.set
 
-    def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
-        """Have `listener` called, in another thread, with a channel's messages; return how to end that."""
+    def listen(self, listeners: Mapping[str, Listener]) -> Callable[[], None]:
+        """Have each channel's listener called, in another thread, with its messages; return how to end that."""
         self.lifecycle.check_process()  # first: in the child of a fork, the lock may be held for ever
         with self._listening:
             self.lifecycle.check_open()
             if self._listeners is None:
                 self._listeners = Background(), Subscription(self.link.open_pubsub, self._heartbeat)
             background, subscription = self._listeners
-        background.call(subscription.listen, channel, listener)
-        return partial(background.call, subscription.leave, channel, listener)
+        background.call(subscription.listen, listeners)
+        return partial(background.call, subscription.leave, listeners)
 
     def _run_batch(self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: list[Any], call: object) -> None:
         """Run plans of a call; the requests that they have come to go out in one write, further attempts too."""

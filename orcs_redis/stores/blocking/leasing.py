@@ -8,7 +8,7 @@ import threading
 import weakref
 
 from ...errors import LeaseHeldError, StorageError
-from ...protocol.leases import Leases, check_terms, waking
+from ...protocol.leases import Leases, check_terms
 from ...transport.threads import Driver, Latch
 
 __all__ = ["Lease", "Leasing"]
@@ -59,7 +59,7 @@ class Leasing:
             if self._wait <= 0:
                 raise
             wake = threading.Event()
-            leave = driver.listen(leases.channel(id), waking(wake, id))
+            leave = driver.listen({leases.channel(id): lambda _: wake.set()})
             try:
                 token = driver.follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:

@@ -20,11 +20,12 @@ from ...model.filters import FilterArguments, Filters
 from ...model.ids import check_id
 from ...model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ...model.sections import ConversationTurn
-from ...protocol.changes import Change, Watcher, waking
+from ...protocol.changes import Change
 from ...protocol.commits import CommitArguments
 from ...protocol.leases import LeaseInfo
 from ...protocol.namespace import appearance
 from ...protocol.request import single
+from ...protocol.watching import Watcher, waking
 from ...protocol.writer import Namespace
 from ...transport.address import FileFolder, Target
 from ...transport.threads import Driver
@@ -472,7 +473,7 @@ class RedisSessionStore(Generic[A]):
         Args:
             since: a `Change.cursor` or `cursor()`, perhaps of another process: goes on from there, and misses nothing.
                 Without it, from now.
-            ids: only these sessions' changes.
+            ids: only these sessions' changes. Up to 1,000 ids, nothing is received of other sessions.
 
         Raises:
             StoreResetError: the data was wiped or went back, or the cursor is older than the memory of deletions (the
@@ -488,9 +489,8 @@ class RedisSessionStore(Generic[A]):
         if self._core.lifecycle.closed:
             return
         self._driver.execute(watcher.start(cursor))
-        leave: builtins.list[Callable[[], None]] = []
+        leave = self._driver.listen(watcher.listeners())
         try:
-            leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:
@@ -498,8 +498,7 @@ class RedisSessionStore(Generic[A]):
                 else:
                     self._driver.follow(watcher.wait())
         finally:
-            for end in leave:
-                end()
+            leave()
 
     def cursor(self) -> str:
         """Return the cursor of now, for `watch` and `changes`."""
@@ -516,7 +515,8 @@ class RedisSessionStore(Generic[A]):
         """Return the session's revision as soon as it is at least `revision`.
 
         Raises:
-            NotFoundError: the session is absent, and its partition has passed that revision.
+            NotFoundError: the session is absent, and its partition has passed that revision; that is looked at when
+                it begins, when the session changes, and at each heartbeat.
             TimeoutError: it has not come in `timeout` seconds.
 
         """
@@ -524,9 +524,9 @@ class RedisSessionStore(Generic[A]):
         check_id(id)
         expires = time.monotonic() + timeout
         self._until_created(changes.namespace, timeout)
-        channel, listener = changes.channel(id), waking(wake, id, revision)
+        channel = changes.channel(id)
         plan = changes.wait_for(id, revision, expires - time.monotonic(), wake)
-        leave = self._driver.listen(channel, listener)
+        leave = self._driver.listen({channel: waking(wake, revision)})
         try:
             return self._driver.follow(plan)
         finally:
@@ -538,7 +538,7 @@ class RedisSessionStore(Generic[A]):
             return
         wake, lifecycle = threading.Event(), self._core.lifecycle
         expires = time.monotonic() + seconds
-        leave = self._driver.listen(namespace.creation_channel, lambda _: wake.set())
+        leave = self._driver.listen({namespace.creation_channel: lambda _: wake.set()})
         try:
             left = seconds
             while left >= 0 and not (namespace.known or lifecycle.closed):
