@@ -31,7 +31,11 @@ class Lists:
     """What there is to ask about many sessions, as plans."""
 
     def __init__(self, namespace: Namespace) -> None:
-        self._partitions = namespace.keyspace.partitions
+        self._namespace = namespace
+
+    @property
+    def _partitions(self) -> Sequence[Partition]:
+        return self._namespace.keyspace.partitions
 
     def list(self, limit: int | None, filters: Filters) -> Plan[builtins.list[SessionMeta]]:
         """Metadata, newest first."""
