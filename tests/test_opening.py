@@ -370,7 +370,7 @@ def test_a_read_that_came_too_early() -> None:
     assert isinstance(early, Together)
     assert len(early.commands()) == 1
     assert isinstance(plan.send([[]]), ReadLayout)
-    plan.send({b"version": b"1", b"partitions": b"16", b"incarnation": b"x"})
+    plan.send({b"version": b"2", b"partitions": b"16", b"incarnation": b"x"})
     late = plan.send(None)
     assert isinstance(late, Together)
     assert len(late.commands()) == 16

@@ -6,6 +6,7 @@ import base64
 import builtins
 import itertools
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeAlias
 
