@@ -151,13 +151,13 @@ class SessionAsset(Noted, kw_only=True):
             ValueError: the asset is partial (`load(id, last=n)`).
 
         """
-        if self.history.skipped:
-            raise ValueError(f"the asset is partial: {self.history.skipped} of its turns were not loaded")
         pack(self.extra, FreeForm, "", level=1)
         check_asset(self)
         document = _document(self)
         for key, hint, _ in json_fields(type(self)).values():
             pack(document[key], hint, key)
+        if self.history.skipped:
+            raise ValueError(f"the asset is partial: {self.history.skipped} of its turns were not loaded")
         document["history"] = _with_raw_embedded(self.history)
         context = self.project_context
         facts = [msgspec.structs.replace(f, confidence=f32_text(f.confidence)) for f in context.learned_facts]

@@ -58,8 +58,8 @@ class Saving(Generic[A]):
     def _save_whole(
         self, asset: A, expected: int | None, known: Baseline | None, lease: LeaseToken | None
     ) -> Plan[int]:
-        _check_whole(asset)
         new = self._codec.encode(asset, known)
+        _check_whole(asset)
         objects = tuple(asset.history.turns)
         groups = [] if expected is None else [Group(b"r", (expected,))]
         if known is not None:  # of a known session updated_at_ms is not lowered; a new asset brings its own time

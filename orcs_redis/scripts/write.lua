@@ -480,9 +480,9 @@ local function flush()
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
   if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
-  for i = 1, #messages, 2 do
-    redis.pcall('PUBLISH', channel, messages[i + 1])
-    redis.pcall('PUBLISH', channel .. ':' .. messages[i], messages[i + 1])
+  for _, message in ipairs(messages) do
+    redis.pcall('PUBLISH', channel, message)
+    redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message) -- it ends with the id
   end
   updated, changes, packed_metas, messages = {}, {}, {}, {}
 end
@@ -528,9 +528,8 @@ local function applied(operation, before, time, turns, about, bits)
   else
     written_metas[id] = false
   end
-  local n = #messages
-  messages[n + 1] = id
-  messages[n + 2] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin
+    .. STR .. string.char(#id) .. id
   return {'OK', partition.revision, time.ms, answer, before}
 end
 
@@ -592,8 +591,9 @@ local function indexed_labels(id, tail)
     members[string.char(#name) .. name .. struct_pack('>I4', #value) .. value .. id] = true
   end
   local last = text_bounds(tail, names_at)
-  local root_last, root_first = text_bounds(tail, (last or names_at) + 1)
-  if root_last and root_last > root_first then
+  local root_at = (last or names_at) + 1
+  local root_last, root_first = text_bounds(tail, root_at)
+  if root_last and tail:byte(root_at) ~= 192 then -- it is a text, perhaps an empty one
     members['\0' .. struct_pack('>I4', root_last - root_first + 1) .. tail:sub(root_first, root_last) .. id] = true
   end
   return members
