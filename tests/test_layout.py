@@ -91,7 +91,7 @@ async def test_what_a_write_moves(place: Place, store: Any) -> None:
     asset = SessionAsset(id="s")
     asset.add_turn(ConversationTurn.user("x"))
     await store.save(asset)
-    writes = [
+    writes: list[Any] = [
         (store.append, ["s", ConversationTurn.user("y")], {}, ("1", "1")),
         (store.commit, ["s"], {"set": {"metadata.a": 1}}, ("1", "3")),
         (store.touch, ["s"], {}, ("1", "3")),

@@ -442,7 +442,7 @@ def test_commits(client: Client, store: Any) -> None:
     revision = store.save(asset)
     values = {"metadata.title": pack("t"), "metadata.a.b": pack([1]), "granted_commands": pack([])}
     last = asset.history.turns[-1].id
-    groups = {
+    groups: Any = {
         "r": [revision], "i": [pack(last)], "s": flat(values), "u": ["metadata.big", "skill_configs.s.k"], "z": [1],
         "p": [packed(a_turn("new"))], "P": ["a/1", b"\x00", "a/2", b"2"], "N": ["n", b"n", "a/1", b"other"],
         "j": ["user", "u2", "é", "", "team", "t"],
