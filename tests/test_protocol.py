@@ -505,6 +505,151 @@ def test_what_others_changed(client: Client, store: Any) -> None:
             client.save_changes("s", base, set, unset, **more)
 
 
+def pushes(client: Client, store: Any) -> None:
+    store.append("s", a_turn("pushed"))
+
+
+def pushes_many(client: Client, store: Any) -> None:
+    store.append("s", *(a_turn(str(n)) for n in range(65)))
+
+
+def pushes_the_same(client: Client, store: Any) -> None:
+    client.write("s", p=[SAME])
+
+
+def edits(client: Client, store: Any) -> None:
+    client.write("s", y=[0, packed(a_turn("edited"))])
+
+
+def sets(client: Client, store: Any) -> None:
+    store.commit("s", set={"metadata.a.b": 7})
+
+
+def removes(client: Client, store: Any) -> None:
+    store.delete("s")
+
+
+def makes_anew(client: Client, store: Any) -> None:
+    store.delete("s")
+    store.save(everything("s"))
+
+
+SAME = packed(ConversationTurn(id="same", role="user", content=""))
+BIG = hashlib.sha1(pack(2**64 - 1)).hexdigest()
+
+
+@every_server
+@pytest.mark.parametrize(
+    ("others", "groups", "answer"),
+    [
+        ((), {"z": [1]}, [b"OK"]),
+        ((removes,), {"n": []}, [b"CONFLICT", 0]),
+        ((makes_anew,), {"n": []}, [b"CONFLICT", 3]),
+        ((pushes, sets), {"n": []}, [b"OK"]),
+        ((edits,), {"p": [SAME]}, [b"CHANGED", 2, b"turns"]),
+        ((edits,), {"s": ["metadata.x", pack(1)], "e": [""]}, [b"OK"]),
+        ((pushes,), {"p": [SAME]}, [b"OK"]),
+        ((pushes,), {"x": [1, -1]}, [b"OK"]),
+        ((pushes,), {"y": [0, SAME]}, [b"OK"]),
+        ((pushes,), {"x": [0, 0]}, [b"CHANGED", 2, b"turns"]),
+        ((pushes,), {"z": [1]}, [b"CHANGED", 2, b"turns"]),
+        ((pushes,), {"q": [1]}, [b"CHANGED", 2, b"turns"]),
+        ((pushes,), {"h": [SAME]}, [b"CHANGED", 2, b"turns"]),
+        ((pushes_the_same,), {"p": [SAME]}, [b"CHANGED", 2, b"turns"]),
+        ((pushes_many,), {"p": [SAME]}, [b"CHANGED", 2, b"turns"]),
+        ((pushes_many,), {"y": [0, SAME]}, [b"OK"]),
+        ((sets,), {"s": ["metadata.a.b", pack(1)], "e": ["0" * 40]}, [b"CHANGED", 2, b"parts"]),
+        ((sets,), {"s": ["metadata.a.b", pack(1)], "e": [""]}, [b"CHANGED", 2, b"parts"]),
+        ((sets,), {"s": ["metadata.a.b", pack(1)]}, [b"OK"]),
+        ((sets,), {"u": ["metadata.big"], "e": [BIG]}, [b"OK"]),
+        ((sets,), {"s": ["metadata.x", pack(1)], "u": ["metadata.big"], "e": ["", BIG]}, [b"OK"]),
+    ],
+)
+def test_what_a_write_was_made_from(
+    client: Client, store: Any, others: Sequence[Any], groups: Groups, answer: list[Any]
+) -> None:
+    """The table of the group `g`: whether what others did meets what the write does."""
+    store.save(everything("s"))
+    base = client.load("s")
+    for other in others:
+        other(client, store)
+    state = client.partition("s") + "state"
+    revision = int(client.server.hget(state, "revision"))
+    found = client.send(client.operation("s", {"g": base.base, **groups}))[0]
+    assert found[: len(answer)] == answer
+    assert int(client.server.hget(state, "revision")) == revision + (answer == [b"OK"])
+
+
+@every_server
+def test_another_base(client: Client, store: Any) -> None:
+    """A revision that is not reached yet, or that another operation has made, is none to build upon."""
+    store.save(everything("s"))
+    base = client.load("s")
+    for revision in (b"9", b"%d:%b" % (base.revision, bytes(20))):
+        with pytest.raises(RefusedError, match="CHANGED"):
+            client.write("s", g=[revision, 2], n=[])
+    with pytest.raises(RefusedError, match="CONFLICT"):
+        client.write("s", r=[b"%d:%b" % (base.revision, bytes(20))], n=[])
+    client.write("s", r=base.base[:1], n=[])
+
+
+@every_server
+@pytest.mark.parametrize(
+    ("groups", "index", "part"),
+    [
+        ({"t": [2000]}, 2000, 2000),
+        ({"t": [500]}, 1000, 500),
+        ({"t": [2**48]}, "now", 2**48),
+        ({"t": [2000], "p": [SAME]}, "now", 2000),
+        ({"t": [2000], "n": []}, "now", 2000),
+        ({"p": [SAME]}, "now", "now"),
+        ({"z": [1]}, "now", "now"),
+        ({"n": []}, "now", "now"),
+        ({"s": ["metadata.x", pack(1)]}, 1000, 1000),
+        ({"P": ["k", b"v"]}, 1000, 1000),
+    ],
+)
+def test_when_a_session_was_updated(client: Client, store: Any, groups: Groups, index: Any, part: Any) -> None:
+    """The table of `updated_at_ms`: in the index, and as a part."""
+    asset = everything("s")
+    asset.updated_at_ms = 1000
+    store.save(asset)
+    if "t" in groups:
+        groups = {**groups, "s": ["updated_at_ms", pack(groups["t"][0])]}
+    before = time.time_ns() // 1_000_000
+    client.write("s", **groups)
+    meta = unpack(client.server.hget(client.partition("s") + "meta", "s"))
+    found = meta[1], unpack(client.load("s").parts["updated_at_ms"])
+    assert client.server.zscore(client.partition("s") + "updated", "s") == meta[1]
+    for value, expected in zip(found, (index, part), strict=True):
+        assert before <= value <= before + 60_000 if expected == "now" else value == expected
+    assert before <= meta[4] <= before + 60_000
+
+
+@every_server
+@pytest.mark.parametrize(("more", "expected"), [({}, 500), ({"k": []}, 1000)])
+def test_when_a_session_was_saved_whole(client: Client, store: Any, more: Groups, expected: int) -> None:
+    """A whole save brings its own time; `k` keeps the index from going back."""
+    asset = everything("s")
+    asset.updated_at_ms = 1000
+    store.save(asset)
+    asset.updated_at_ms = 500
+    client.save("s", json_of_asset(asset), **more)
+    assert client.server.zscore(client.partition("s") + "updated", "s") == expected
+    assert store.load("s").updated_at_ms == 500
+
+
+@every_server
+def test_answers_of_many_bits(client: Client, store: Any) -> None:
+    """Each record of a large commit has its bit, also when the answer is asked for again."""
+    store.save(everything("s"))
+    store.commit("s", put={f"k{n}": b"ours" for n in range(0, 130, 3)})
+    new = flat({f"k{n}": b"theirs" for n in range(130)})
+    _, bits = client.perform(client.operation("s", {"N": new}))
+    assert bits == "0" + "".join("01"[n % 3 > 0] for n in range(130)) + "0" * (3 * 56 - 131)
+    assert store.get_records("s", ["k0", "k1"]) == {"k0": b"ours", "k1": b"theirs"}
+
+
 @every_server
 def test_forks_and_deletions(client: Client, store: Any) -> None:
     """A fork has the parts and the first turns; a deletion leaves a tombstone, and nothing of a session."""
@@ -631,6 +776,13 @@ def test_leases(client: Client, store: Any) -> None:
             client.write("s", l=[token], p=[packed(a_turn("late"))])
         store.append("s", a_turn("ours"), lease=lease)
     assert contents(store.turns("s")) == ["theirs", "ours"]
+    token = client.acquire("s", 60_000)[1]
+    client.save("s", json_of_asset(everything("s", 20)), l=[token])  # staged
+    new = next(f"new-{n}" for n in range(50) if client.partition(f"new-{n}") == client.partition("s"))
+    with pytest.raises(RefusedError, match="LEASELOST"):
+        client.fork("s", new, l=[token])
+    client.fork("s", new, l=[client.acquire(new, 60_000)[1]])
+    assert len(store.turns(new)) == 20
 
 
 @every_server
