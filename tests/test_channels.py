@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from orcs_redis import Change, NotFoundError, SessionAsset, StoreResetError
+from orcs_redis.transport.pubsub import Subscription
 
 from .conftest import Connect, Place, Server, channel, connected
 from .support import until
@@ -343,3 +344,18 @@ async def test_channel_of_wait_for(start_server: Callable[..., Server], way: str
         await asyncio.wait_for(task, 5)
     await subscribed(raw)
     await store.aclose()
+
+
+async def test_a_listener_that_comes_later() -> None:
+    """Who joins a channel that may be confirmed already is told to look: what came before it joined is lost."""
+    subscription = Subscription(never_connected, heartbeat=5.0)
+    first: list[bytes | None] = []
+    second: list[bytes | None] = []
+    subscription.listen({"a": first.append})
+    subscription.listen({"a": second.append, "b": second.append})
+    assert (first, second) == ([], [None])
+    await subscription.close()
+
+
+async def never_connected(*_: object) -> Any:
+    await asyncio.Event().wait()
