@@ -88,18 +88,26 @@ class NotFoundError(StorageError):
 
 
 class ConflictError(StorageError):
-    """The session is at another revision than the caller expected (``actual`` 0: it is absent)."""
+    """The session is at another revision than the caller expected (``actual`` 0: it is absent), or what it changes is.
+
+    ``parts`` names what a save has changed and others have changed otherwise, such as ``metadata.title``,
+    ``project_context.name``, ``turn/<id>``. It is empty if the session is gone or was made anew, and for `if_revision`.
+    """
 
     _recoverable = True
 
-    def __init__(self, id: str, expected: int, actual: int) -> None:
-        super().__init__(id, expected, actual)
+    def __init__(self, id: str, expected: int, actual: int, parts: tuple[str, ...] = ()) -> None:
+        super().__init__(id, expected, actual, parts)
         self.id = id
         self.expected = expected
         self.actual = actual
+        self.parts = parts
 
     def _text(self) -> str:
-        return f"conflict on session {self.id}: expected revision {self.expected}, found {self.actual}"
+        shown = ", ".join(part if len(part) <= 40 else f"{part[:39]}…" for part in self.parts[:5])
+        more = f": others have changed {shown}" if self.parts else ""
+        text = f"conflict on session {self.id}: expected revision {self.expected}, found {self.actual}{more}"
+        return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class LeaseHeldError(StorageError):
@@ -205,7 +213,7 @@ class StoreFullError(StorageError):
 
 
 class StoreResetError(StorageError):
-    """The data was wiped or went back in time."""
+    """The data was wiped or went back in time. `reopen` takes it as it is now."""
 
 
 class LayoutError(StorageError):

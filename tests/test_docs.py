@@ -406,6 +406,10 @@ def test_rights_suffice(start_server: Callable[..., Server]) -> None:
         assert len(store.list()) == 2
         page = store.page(1)
         page = store.page(1, page.cursor, updated_after=asset.created_at)
+        assert store.list(labels={"a": "b"}) == []
+        assert store.count(labels={"a": "b"}, project_path="/p") == 0
+        assert store.records("s") == []
+        assert store.get_records("s", ["a"]) == {}
         store.ping()
         with store.lease("s"), pytest.raises(LeaseHeldError), store.lease("s", wait=0.1):
             pass

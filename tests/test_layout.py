@@ -79,11 +79,12 @@ async def test_a_deleted_session_leaves_a_tombstone(place: Place, store: Any) ->
 async def test_messages(place: Place, store: Any) -> None:
     """Every change is published as msgpack on the channel that is named like the index of changes."""
     raw: Any = place.raw
+    first = await store.save(SessionAsset(id="t"))
     subscription = raw.pubsub()
     subscription.subscribe(place.channel("changes"))
     assert subscription.get_message(timeout=5)["type"] == "subscribe"
-    revisions = [await store.save(SessionAsset(id="s", updated_at_ms=7))]
-    revisions.append(await store.append("s", ConversationTurn.user("x")))
+    await store.save(SessionAsset(id="s", updated_at_ms=7))
+    await store.append("s", ConversationTurn.user("x"))
     await store.delete("s")
     messages: list[Any] = []
     while len(messages) < 3:
@@ -91,9 +92,9 @@ async def test_messages(place: Place, store: Any) -> None:
         assert message is not None
         messages.append(msgspec.msgpack.decode(message["data"]))
     assert [(m[0], m[2], m[4]) for m in messages] == [
-        (revisions[0], 0, "s"),
-        (revisions[1], 0, "s"),
-        (revisions[1] + 1, 1, "s"),
+        (first + 1, 0, "s"),
+        (first + 2, 0, "s"),
+        (first + 3, 1, "s"),
     ]
     assert messages[0][1] == 7
     assert len(messages[0][3]) == 8
@@ -140,8 +141,9 @@ async def test_foreign_layouts_are_not_touched(place: Place, connect: Connect, l
 
 async def test_another_number_of_partitions(place: Place, connect: Connect) -> None:
     """The number of partitions is fixed when the namespace is created."""
-    await connect(partitions=3)
-    await connect(partitions=3)
+    for id in ("s", "t"):
+        store = await connect(partitions=3)
+        await store.save(SessionAsset(id=id))
     before = dump(place)
     with pytest.raises(LayoutError, match="3 partitions, not 4"):
         await connect(partitions=4)

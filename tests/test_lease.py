@@ -68,13 +68,14 @@ async def test_one_holder(connect: Connect) -> None:
 async def test_writes_under_a_lease(connect: Connect) -> None:
     """Every write takes a lease; once it has passed to another, none is applied."""
     one, other = await connect(), await connect()
-    asset = SessionAsset(id="s")
     async with leased(one, "s") as lease:
-        await one.save(asset, lease=lease)
+        await one.save(SessionAsset(id="s"), lease=lease)
         await one.append("s", ConversationTurn.user("x"), lease=lease)
         await one.update("s", lambda asset: asset.metadata.update(a=1), lease=lease)
         await one.delete("s", lease=lease)
+        asset = SessionAsset(id="s")
         await one.save(asset, lease=lease)
+        asset.metadata["b"] = 1
     async with leased(other, "s") as successor:
         before = await other.load_versioned("s")
         for write in (
@@ -282,16 +283,17 @@ async def test_bad_arguments(store: Any) -> None:
 async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
     """The first attempt at a claim that arrives when the lease was given back, or refused, gives it to nobody."""
     store = await RedisSessionStore.connect(start_server().url)
+    await store.save(SessionAsset())
     leases, loop = store._core.leases, asyncio.get_running_loop()
     claim = leases.acquire("s", 30)
     commands = claim.commands()
-    token = await store._driver.perform(claim)
-    await store._driver.perform(leases.release("s", token))
+    token = await store._driver.send(claim)
+    await store._driver.send(leases.release("s", token))
     refused = leases.acquire("s", 30)
     late = refused.commands()
     async with leased(store, "s"):
         with pytest.raises(LeaseHeldError):
-            await store._driver.perform(refused)
+            await store._driver.send(refused)
     for again in (commands, late):
         (reply,) = await store._driver.link.call(again, loop.time() + 5)
         assert reply[0] == b"FORGOTTEN"

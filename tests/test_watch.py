@@ -193,6 +193,7 @@ async def test_cursors(connect: Connect) -> None:
     for bad in ("", "x", "AAAA"):
         with pytest.raises(ValueError, match="cursor"):
             await take(store, 1, since=bad)
+    await other.save(SessionAsset(id="s"))
     with pytest.raises(StoreResetError):
         await take(store, 1, since=await other.cursor())
 

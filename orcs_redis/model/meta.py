@@ -10,8 +10,10 @@ from typing import Generic, NamedTuple, Self, TypeVar
 from msgspec import Struct, field
 
 from .asset import SessionAsset
+from .labels import labels_of
 
 __all__ = [
+    "Committed",
     "Page",
     "SessionMeta",
     "SyncMode",
@@ -81,7 +83,11 @@ class SyncStatus(Struct, frozen=True):
 
 
 class SessionMeta(Struct, frozen=True):
-    """A session's line in a list; times are aware, in UTC."""
+    """A session's line in a list; times are aware, in UTC.
+
+    ``updated_at`` is when the conversation moved, ``written_at`` when anything of the session was last written, by the
+    server's clock; of a file, when it was last modified.
+    """
 
     id: str
     name: str | None
@@ -89,8 +95,13 @@ class SessionMeta(Struct, frozen=True):
     updated_at: datetime
     project_path: str | None
     turn_count: int
+    written_at: datetime
     sync_state: SyncState = SyncState.LOCAL_ONLY
     revision: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.revision))  # without the labels, which have none
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return [("id", self.id), ("turns", self.turn_count), ("revision", self.revision)]
@@ -99,8 +110,8 @@ class SessionMeta(Struct, frozen=True):
         return f"SessionMeta(id={self.id!r}, turns={self.turn_count}, revision={self.revision})"
 
     @classmethod
-    def from_asset(cls, asset: SessionAsset, revision: int = 0) -> Self:
-        """Make the metadata of a session."""
+    def from_asset(cls, asset: SessionAsset, revision: int = 0, written_at: datetime | None = None) -> Self:
+        """Make the metadata of a session; one that was never written has the time of its last update for both."""
         return cls(
             id=asset.id,
             name=asset.project_context.name,
@@ -108,7 +119,9 @@ class SessionMeta(Struct, frozen=True):
             updated_at=asset.updated_at,
             project_path=asset.project_context.root_path,
             turn_count=len(asset.history),
+            written_at=written_at or asset.updated_at,
             revision=revision,
+            labels=labels_of(asset),
         )
 
 
@@ -117,6 +130,21 @@ class Versioned(NamedTuple, Generic[A]):
 
     asset: A
     revision: int
+
+
+class Committed(NamedTuple):
+    """What a commit came to.
+
+    Attributes:
+        revision: the session's new one.
+        created: whether the commit made the session.
+        placed: of each key of `put_new`, whether it was put: there was no such record.
+
+    """
+
+    revision: int
+    created: bool
+    placed: dict[str, bool]
 
 
 class Page(NamedTuple, Generic[T]):

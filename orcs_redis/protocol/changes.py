@@ -132,12 +132,13 @@ class Since(Request[tuple[int, list[Entry]]]):
 class _Reached(Request["tuple[int | None, int]"]):
     """A session's revision (None: absent), and its partition's."""
 
-    __slots__ = ("_id", "_partition")
+    __slots__ = ("_absent", "_id", "_partition")
 
     def __init__(self, namespace: Namespace, id: str) -> None:
         super().__init__()
         self._id = id
         self._partition = namespace.keyspace.of(id)
+        self._absent = not namespace.known
 
     def commands(self) -> Sequence[Command]:
         # The partition first: else a session that is made in between would be taken for one that is not there.
@@ -149,6 +150,8 @@ class _Reached(Request["tuple[int | None, int]"]):
     def decode(self, replies: Sequence[Reply]) -> tuple[int | None, int]:
         self._check(replies)
         partition, session = replies
+        if self._absent:
+            return None, 0
         if partition is None:
             raise StoreResetError("the namespace was wiped")
         try:
@@ -166,6 +169,11 @@ class Changes:
         self.heartbeat = heartbeat  # seconds after which the partitions are looked at though no message came
 
     @property
+    def _absence(self) -> bytes:
+        """What a cursor has in place of the incarnation that the namespace did not have yet."""
+        return b"\0" + self._namespace.name.encode()
+
+    @property
     def origin(self) -> str:
         """What the changes that this store makes have as their origin."""
         return self._namespace.origin.hex()
@@ -173,8 +181,17 @@ class Changes:
     def cursor(self) -> Plan[str]:
         """Return the cursor of now."""
         namespace = self._namespace
+        if not namespace.known:
+            return _encode_cursor(self._absence, 0, _WIDTHS[0])
         answers = yield Together(Since(namespace, partition, None, 0) for partition in namespace.keyspace.partitions)
         return self.encode([revision for revision, _ in answers])
+
+    def start(self, since: str | None) -> Plan[str]:
+        """Return the cursor that a watch begins with, checked; of None, that of now."""
+        if since is None:
+            return (yield from self.cursor())
+        self.decode(since)
+        return since
 
     def changes(self, since: str | None, limit: int) -> Plan[list[Change]]:
         """Return changes after a cursor; after None, every session there is."""
@@ -182,6 +199,8 @@ class Changes:
             raise ValueError("limit is 1 or more")
         limit = min(limit, 2**53)
         positions = self.decode(since)
+        if not self._namespace.known:
+            return []
         partitions = self._namespace.keyspace.partitions
         found: dict[str, Change] = {}  # by id: one that has changed between two rounds is there once
         asked = list(range(len(partitions)))
@@ -238,8 +257,7 @@ class Changes:
         least = min(positions)
         beyond = [position - least for position in positions]
         code = _WIDTHS[(max(beyond).bit_length() - 1) // 8 if any(beyond) else 0]
-        cursor = self._namespace.incarnation, least, code.itemsize, _big_endian(array(code.typecode, beyond)).tobytes()
-        return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode()
+        return _encode_cursor(self._namespace.incarnation, least, array(code.typecode, beyond))
 
     def decode(self, cursor: str | None) -> list[int]:
         """Return a cursor's revisions; of None, those before the first write.
@@ -258,6 +276,8 @@ class Changes:
         except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
             raise_interruption(error)
             raise ValueError("that is not a cursor of changes") from None
+        if incarnation == self._absence:
+            return [0] * count
         if incarnation != self._namespace.incarnation:
             raise StoreResetError("the cursor is of another namespace, or of this one before it was wiped: list again")
         if len(beyond) != count:
@@ -266,6 +286,11 @@ class Changes:
 
 
 _WIDTHS = [array(code) for code in "BHIIQQQQ"]  # by the number of bytes needed
+
+
+def _encode_cursor(incarnation: bytes, least: int, beyond: array[int]) -> str:
+    cursor = incarnation, least, beyond.itemsize, _big_endian(beyond).tobytes()
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode()
 
 
 def _big_endian(numbers: array[int]) -> array[int]:

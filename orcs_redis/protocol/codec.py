@@ -1,10 +1,10 @@
-"""An asset as Redis holds it: sections of a hash and values of a list, all msgpack, and what of them has changed."""
+"""An asset as Redis holds it: parts in a hash and turns in a list, all msgpack, and what of them has changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, get_args
 
 import msgspec
 
@@ -12,18 +12,20 @@ from ..errors import CorruptSessionError, SerializationError
 from ..interrupts import raise_interruption
 from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields
 from ..model.encoding import attempt, encode, named, pack
+from ..model.labels import labels_of
+from ..model.parts import MAPS, Place
 from ..model.sections import ConversationHistory, ConversationTurn
+from .baseline import Baseline
 from .turns import are_encoded, decode_turns, encode_known_turn, encode_turn
 
 __all__ = [
     "VERSION",
-    "Baseline",
     "Codec",
     "Encoded",
+    "IndexFields",
     "Patch",
-    "baseline_of",
+    "TurnsPatch",
     "decode_version",
-    "set_baseline",
 ]
 
 A = TypeVar("A", bound=SessionAsset)
@@ -53,44 +55,55 @@ _HistoryRest = msgspec.defstruct(
 class Encoded(NamedTuple):
     """An asset in Redis' form."""
 
-    sections: dict[str, bytes]
+    fields: dict[str, bytes]
     turns: list[bytes]
-    metadata_tail: bytes  # of the index metadata: what only the client knows
+    about: IndexFields
 
 
-class Baseline(NamedTuple):
-    """What an asset was when it was loaded or last saved; kept in `vars(asset)`."""
+class IndexFields(NamedTuple):
+    """What the index metadata takes over from parts."""
 
-    incarnation: object  # the namespace's incarnation
-    id: str
-    revision: int
-    operation_id: bytes  # of the write that made the revision: a restore can reuse a revision
-    sections: Mapping[str, bytes]
-    turns: Sequence[bytes]
+    created_at: bytes
+    names: bytes
+    labels: bytes
 
 
 class Patch(NamedTuple):
     """What has to be sent so that the stored becomes the new."""
 
-    sections: dict[str, bytes]
+    set: dict[str, bytes]
     removed: list[str]
-    keep: tuple[int, int]  # index of the first and last turn to keep
-    edits: list[tuple[int, bytes]]  # counted from the first one kept
-    pushed: list[bytes]
-    reshapes: bool  # whether there is more to do to the turns than to push
+    turns: TurnsPatch | None  # None: better sent whole
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing has to be sent."""
-        return not (self.sections or self.removed or self.pushed or self.reshapes)
+        return not (self.set or self.removed) and self.turns is not None and self.turns.is_empty
+
+
+class TurnsPatch(NamedTuple):
+    """What has to be done to a list of turns."""
+
+    keep: tuple[int, int]  # index of the first and last turn to keep, -1: the end
+    edits: list[tuple[int, bytes]]  # counted from the first one kept
+    pushed: list[bytes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has to be done."""
+        return self.keep == _ALL_TURNS and not self.edits and not self.pushed
+
+
+_ALL_TURNS = (0, -1)
 
 
 class _Section(NamedTuple):
     name: str  # of the attribute
-    key: str  # of the section
-    kind: Any
+    key: str  # in JSON and in the hash
+    kind: Any  # its type; of a map that of its values
     decode: Callable[[bytes], Any]
     required: bool
+    is_map: bool  # of which each value is a part
 
 
 @cache
@@ -98,17 +111,18 @@ def _sections(asset_type: type[SessionAsset]) -> list[_Section]:
     found = []
     for name, field in json_fields(asset_type).items():
         if name != "id":
-            kind = _HistoryRest if name == "history" else field.hint
+            is_map = name in MAPS
+            kind = _HistoryRest if name == "history" else get_args(field.hint)[1] if is_map else field.hint
             decode = msgspec.msgpack.Decoder(kind).decode
-            found.append(_Section(name, field.key, kind, decode, field.required))
+            found.append(_Section(name, field.key, kind, decode, field.required, is_map))
     return found
 
 
 class Codec(Generic[A]):
     """Translates assets of one type.
 
-    A section is a field of the asset: `history` without its turns, unknown ones (`asset.extra`) each under its own
-    name. Names that begin with a dot are the store's own; an unknown field so named gets one more dot.
+    A field of a session's hash is a part: a value of one of the maps in `MAPS`, or another top-level field of the
+    asset: `history` without its turns, unknown ones (`asset.extra`) each under its own name.
     """
 
     def __init__(self, asset_type: type[A], max_asset_bytes: int, max_turn_bytes: int, max_fields: int) -> None:
@@ -116,10 +130,10 @@ class Codec(Generic[A]):
         self.max_asset_bytes = max_asset_bytes
         self.max_turn_bytes = max_turn_bytes
         self.max_fields = max_fields
-        self._sections = _sections(asset_type)
-        self._known = {section.key for section in self._sections}
-        self._names = {section.key.encode(): section.key for section in self._sections}
-        self._encoded_keys = {section.key: encode(section.key) for section in self._sections}
+        self._sections = {section.key: section for section in _sections(asset_type)}
+        self._names = {key.encode(): key for key in self._sections}
+        self._encoded_keys = {key: encode(key) for key in self._sections}
+        self._maps = [key for key, section in self._sections.items() if section.is_map]
         self._decode = msgspec.msgpack.Decoder(asset_type).decode
 
     def encode(self, asset: A, known: Baseline | None) -> Encoded:
@@ -130,30 +144,78 @@ class Codec(Generic[A]):
             VersionIncompatibleError: the asset says it is of another version.
 
         """
+        fields = self._encode_fields(asset, known.fields if known is not None else {})
+        turns = self._turns(asset.history.turns, known.turns if known is not None else ())
+        total = sum(map(len, turns)) + sum(map(len, fields.values()))
+        if total > self.max_asset_bytes:
+            raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
+        return Encoded(fields, turns, index_fields(asset))
+
+    def _encode_fields(self, asset: A, old: Mapping[str, bytes]) -> dict[str, bytes]:
         if not isinstance(asset, self.asset_type):
             raise SerializationError("asset", f"a {type(asset).__name__} is not a {self.asset_type.__name__}")
         check_asset(asset)
-        old = known.sections if known is not None else {}
-        sections = {}
-        for name, key, kind, _, _ in _sections(type(asset)):  # a subclass' own fields are kept, too
+        fields = {}
+        sections = _sections(type(asset))  # a subclass' own fields are kept, too
+        for name, key, kind, _, _, is_map in sections:
             value = getattr(asset, name)
-            if name == "history":
-                value = self._history_rest(value)
-            sections[key] = self._section(name, value, kind, old.get(key))
+            if is_map:
+                for part, data in _map_parts(key, value, kind, old):
+                    fields[part] = data
+            else:
+                value = self._history_rest(value) if name == "history" else value
+                fields[key] = encoded_part(value, kind, name, old.get(key))
         for name, value in asset.extra.items():
-            stored_name = _stored_name(name)
-            sections[stored_name] = self._section(named(name), value, Any, old.get(stored_name))
-        if len(sections) > self.max_fields:
-            raise SerializationError("extra", f"{len(sections)} top-level fields, of {self.max_fields} allowed")
-        turns = self._turns(asset.history.turns, known.turns if known is not None else ())
-        if not all(sections.values()):
+            field = stored_name(name)
+            fields[field] = encoded_part(value, Any, named(name), old.get(field))
+        if len(sections) + len(asset.extra) > self.max_fields:
+            number = len(sections) + len(asset.extra)
+            raise SerializationError("extra", f"{number} top-level fields, of {self.max_fields} allowed")
+        if not all(fields.values()):
             raise SerializationError("asset", "it has no encoding")  # never to be stored
-        total = sum(map(len, turns)) + sum(map(len, sections.values()))
-        if total > self.max_asset_bytes:
-            raise SerializationError("asset", f"{total} bytes, of {self.max_asset_bytes} allowed")
-        context = asset.project_context
-        metadata_tail = encode(asset.created_at_ms) + encode(context.name) + encode(context.root_path)
-        return Encoded(sections, turns, metadata_tail)
+        return fields
+
+    def encode_part(self, place: Place, value: object) -> tuple[str, bytes]:
+        """Encode a part that can be set by itself (`model.parts.settable`): its field, its value."""
+        section, key = place.fields[0], place.key
+        where = named(key) if section == "extra" and key is not None else section
+        if section != "extra" and key is not None:
+            where = f"{section}.{named(key)}"
+        data = pack(value, place.hint, where, level=2 if key is None or section == "extra" else 3)
+        if len(data) > self.max_asset_bytes:
+            raise SerializationError(where, f"{len(data)} bytes, of {self.max_asset_bytes} allowed")
+        return self.field_of(place), data
+
+    def field_of(self, place: Place) -> str:
+        """Return the field of a part that is stored by itself."""
+        section, key = place.fields[0], place.key
+        if section == "extra" and key is not None:
+            return stored_name(key)
+        name = json_fields(self.asset_type)[section].key
+        return name if key is None else f"{name}.{key}"
+
+    def new_session(self) -> Encoded:
+        """Encode what a session of this type has at first.
+
+        Raises:
+            ValueError: it has fields without a default.
+
+        """
+        try:
+            asset = self.asset_type()
+        except TypeError as error:
+            raise_interruption(error)
+            raise ValueError(f"a {self.asset_type.__name__} can't be made without values for its fields") from None
+        return Encoded(self._encode_fields(asset, {}), [], index_fields(asset))
+
+    def turns(self, turns: Sequence[ConversationTurn]) -> list[bytes]:
+        """Encode some turns, by themselves."""
+        if len(turns) == 1:
+            return [self.turn(turns[0], "turn")]
+        data = [self.turn(turn, f"turns[{n}]") for n, turn in enumerate(turns)]
+        if sum(map(len, data)) > self.max_asset_bytes:
+            raise SerializationError("turns", f"more than {self.max_asset_bytes} bytes")
+        return data
 
     def turn(self, turn: ConversationTurn, where: str) -> bytes:
         """Encode one turn.
@@ -167,21 +229,31 @@ class Codec(Generic[A]):
             raise SerializationError(where, f"{len(data)} bytes, of {self.max_turn_bytes} allowed")
         return data
 
-    def decode(self, id: str, sections: Mapping[str, bytes], turns: Sequence[bytes]) -> A:
+    def decode(self, id: str, fields: Mapping[str, bytes], turns: Sequence[bytes]) -> A:
         """Build an asset.
 
         Raises:
-            CorruptSessionError: a section or turn can't be decoded, or is missing.
+            CorruptSessionError: a part or turn can't be decoded, or is missing.
             VersionIncompatibleError: it was saved under another version of the schema.
 
         """
-        check_version(decode_version(id, sections.get("version", b"")))
-        unknown = sections.keys() - self._known
-        # As one map: to decode each section by itself costs twice as much.
+        check_version(decode_version(id, fields.get("version", b"")))
+        # As one map: to decode each part by itself costs twice as much.
         parts = [_ID, encode(id)]
-        for key, data in sections.items():
-            if key not in unknown:
-                parts += (self._encoded_keys[key], _with_turns(id, data) if key == "history" else data)
+        maps: dict[str, list[tuple[str, bytes]]] = {
+            key: [] for key, section in self._sections.items() if section.is_map
+        }
+        extra = {}
+        for field, data in fields.items():
+            section, _, key = field.partition(".")
+            if field in self._sections:
+                parts += (self._encoded_keys[field], _with_turns(id, data) if field == "history" else data)
+            elif not section or section == field:
+                extra[_unescape(field)] = data
+            elif section in maps:
+                maps[section].append((key, data))
+        for section, items in maps.items():
+            parts += (self._encoded_keys[section], _map_of(items))
         data = b"\xde" + (len(parts) // 2).to_bytes(2) + b"".join(parts)
         try:
             whole: tuple[A, str | None] = attempt(self._decode, data)
@@ -190,56 +262,106 @@ class Codec(Generic[A]):
             raise CorruptSessionError(id, "asset") from error
         asset, refusal = whole
         if refusal is not None:
-            for name, key, _, decode, required in self._sections:
-                if required or key in sections:
-                    _decoded(id, name, decode, sections.get(key, b""))
-            raise CorruptSessionError(id, "asset")
+            self._find_fault(id, fields)
         asset.history.turns = decode_turns(id, turns)
-        if unknown:
+        if extra:
             # A hash has no order.
-            asset.extra = {
-                _unescape(name): _decoded(id, named(name), _decode_any, sections[name]) for name in sorted(unknown)
-            }
+            asset.extra = {name: _decoded(id, named(name), _decode_any, extra[name]) for name in sorted(extra)}
         return asset
 
-    def sections(self, fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
-        """Return the sections among a session's hash fields: those that are not the store's own."""
-        sections = {}
-        for name, data in fields.items():
-            if known := self._names.get(name):
-                sections[known] = data
-            elif not name.startswith(b".") or name.startswith(b".."):
-                try:
-                    sections[name.decode()] = data
-                except UnicodeDecodeError:
-                    continue  # not from any orcs: left alone
-        return sections
+    def decode_part(self, id: str, field: str, data: bytes) -> Any:
+        """Decode the value of one field of the hash; `history` has no turns."""
+        section, _, key = field.partition(".")
+        known = self._sections.get(section)
+        if known is None:
+            return _decoded(id, named(_unescape(field)), _decode_any, data)
+        return _decoded(id, f"{section}.{named(key)}" if known.is_map else known.name, known.decode, data)
+
+    def encode_field(self, asset: A, field: str) -> bytes | None:
+        """Encode one field as it is in an asset that can be stored; None if it has none, or no encoding."""
+        owner, key = self._owner(asset, field)
+        if key is None:
+            name = self._sections[field].name
+            value = getattr(asset, name)
+            value = self._history_rest(value) if name == "history" else value
+        elif key in owner:
+            value = owner[key]
+        else:
+            return None
+        data: bytes | None = attempt(encode, value)[0]
+        return data
+
+    def set_field(self, asset: A, field: str, value: Any) -> None:
+        """Set a field to what `decode_part` has returned."""
+        owner, key = self._owner(asset, field)
+        if key is not None:
+            owner[key] = value
+        elif field == "history":
+            for name in _HistoryRest.__struct_fields__:
+                setattr(asset.history, name, getattr(value, name))
+        else:
+            setattr(asset, self._sections[field].name, value)
+
+    def drop_field(self, asset: A, field: str) -> None:
+        """Remove a field, or set it to its default."""
+        owner, key = self._owner(asset, field)
+        if key is not None:
+            owner.pop(key, None)
+        else:
+            name = self._sections[field].name
+            setattr(asset, name, getattr(self.asset_type(), name))
+
+    def _owner(self, asset: A, field: str) -> tuple[Any, str | None]:
+        """Return the map that a field lies in, and its key there; None: it is a section."""
+        section, _, key = field.partition(".")
+        if field in self._sections:
+            return None, None
+        if section and section != field:
+            return getattr(asset, self._sections[section].name), key
+        return asset.extra, _unescape(field)
 
     @staticmethod
-    def compare(stored: Baseline, new: Encoded) -> Patch | None:
-        """Return how the new differs from the stored; None if it is better sent whole."""
-        old_turns, turns = stored.turns, new.turns
-        first = 0
-        if old_turns and (not turns or old_turns[0] != turns[0]):
-            # The oldest turns were dropped (compaction), or the first one was edited.
-            first = old_turns.index(turns[0]) if turns and turns[0] in old_turns else 0
-        kept = min(len(old_turns) - first, len(turns))
-        edits = [(i, turns[i]) for i in range(kept) if old_turns[first + i] != turns[i]]
-        if (old_turns and not kept) or len(edits) > _MAX_EDITS:
-            return None
-        return Patch(
-            {name: data for name, data in new.sections.items() if stored.sections.get(name) != data},
-            [name for name in stored.sections if name not in new.sections],
-            (first, first + kept - 1),
-            edits,
-            turns[kept:],
-            bool(edits) or first > 0 or kept < len(old_turns),
-        )
+    def assign(asset: A, other: A) -> None:
+        """Make an asset equal to another one; its history and list of turns stay the same objects."""
+        history = asset.history
+        for name in asset.__struct_fields__:
+            if name != "history":
+                setattr(asset, name, getattr(other, name))
+        for name in _HistoryRest.__struct_fields__:
+            setattr(history, name, getattr(other.history, name))
+        history.turns[:] = other.history.turns
 
-    def _section(self, name: str, value: object, kind: Any, old: bytes | None) -> bytes:
-        if old is not None and attempt(encode, value) == (old, None):
-            return old
-        return pack(value, kind, name)
+    def _find_fault(self, id: str, fields: Mapping[str, bytes]) -> NoReturn:
+        for key, section in self._sections.items():
+            if section.is_map:
+                for field in fields:
+                    if field.startswith(f"{key}."):
+                        self.decode_part(id, field, fields[field])
+            elif section.required or key in fields:
+                _decoded(id, section.name, section.decode, fields.get(key, b""))
+        raise CorruptSessionError(id, "asset")
+
+    def parts(self, hash: Mapping[bytes, bytes]) -> dict[str, bytes]:
+        """Return the parts among a session's hash fields: those that are not the store's own."""
+        parts = {}
+        for name, data in hash.items():
+            if known := self._names.get(name):
+                parts[known] = data
+            elif not name.startswith(b".") or name.startswith(b".."):
+                try:
+                    parts[name.decode()] = data
+                except UnicodeDecodeError:
+                    continue  # not from any orcs: left alone
+        return parts
+
+    @staticmethod
+    def compare(stored: Baseline, new: Encoded) -> Patch:
+        """Return how the new differs from the stored."""
+        return Patch(
+            {name: data for name, data in new.fields.items() if stored.fields.get(name) != data},
+            [name for name in stored.fields if name not in new.fields],
+            _compare_turns(stored.turns, new.turns),
+        )
 
     def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
         """Encode a history; turns whose bytes are stored already were checked before."""
@@ -268,6 +390,52 @@ class Codec(Generic[A]):
         return _HistoryRest(**{name: getattr(history, name) for name in _HistoryRest.__struct_fields__})
 
 
+def index_fields(asset: SessionAsset) -> IndexFields:
+    """Return what the index metadata takes over from an asset that can be stored."""
+    context = asset.project_context
+    names = encode(context.name) + encode(context.root_path)
+    return IndexFields(asset.created_at_ms.to_bytes(8), names, encode(labels_of(asset)))
+
+
+def encoded_part(value: object, kind: Any, where: str, old: bytes | None, level: int = 2) -> bytes:
+    """Encode a part; what is stored already was checked before."""
+    if old is not None and attempt(encode, value) == (old, None):
+        return old
+    return pack(value, kind, where, level)
+
+
+def _map_parts(section: str, value: object, kind: Any, old: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    if not isinstance(value, dict) or not {*map(type, value)} <= {str} or attempt(encode, [*value])[1] is not None:
+        pack(value, dict[str, kind], section)  # says what is wrong
+        raise SerializationError(section, "it has no encoding")
+    for key, item in value.items():
+        part = f"{section}.{key}"
+        stored = old.get(part)
+        if stored is None or attempt(encode, item) != (stored, None):
+            stored = pack(item, kind, f"{section}.{named(key)}", level=3)
+        yield part, stored
+
+
+def _map_of(items: list[tuple[str, bytes]]) -> bytes:
+    """Return a msgpack map; a hash has no order."""
+    items.sort()
+    header = b"\xdf" + len(items).to_bytes(4)
+    return header + b"".join([encode(key) + data for key, data in items])
+
+
+def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | None:
+    first = 0
+    if old and (not turns or old[0] != turns[0]):
+        # The oldest turns were dropped (compaction), or the first one was edited.
+        first = old.index(turns[0]) if turns and turns[0] in old else 0
+    kept = min(len(old) - first, len(turns))
+    edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
+    if (old and not kept) or len(edits) > _MAX_EDITS:
+        return None
+    last = -1 if first + kept == len(old) else first + kept - 1
+    return TurnsPatch((first, last), edits, turns[kept:])
+
+
 def _with_turns(id: str, history: bytes) -> bytes:
     """Add an empty list of turns to the section, a map of few fields."""
     if not history or not 0x80 <= history[0] < 0x8F:
@@ -281,16 +449,6 @@ def decode_version(id: str, data: bytes) -> int:
     return version
 
 
-def set_baseline(asset: SessionAsset, baseline: Baseline) -> None:
-    """Keep with an asset what is stored of it."""
-    vars(asset)["_baseline"] = baseline
-
-
-def baseline_of(asset: SessionAsset) -> Baseline | None:
-    """Return what was stored of an asset when it was loaded or last saved; None if it was not."""
-    return vars(asset).get("_baseline")
-
-
 def _decoded(id: str, name: str, decode: Callable[[Any], Any], data: bytes) -> Any:
     value, refusal = attempt(decode, data)
     if refusal is not None:
@@ -298,9 +456,10 @@ def _decoded(id: str, name: str, decode: Callable[[Any], Any], data: bytes) -> A
     return value
 
 
-def _stored_name(name: str) -> str:
-    return f".{name}" if name.startswith(".") else name
+def stored_name(name: str) -> str:
+    """Return the field of a top-level name: one with a dot would look like a part of a map, or the store's own."""
+    return f"..{name}" if "." in name else name
 
 
-def _unescape(name: str) -> str:
-    return name[1:] if name.startswith(".") else name
+def _unescape(field: str) -> str:
+    return field[2:] if field.startswith("..") else field

@@ -7,7 +7,7 @@ from zlib import crc32
 
 __all__ = ["LAYOUT_VERSION", "MAX_PARTITIONS", "Keyspace", "Partition", "check_namespace"]
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MAX_PARTITIONS = 1024  # a list asks all of them at the same time
 
 
@@ -28,7 +28,8 @@ class Partition:
     """One partition's keys; they share a hash tag, so that one script may use them together."""
 
     __slots__ = (
-        "changes", "deleted", "deleted_meta", "fence", "leases", "meta", "number", "prefix", "state", "updated",
+        "changes", "deleted", "deleted_meta", "fence", "labels", "leases", "meta", "number", "prefix", "state",
+        "updated",
     )  # fmt: skip
 
     def __init__(self, namespace: str, number: int) -> None:
@@ -42,6 +43,7 @@ class Partition:
         self.deleted_meta = prefix + "deleted:meta"
         self.fence = prefix + "fence"
         self.leases = prefix + "leases"
+        self.labels = prefix + "labels"
 
     def session(self, id: str) -> str:
         """HASH: a session's sections."""
@@ -50,6 +52,14 @@ class Partition:
     def turns(self, id: str) -> str:
         """LIST: a session's turns."""
         return f"{self.prefix}turns:{id}"
+
+    def records(self, id: str) -> str:
+        """HASH: a session's records by their keys."""
+        return f"{self.prefix}records:{id}"
+
+    def names(self, id: str) -> str:
+        """ZSET, all scores 0: the keys of a session's records, in order."""
+        return f"{self.prefix}names:{id}"
 
     def lease(self, id: str) -> str:
         """HASH: who has the right to a session."""

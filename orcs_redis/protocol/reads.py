@@ -3,61 +3,96 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import CorruptSessionError, NotFoundError
 from ..model.asset import SessionAsset
 from ..model.meta import Versioned
 from ..model.sections import ConversationTurn
 from .attempts import TornRead
-from .codec import Baseline, Codec, set_baseline
-from .commands import Command, Reply, as_error, as_map, has_errors
+from .baseline import Baseline, set_baseline
+from .codec import Codec
+from .commands import Argument, Command, Reply, as_error, as_map, has_errors
 from .request import Request
 from .turns import decode_turns
 from .writer import Namespace
 
-__all__ = ["Exists", "Load", "Ping", "Turns"]
+__all__ = [
+    "Exists",
+    "Load",
+    "News",
+    "Ping",
+    "ReadNews",
+    "ReadRecords",
+    "ReadStored",
+    "ReadTail",
+    "Stored",
+    "Tail",
+    "Turns",
+]
 
 A = TypeVar("A", bound=SessionAsset)
+T = TypeVar("T")
 _TORN_READS = 100
 
 
-class Load(Request[Versioned[A]]):
-    """A whole session. The revision is read again at the end: if no write came between, nothing is torn."""
+class Stored(NamedTuple):
+    """A session as it is stored, or the part of it that was asked for."""
 
-    __slots__ = ("_absent", "_codec", "_id", "_listed", "_namespace", "_partition")
+    revision: int
+    operation_id: bytes  # of the write that made the revision
+    fields: dict[str, bytes]
+    start: int  # index of the first of `turns`
+    turns: Sequence[bytes]
+    born: int  # revision of the write that made the session
+    reshaped: int  # revision of the last write that changed turns other than by pushing
 
-    def __init__(self, namespace: Namespace, codec: Codec[A], id: str) -> None:
+    @property
+    def turn_count(self) -> int:
+        """The number of the session's turns."""
+        return self.start + len(self.turns)
+
+
+class Read(Request[T], Generic[T]):
+    """A session, with the turns from an index on. The revision is read again at the end.
+
+    If no write came between, nothing is torn.
+    """
+
+    __slots__ = ("_absent", "_id", "_listed", "_namespace", "_partition", "_start")
+
+    def __init__(self, namespace: Namespace, id: str, start: int = 0) -> None:
         super().__init__()
         self._namespace = namespace
-        self._codec = codec
         self._id = id
         self._partition = namespace.keyspace.of(id)
+        self._start = start
         self._absent = False  # it was, at the last attempt
         self._listed: Reply = None  # the metadata that it had all the same
 
     def commands(self) -> Sequence[Command]:
         """Plain commands: they cost the server a fifth of what a script does, and work when its memory is full."""
         session = self._partition.session(self._id)
+        none = ("EXISTS", session)  # in place of no turns at all
         return [
             ("HGETALL", session),
-            ("LRANGE", self._partition.turns(self._id), b"0", b"-1"),
+            none if self._start == NO_TURNS else ("LRANGE", self._partition.turns(self._id), self._start, b"-1"),
             ("HGET", session, ".revision"),
             *([("HGET", self._partition.meta, self._id)] if self._absent else []),
         ]
 
-    def decode(self, replies: Sequence[Reply]) -> Versioned[A]:
-        """Return the asset, which remembers what it was."""
+    def decode(self, replies: Sequence[Reply]) -> T:
+        """Return what was read as the caller wants it."""
         id = self._id
         if has_errors(replies):
             _check_types(id, replies[:3], ("session", "history.turns", "session"))
             self._check(replies)
-        fields, turns = as_map(replies[0]), replies[1]
-        revision = fields.get(b".revision")
+        hash, turns = as_map(replies[0]), replies[1] if self._start != NO_TURNS else []
+        revision = hash.get(b".revision")
         if revision != replies[2]:
             raise TornRead("a write came between")
-        if not fields:
+        if not hash:
             if not self._absent:
                 self._absent = True
                 raise TornRead("it is absent, or was evicted")
@@ -67,17 +102,172 @@ class Load(Request[Versioned[A]]):
                 self._listed = replies[3]
                 raise TornRead("it was created meanwhile, or evicted")
             raise CorruptSessionError(id, "session")
-        if revision is None or not revision.isdigit() or len(revision) > 16:
-            raise CorruptSessionError(id, ".revision")
-        sections = self._codec.sections(fields)
-        asset = self._codec.decode(id, sections, turns)
-        if fields.get(b".turns") != b"%d" % len(turns):
-            raise CorruptSessionError(id, "history.turns")
-        number = int(revision)
+        number = _number(id, hash, ".revision")
+        start = self._first(_number(id, hash, ".turns"), len(turns))
         self._namespace.observe(self._partition, number)
-        operation_id = fields.get(b".op", b"")
-        set_baseline(asset, Baseline(self._namespace.incarnation, id, number, operation_id, sections, turns))
-        return Versioned(asset, number)
+        return self._result(number, hash, start, turns)
+
+    def _first(self, count: int, found: int) -> int:
+        """Return the index of the first turn that was read."""
+        start = count if self._start == NO_TURNS else self._start
+        first = max(count + start, 0) if start < 0 else start
+        if found != max(count - first, 0):
+            raise CorruptSessionError(self._id, "history.turns")
+        return min(first, count)
+
+    def _result(self, revision: int, hash: Mapping[bytes, bytes], start: int, turns: Sequence[bytes]) -> T:
+        raise NotImplementedError
+
+
+NO_TURNS = -(2**63)  # as a start
+
+
+class ReadStored(Read[Stored]):
+    """A session's parts, and the turns from an index on."""
+
+    __slots__ = ("_codec",)
+
+    def __init__(self, namespace: Namespace, codec: Codec[Any], id: str, start: int = 0) -> None:
+        super().__init__(namespace, id, start)
+        self._codec = codec
+
+    def _result(self, revision: int, hash: Mapping[bytes, bytes], start: int, turns: Sequence[bytes]) -> Stored:
+        born, reshaped = (_number(self._id, hash, name) for name in (".born", ".reshaped"))
+        return Stored(revision, hash.get(b".op", b""), self._codec.parts(hash), start, turns, born, reshaped)
+
+
+class Load(Read[Versioned[A]]):
+    """A session, or its last turns: an asset, which remembers what it was."""
+
+    __slots__ = ("_codec",)
+
+    def __init__(self, namespace: Namespace, codec: Codec[A], id: str, last: int | None = None) -> None:
+        super().__init__(namespace, id, 0 if last is None else -last if last else NO_TURNS)
+        self._codec = codec
+
+    def _result(self, revision: int, hash: Mapping[bytes, bytes], start: int, turns: Sequence[bytes]) -> Versioned[A]:
+        fields = self._codec.parts(hash)
+        asset = self._codec.decode(self._id, fields, turns)
+        operation_id = hash.get(b".op", b"")
+        baseline = Baseline(self._namespace.incarnation, self._id, revision, operation_id, fields, turns, start)
+        set_baseline(asset, baseline, tuple(asset.history.turns))
+        return Versioned(asset, revision)
+
+
+class News(NamedTuple):
+    """What is new of a session since a revision: turns that were pushed; or more."""
+
+    revision: int
+    operation_id: bytes
+    updated_at: bytes
+    pushed: Sequence[bytes]
+    parts_changed: bool
+    reshaped: bool  # turns were changed other than by pushing, or nothing is as it was
+    born: int
+
+
+class ReadNews(Request[News]):
+    """What came to a session after a baseline, as far as two commands say."""
+
+    __slots__ = ("_base", "_namespace", "_partition")
+
+    def __init__(self, namespace: Namespace, base: Baseline) -> None:
+        super().__init__()
+        self._namespace = namespace
+        self._base = base
+        self._partition = namespace.keyspace.of(base.id)
+
+    def commands(self) -> Sequence[Command]:
+        """Ask for the turns first: what is pushed in between shows in their number."""
+        id, fields = self._base.id, (".revision", ".op", ".turns", "updated_at_ms", ".parts", ".reshaped", ".born")
+        return [
+            ("LRANGE", self._partition.turns(id), self._base.turn_count, b"-1"),
+            ("HMGET", self._partition.session(id), *fields),
+        ]
+
+    def decode(self, replies: Sequence[Reply]) -> News:
+        """Return them; NotFoundError if the session is gone."""
+        base = self._base
+        if has_errors(replies):
+            _check_types(base.id, replies, ("history.turns", "session"))
+            self._check(replies)
+        pushed, (revision, operation_id, count, updated_at, parts, reshaped, born) = replies
+        if revision is None:
+            raise NotFoundError(base.id)
+        marks = {b".revision": revision, b".turns": count, b".parts": parts, b".reshaped": reshaped, b".born": born}
+        now, turns, parts_at, reshaped_at, born_at = (_number(base.id, marks, name.decode()) for name in marks)
+        self._namespace.observe(self._partition, now)
+        went_back = now < base.revision or (now == base.revision and operation_id != base.operation_id)
+        reshapes = went_back or reshaped_at > base.revision
+        if not reshapes and turns != base.turn_count + len(pushed):
+            raise TornRead("a write came between")
+        return News(now, operation_id, updated_at, pushed, went_back or parts_at > base.revision, reshapes, born_at)
+
+
+class ReadTail(Request["Tail"]):
+    """The end of a history, at one revision."""
+
+    __slots__ = ("_id", "_most", "_partition")
+
+    def __init__(self, namespace: Namespace, id: str, most: int) -> None:
+        super().__init__()
+        self._id = id
+        self._most = most
+        self._partition = namespace.keyspace.of(id)
+
+    def commands(self) -> Sequence[Command]:
+        """The revision is read before and after."""
+        session = self._partition.session(self._id)
+        return [
+            ("HGET", session, ".revision"),
+            ("LRANGE", self._partition.turns(self._id), -self._most, b"-1"),
+            ("HMGET", session, ".revision", ".op", ".turns"),
+        ]
+
+    def decode(self, replies: Sequence[Reply]) -> Tail:
+        """Return it; NotFoundError if there is no session."""
+        _check_types(self._id, replies, ("session", "history.turns", "session"))
+        self._check(replies)
+        before, turns, (revision, operation_id, count) = replies
+        if revision is None and before is None:
+            raise NotFoundError(self._id)
+        if before != revision:
+            raise TornRead("a write came between")
+        marks = {b".revision": revision, b".turns": count}
+        number = _number(self._id, marks, ".turns")
+        if len(turns) != min(number, self._most):
+            raise CorruptSessionError(self._id, "history.turns")
+        return Tail(_number(self._id, marks, ".revision"), operation_id or b"", number, turns)
+
+
+class Tail(NamedTuple):
+    """The last turns of a history that has `turn_count`."""
+
+    revision: int
+    operation_id: bytes
+    turn_count: int
+    turns: Sequence[bytes]
+
+
+class ReadRecords(Request[list[Argument]]):
+    """All records of a session: keys and values in turn."""
+
+    __slots__ = ("_id", "_key")
+
+    def __init__(self, namespace: Namespace, id: str) -> None:
+        super().__init__()
+        self._id = id
+        self._key = namespace.keyspace.of(id).records(id)
+
+    def commands(self) -> Sequence[Command]:
+        """One command."""
+        return [("HGETALL", self._key)]
+
+    def decode(self, replies: Sequence[Reply]) -> list[Argument]:
+        """Return them."""
+        _check_types(self._id, replies, ("records",))
+        self._check(replies)
+        return [item for pair in as_map(replies[0]).items() for item in pair]
 
 
 class Turns(Request[list[ConversationTurn]]):
@@ -156,6 +346,13 @@ def _check_types(id: str, replies: Sequence[Reply], parts: Sequence[str]) -> Non
     for reply, part in zip(replies, parts, strict=True):
         if (as_error(reply) or "").startswith("WRONGTYPE"):
             raise CorruptSessionError(id, part)
+
+
+def _number(id: str, hash: Mapping[bytes, Any], name: str) -> int:
+    value = hash.get(name.encode())
+    if value is None or not value.isdigit() or len(value) > 16:
+        raise CorruptSessionError(id, name)
+    return int(value)
 
 
 def _slice(start: int, stop: int) -> slice:

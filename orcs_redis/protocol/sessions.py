@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import builtins
-import inspect
 import random
-from collections.abc import Callable, Collection, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
-from ..errors import ConflictError, CorruptSessionError, SerializationError
+from ..errors import ConflictError, NotFoundError
 from ..model.asset import SessionAsset
+from ..model.encoding import attempt, encode
 from ..model.ids import check_id
-from ..model.meta import SessionMeta, Versioned
-from ..model.sections import ConversationTurn
-from .codec import Baseline, Codec, Encoded, Patch, baseline_of, set_baseline
+from ..model.meta import Committed, SessionMeta
+from ..model.sections import ConversationTurn, now_ms
+from .codec import Codec
 from .commands import Argument
+from .commits import CommitArguments, commit_groups, committed
+from .groups import pairs, whole_groups
 from .namespace import Probe
-from .reads import Exists, Load, Ping, Turns
+from .reads import Exists, Load, Ping, ReadRecords, ReadStored, ReadTail, Turns
 from .request import Pause, Plan
+from .turns import decode_turns, id_of
 from .writer import Namespace
-from .writes import APPEND, DELETE, SAVE, Write, Written
+from .writes import DELETE, FORK, Group, LeaseToken, Outdated, Write, check_lease, expectation
 
-__all__ = ["LeaseToken", "Sessions"]
+__all__ = ["Sessions"]
 
 A = TypeVar("A", bound=SessionAsset)
-_STAGED_TURNS = 16  # from so many turns on, a history is staged by plain commands, not passed through Lua
-
-
-class LeaseToken(Protocol):
-    """A lease of either form."""
-
-    id: str
-    token: int
+_ONCE = 1000  # of the last turns, ids are compared
+_SEARCHED = 8  # turns read at first to find one; then eight times as many
 
 
 class Sessions(Generic[A]):
-    """What a store can do, as requests and plans. Bad input is refused here, before anything is sent."""
+    """What a store can do with a session by its id. Bad input is refused here, before anything is sent."""
 
     def __init__(self, namespace: Namespace, codec: Codec[A]) -> None:
         self._namespace = namespace
@@ -53,9 +49,11 @@ class Sessions(Generic[A]):
         """A round trip."""
         return Ping()
 
-    def load(self, id: str) -> Load[A]:
+    def load(self, id: str, last: int | None = None) -> Load[A]:
         """A session and its revision."""
-        return Load(self._namespace, self._codec, check_id(id))
+        if last is not None and (type(last) is not int or last < 0):
+            raise ValueError("last is a number of turns")
+        return Load(self._namespace, self._codec, check_id(id), last)
 
     def turns(self, id: str, start: int, stop: int) -> Turns:
         """Part of a history."""
@@ -66,19 +64,149 @@ class Sessions(Generic[A]):
         return Exists(self._namespace, check_id(id))
 
     def append(
-        self, id: str, turns: Sequence[ConversationTurn], if_revision: int | None, lease: LeaseToken | None
+        self,
+        id: str,
+        turns: Sequence[ConversationTurn],
+        if_revision: int | None,
+        lease: LeaseToken | None,
+        *,
+        create: bool = False,
     ) -> Write:
         """Add turns to a history."""
         check_id(id)
         if not turns:
             raise ValueError("append needs a turn")
-        if len(turns) == 1:
-            data = [self._codec.turn(turns[0], "turn")]
-        else:
-            data = [self._codec.turn(turn, f"turns[{n}]") for n, turn in enumerate(turns)]
-        if sum(map(len, data)) > self._codec.max_asset_bytes:
-            raise SerializationError("turns", f"more than {self._codec.max_asset_bytes} bytes")
-        return Write(self._namespace, APPEND, id, _revision(if_revision), data, fencing_token=_fencing_token(id, lease))
+        groups = [Group(b"p", self._codec.turns(turns))]
+        if create:
+            groups.insert(0, self._creation())
+        return Write(self._namespace, id, [*_conditions(id, if_revision, lease), *groups], lease=lease)
+
+    def append_once(
+        self,
+        id: str,
+        turns: Sequence[ConversationTurn],
+        if_revision: int | None,
+        lease: LeaseToken | None,
+        *,
+        create: bool,
+    ) -> Plan[int]:
+        """Add those of the turns whose ids are not among those of the last turns."""
+        self.append(id, turns, if_revision, lease, create=create)  # checked as by itself
+        if not all(turn.id for turn in turns) or len({turn.id for turn in turns}) < len(turns):
+            raise ValueError("once: each turn needs an id, and none twice")
+        data = self._codec.turns(turns)
+        while True:
+            try:
+                tail = yield ReadTail(self._namespace, id, _ONCE)
+                known = {id_of(turn) for turn in tail.turns}
+                base: tuple[Argument, ...] = (b"%d:%b" % (tail.revision, tail.operation_id), tail.turn_count)
+                revision = tail.revision
+            except NotFoundError:
+                if not create:
+                    raise
+                known, base, revision = set(), (0, 0), 0
+            if if_revision not in (None, revision):
+                raise ConflictError(id, if_revision, revision)
+            new = [turn for turn in data if id_of(turn) not in known]
+            if not new:
+                return int(revision)
+            groups = [*_conditions(id, if_revision, lease), Group(b"g", base), Group(b"p", new)]
+            if create:
+                groups.insert(-1, self._creation())
+            try:
+                written = yield Write(self._namespace, id, groups, lease=lease)
+            except Outdated:
+                continue
+            except ConflictError as error:
+                if if_revision is not None or (error.actual == 0 and not create):
+                    raise
+                continue  # it was deleted or made meanwhile
+            return int(written.revision)
+
+    def pop(
+        self, id: str, count: int, if_revision: int | None, lease: LeaseToken | None
+    ) -> Plan[list[ConversationTurn]]:
+        """Remove the last turns, and return them."""
+        check_id(id)
+        conditions = _conditions(id, if_revision, lease)
+        number = _count(count, "count", least=1)
+        delay = 0.001
+        while True:
+            tail = yield ReadTail(self._namespace, id, number)
+            if if_revision not in (None, tail.revision):
+                raise ConflictError(id, if_revision or 0, tail.revision)
+            if not tail.turns:
+                return []
+            popped = decode_turns(id, tail.turns)
+            base = Group(b"g", (b"%d:%b" % (tail.revision, tail.operation_id), tail.turn_count))
+            groups = [*conditions, base, Group(b"z", (len(tail.turns),))]
+            try:
+                yield Write(self._namespace, id, groups, lease=lease)
+                return popped
+            except Outdated:
+                if if_revision is not None:
+                    raise
+            except ConflictError:
+                if if_revision is not None:
+                    raise
+            yield Pause(random.uniform(0, delay))
+            delay = min(2 * delay, 0.1)
+
+    def truncate(self, id: str, length: int, if_revision: int | None, lease: LeaseToken | None) -> Write:
+        """Keep the first turns."""
+        groups = [*_conditions(check_id(id), if_revision, lease), Group(b"q", (_count(length, "length", least=0),))]
+        return Write(self._namespace, id, groups, lease=lease)
+
+    def replace_turn(
+        self, id: str, turn: ConversationTurn, if_revision: int | None, lease: LeaseToken | None
+    ) -> Plan[int]:
+        """Put a turn in the place of the last one with its id."""
+        conditions = _conditions(check_id(id), if_revision, lease)
+        data = self._codec.turn(turn, "turn")
+        wanted, index = id_of(data), -1
+        while True:
+            groups = [*conditions, Group(b"v", (index, wanted, data))]
+            try:
+                return int((yield Write(self._namespace, id, groups, lease=lease)).revision)
+            except Outdated:
+                index = yield from self._find(id, wanted)
+
+    def _find(self, id: str, wanted: bytes) -> Plan[int]:
+        """Return the index of the last turn with an id."""
+        most = _SEARCHED
+        while True:
+            tail = yield ReadTail(self._namespace, id, most)
+            for n in reversed(range(len(tail.turns))):
+                if id_of(tail.turns[n]) == wanted:
+                    return int(tail.turn_count - len(tail.turns) + n)
+            if len(tail.turns) == tail.turn_count:
+                raise NotFoundError(id)
+            most *= 8
+
+    def commit(
+        self,
+        id: str,
+        changes: CommitArguments,
+        if_revision: int | None,
+        if_last: str | None,
+        lease: LeaseToken | None,
+        *,
+        create: bool,
+    ) -> Plan[Committed]:
+        """Change some parts of a session, all or nothing."""
+        groups = _conditions(check_id(id), if_revision, lease)
+        if if_last is not None:
+            if not isinstance(if_last, str) or attempt(encode, if_last)[1] is not None:
+                raise ValueError("if_last is a turn's id")
+            groups.append(Group(b"i", (encode(if_last),)))
+        if create:
+            groups.append(self._creation())
+        write = Write(self._namespace, id, [*groups, *commit_groups(self._codec, changes)], lease=lease)
+        return committed(changes, (yield write))
+
+    def touch(self, id: str, if_revision: int | None, lease: LeaseToken | None) -> Write:
+        """Move `updated_at` to the server's now."""
+        return Write(self._namespace, id, [*_conditions(check_id(id), if_revision, lease), Group(b"n")], lease=lease)
 
     def delete_listed(self, session: str | SessionMeta) -> Write:
         """Remove a session; one of which metadata is given only at its revision."""
@@ -88,102 +216,56 @@ class Sessions(Generic[A]):
 
     def delete(self, id: str, if_revision: int | None, lease: LeaseToken | None) -> Write:
         """Remove a session."""
-        expected, fencing_token = _revision(if_revision), _fencing_token(check_id(id), lease)
-        return Write(self._namespace, DELETE, id, expected, fencing_token=fencing_token)
+        return Write(self._namespace, id, _conditions(check_id(id), if_revision, lease), kind=DELETE, lease=lease)
 
-    def save(
-        self, asset: A, if_revision: int | None, lease: LeaseToken | None, *, only_changes: bool = False
+    def fork(self, id: str, new_id: str, length: int | None, if_revision: int | None, *, records: bool) -> Plan[int]:
+        """Make a session from another one."""
+        if check_id(id) == check_id(new_id):
+            raise ValueError("a fork needs an id of its own")
+        expected = expectation(if_revision)
+        most = None if length is None else _count(length, "length", least=0)
+        keyspace = self._namespace.keyspace
+        if keyspace.of(id) is not keyspace.of(new_id):
+            return (yield from self._fork_elsewhere(id, new_id, most, expected, records))
+        groups = [] if expected is None else [Group(b"r", (expected,))]
+        if most is not None:
+            groups.append(Group(b"q", (most,)))
+        if records:
+            groups.append(Group(b"O"))
+        try:
+            return int((yield Write(self._namespace, new_id, groups, kind=FORK, source=id)).revision)
+        except NotFoundError:
+            raise NotFoundError(id) from None
+
+    def _fork_elsewhere(
+        self, id: str, new_id: str, length: int | None, expected: int | None, records: bool
     ) -> Plan[int]:
-        """Store an asset: what has changed if it is what it was loaded from, else the whole.
+        """Fork into another partition: one script may not use keys of both."""
+        stored = yield ReadStored(self._namespace, self._codec, id)
+        if expected not in (None, stored.revision):
+            raise ConflictError(id, expected or 0, stored.revision)
+        turns = list(stored.turns[:length])
+        asset = self._codec.decode(new_id, stored.fields, ())
+        asset.created_at_ms = asset.updated_at_ms = now_ms()
+        asset.metadata["forked_from"] = {"id": id, "revision": stored.revision, "length": len(turns)}
+        new = self._codec.encode(asset, None)
+        groups = [Group(b"r", (0,)), *whole_groups(asset, new)]
+        if records:
+            groups.append(Group(b"P", (yield ReadRecords(self._namespace, id))))
+        if not turns:
+            groups.append(Group(b"h"))
+        return int((yield Write(self._namespace, new_id, groups, staged=turns)).revision)
 
-        With `only_changes`, nothing is written if nothing has.
-        """
-        if isinstance(asset, SessionAsset):  # anything else is refused by the codec
-            check_id(asset.id)
-        expected = _revision(if_revision)
-        fencing_token = _fencing_token(asset.id, lease) if lease is not None else None
-        known = self._known(asset)
-        new = self._codec.encode(asset, known)
-        patch = None
-        if known is not None and expected in (None, known.revision):
-            patch = self._codec.compare(known, new)
-        if known is not None and patch is not None:
-            if only_changes and patch.is_empty:
-                return known.revision
-            try:
-                written = yield self._save(asset, new, patch, known.revision, fencing_token, known)
-                return self._saved(asset, new, written)
-            except (ConflictError, CorruptSessionError):
-                if expected is not None:
-                    raise
-        written = yield self._save(asset, new, None, expected, fencing_token, known)
-        return self._saved(asset, new, written)
+    def _creation(self) -> Group:
+        """Return what makes a session that is absent."""
+        new = self._codec.new_session()
+        return Group(b"c", (new.about.names, *pairs(new.fields)))
 
-    def _known(self, asset: A) -> Baseline | None:
-        stored = baseline_of(asset) if isinstance(asset, SessionAsset) else None
-        if stored is None or stored.id != asset.id or stored.incarnation != self._namespace.incarnation:
-            return None
-        return stored
 
-    def _save(
-        self,
-        asset: A,
-        new: Encoded,
-        patch: Patch | None,
-        expected: int | None,
-        fencing_token: int | None,
-        known: Baseline | None,
-    ) -> Write:
-        sections = new.sections if patch is None else patch.sections
-        removed: Collection[str] = () if known is None else known.sections.keys() - new.sections.keys()
-        rest: builtins.list[Argument] = [asset.updated_at_ms, new.metadata_tail]
-        changes: builtins.list[Argument] = [len(sections)]
-        for section in sections.items():
-            changes += section
-        changes += [len(removed), *removed]
-        staged: Sequence[bytes] = ()
-        if patch is None and len(new.turns) < _STAGED_TURNS:
-            rest += ["replace", *changes, *new.turns]
-        elif patch is None:
-            staged = new.turns
-            rest += ["staged", *changes, len(new.turns)]
-        elif patch.reshapes:
-            rest += ["edit", *changes, *patch.keep, len(patch.edits)]
-            for edit in patch.edits:
-                rest += edit
-            rest += patch.pushed
-        else:
-            rest += ["push", *changes, *patch.pushed]
-        expected_op = None if known is None or patch is None else known.operation_id
-        # Of a known session updated_at_ms is not lowered in the index; a new asset brings its own time.
-        keeps_time = known is not None
-        return Write(self._namespace, SAVE, asset.id, expected, rest, staged, fencing_token, expected_op, keeps_time)
-
-    def _saved(self, asset: A, new: Encoded, written: Written) -> int:
-        before = self._known(asset)
-        if before is None or before.revision < written.revision:
-            incarnation = self._namespace.incarnation
-            set_baseline(
-                asset, Baseline(incarnation, asset.id, written.revision, written.operation_id, new.sections, new.turns)
-            )
-        return written.revision
-
-    def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
-        """Load, change and save, again and again until no other write came between."""
-        delay = 0.001
-        while True:
-            asset, revision = yield self.load(id)
-            if inspect.isawaitable(answer := change(asset)):
-                if inspect.iscoroutine(answer):
-                    answer.close()
-                raise TypeError("update takes a plain function: what it does must not wait")
-            if asset.id != id:
-                raise ValueError("change must leave the id as it is")
-            try:
-                return Versioned(asset, (yield from self.save(asset, revision, lease, only_changes=True)))
-            except ConflictError:
-                yield Pause(random.uniform(0, delay))
-                delay = min(2 * delay, 0.1)
+def _conditions(id: str, if_revision: int | None, lease: LeaseToken | None) -> list[Group]:
+    check_lease(id, lease)
+    expected = expectation(if_revision)
+    return [] if expected is None else [Group(b"r", (expected,))]
 
 
 def _index(index: int) -> int:
@@ -192,15 +274,7 @@ def _index(index: int) -> int:
     return max(-(2**62), min(index, 2**62))
 
 
-def _revision(if_revision: int | None) -> int | None:
-    if if_revision is not None and (type(if_revision) is not int or not 0 <= if_revision < 2**63):
-        raise ValueError("if_revision is a revision, or 0 for an absent session")
-    return if_revision
-
-
-def _fencing_token(id: str, lease: LeaseToken | None) -> int | None:
-    if lease is None:
-        return None
-    if lease.id != id:
-        raise ValueError("the lease is of another session")
-    return lease.token
+def _count(number: int, name: str, least: int) -> int:
+    if type(number) is not int or number < least:
+        raise ValueError(f"{name} is {least} or more")
+    return min(number, 2**31)

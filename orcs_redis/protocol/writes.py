@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -22,6 +22,8 @@ from ..errors import (
     VersionIncompatibleError,
 )
 from ..model.asset import SESSION_VERSION
+from ..model.encoding import named
+from ..model.labels import MAX_LABELS
 from .attempts import OperationEvicted, ScriptNotLoaded, ServerBusy, not_callable_error
 from .codec import decode_version
 from .commands import Argument, Command, Reply, ScriptCall, as_error
@@ -29,15 +31,35 @@ from .keys import Partition
 from .request import Request
 from .writer import Namespace, OperationToken
 
-__all__ = ["APPEND", "DELETE", "SAVE", "Identified", "Write", "Written", "check_not_stopped", "script_error"]
+__all__ = [
+    "DELETE",
+    "FORK",
+    "Group",
+    "Identified",
+    "LeaseToken",
+    "Outdated",
+    "Write",
+    "Written",
+    "check_lease",
+    "check_not_stopped",
+    "expectation",
+    "script_error",
+]
 
 T = TypeVar("T")
-APPEND, SAVE, DELETE = b"a", b"s", b"d"  # kinds of writes
+WRITE, DELETE, FORK = b"w", b"d", b"f"  # kinds of writes
 _STOPPED = re.compile(r"script: [0-9a-f]{40}, on|user_script")  # where in a script an error was raised
 _STAGING_CHUNK = 256 * 1024  # bytes of turns in one command
 _STAGING_TTL_MS = 60_000  # what a store that died has staged is gone after this
 _pack_barred = struct.Struct(">4sII").pack
 _pack_header = struct.Struct(">IB12sIIQI").pack  # of a write, in scripts/write.lua
+
+
+class LeaseToken(Protocol):
+    """A lease of either form."""
+
+    id: str
+    token: int
 
 
 class Identified(Request[T]):
@@ -79,45 +101,90 @@ class Written(msgspec.Struct, frozen=True):
     revision: int
     updated_at_ms: int  # 0: by an earlier attempt
     operation_id: bytes
+    bits: bytes = b""
+    before: int | None = None  # the session's revision before, 0 if it was absent; None: not known
+
+
+class Outdated(ConflictError):
+    """What a write was made from was changed by others. A plan reads what is new, and tries again."""
+
+    conclusive = True
+
+
+class Group(NamedTuple):
+    """Arguments of one kind (scripts/write.lua)."""
+
+    letter: bytes
+    arguments: Sequence[Argument] = ()
 
 
 class Write(Identified[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_conditions", "_expected", "_id", "_keys", "_kind_and_flags", "_rest", "_staged", "_staging", "_stagings",
-        "_wiped",
+        "_arguments", "_expected", "_id", "_keys", "_kind_and_groups", "_may_create", "_more_keys", "_staged",
+        "_staging", "_stagings", "_wiped",
     )  # fmt: skip
 
     def __init__(
         self,
         namespace: Namespace,
-        kind: bytes,
         id: str,
-        expected: int | None,
-        rest: Sequence[Argument] = (),
+        groups: Iterable[Group],
+        *,
+        kind: bytes = WRITE,
+        lease: LeaseToken | None = None,
         staged: Sequence[bytes] = (),
-        fencing_token: int | None = None,
-        expected_op: bytes | None = None,
-        keeps_time: bool = False,
+        source: str | None = None,
     ) -> None:
+        """Prepare it.
+
+        Args:
+            namespace: where to write.
+            id: the session's.
+            groups: what to do; conditions first.
+            kind: of write.
+            lease: only as long as it is held.
+            staged: turns that replace the history.
+            source: of a fork.
+
+        """
         super().__init__(namespace, id)
         self._id = id
+        self._expected = 0
+        self._may_create = False  # whether the session may be absent
         partition = self._partition
         self._keys = [partition.session(id), partition.turns(id)]
-        self._expected = expected
-        self._kind_and_flags = kind + b"k" if keeps_time else kind
-        self._conditions: list[Argument] = []
-        if expected is not None:
-            self._kind_and_flags += b"r"
-            self._conditions.append(expected if expected_op is None else b"%d:%b" % (expected, expected_op))
-        if fencing_token is not None:
-            self._kind_and_flags += b"l"
-            self._conditions.append(fencing_token)
+        self._more_keys: list[str] = []
+        letters = kind
+        arguments: list[Argument] = []
+        if lease is not None:
+            check_lease(id, lease)
+            groups = (Group(b"l", (lease.token,)), *groups)
             self._keys.append(partition.lease(id))
-        if b"" in rest or b"" in staged:
+        records = kind != WRITE
+        for letter, values in groups:
+            letters += letter + len(values).to_bytes(4)
+            arguments += values
+            if letter in b"rg":
+                self._expected = _revision_of(values[0])
+            records |= letter in b"PNDR"
+            self._may_create |= letter in b"Wc"
+            if letter in b"cshpyvPN" and b"" in values:
+                raise SerializationError("", "no bytes at all")
+        if staged:
+            letters += b"S" + (1).to_bytes(4)
+            arguments.append(len(staged))
+        if b"" in staged:
             raise SerializationError("", "no bytes at all")
-        self._rest = rest
+        if records:
+            self._more_keys += [partition.records(id), partition.names(id)]
+        if source is not None:
+            self._more_keys += [
+                partition.session(source), partition.turns(source), partition.records(source), partition.names(source)
+            ]  # fmt: skip
+        self._kind_and_groups = letters
+        self._arguments = arguments
         self._staged = staged
         self._staging = ""  # the key, while it holds the turns of an attempt that the script did not see
         self._stagings = 0
@@ -127,10 +194,10 @@ class Write(Identified[Written]):
         """Return the script's call, after the turns that it finds staged."""
         token = self._identify()
         if not self._staged:
-            return [self._call(token, self._keys)]
+            return [self._call(token)]
         if self._staging:
             key, self._staging = self._staging, ""
-            return [self._call(token, [*self._keys, key])]
+            return [self._call(token, key)]
         # A key of its own for each attempt that stages: an earlier one may still be on its way.
         self._stagings += 1
         key = self._staging_key(token)
@@ -140,28 +207,35 @@ class Write(Identified[Written]):
             *staging,
             ("PEXPIRE", key, _STAGING_TTL_MS),
             ("EXEC",),
-            self._call(token, [*self._keys, key]),
+            self._call(token, key),
         ]
 
     def _staging_key(self, token: OperationToken) -> str:
         return self._partition.staging(f"{token.operation_id.hex()}:{self._stagings}")
 
-    def _call(self, token: OperationToken, keys: Sequence[str]) -> ScriptCall:
-        prefix, kind_and_flags = self._namespace.prefixes[self._partition.number][self._evaluate], self._kind_and_flags
-        arguments = [b"", *self._conditions]
+    def _call(self, token: OperationToken, *staging: str) -> ScriptCall:
+        prefix = self._namespace.prefixes[self._partition.number][self._evaluate]
+        keys, letters = [*self._keys, *staging, *self._more_keys], self._kind_and_groups
+        arguments = [b"", *self._arguments]
         if token.barred:
-            kind_and_flags += b"b"
+            letters += b"b\0\0\0\1"
             arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in token.barred]))
-        arguments += self._rest
-        header = _pack_header(len(arguments) - 1, len(keys), *token.fields())
-        arguments[0] = header + kind_and_flags
+        arguments[0] = _pack_header(len(arguments) - 1, len(keys), *token.fields()) + letters
         return ScriptCall(prefix, keys, arguments)
+
+    def in_absence(self) -> StorageError | None:
+        """No namespace is made for what needs a session."""
+        if self._expected:
+            return ConflictError(self._id, self._expected, 0)
+        return None if self._may_create else NotFoundError(self._id)
 
     def is_conclusive(self, error: StorageError) -> bool:
         """A late attempt is refused for the same reason only if that can't pass, as revisions and fencing tokens grow.
 
         A session may be made, deleted or mended before the attempt arrives. See `Retry`, which asks for this.
         """
+        if isinstance(error, Outdated):
+            return error.conclusive
         if isinstance(error, ConflictError):
             return error.expected > 0
         if isinstance(error, StoreResetError):  # a counter that went back comes to the high-water mark again
@@ -184,22 +258,27 @@ class Write(Identified[Written]):
         if type(reply[0]) is not list:
             check_not_stopped(reply[0])
             self._check(reply)
-        answer, value, updated_at_ms = (*reply[0], None, None)[:3]
+        item: list[Any] = [*reply[0], None, None]
+        answer, value, more, *rest = item
         match answer:
             case b"OK":
                 self._unanswered = 0
                 self._namespace.observe(self._partition, value)
                 if token.barred or token.window.given_up:
                     self._namespace.acknowledge(self._partition, token)
-                return Written(value, updated_at_ms, token.operation_id)
+                return Written(value, more, token.operation_id, rest[0], rest[1])
             case b"CONFLICT":
-                raise ConflictError(id, self._expected or 0, value)
+                raise ConflictError(id, self._expected, value)
+            case b"CHANGED":
+                outdated = Outdated(id, self._expected, value)
+                outdated.conclusive = more == b"turns"  # a part may come back to what it was
+                raise outdated
             case b"NOTFOUND":
                 raise NotFoundError(id)
             case b"LEASELOST":
                 raise LeaseLostError(id)
             case b"CORRUPT":
-                raise CorruptSessionError(id, value.decode())
+                raise CorruptSessionError(id, named(value.decode(errors="replace")))
             case b"VERSION":
                 raise VersionIncompatibleError(decode_version(id, value), SESSION_VERSION)
             case b"STAGING":
@@ -209,7 +288,9 @@ class Write(Identified[Written]):
                 # No earlier attempt can have been applied, or Retry ends it: so it may start afresh.
                 raise self._evicted(value)
             case b"EMPTY":
-                raise SerializationError(value.decode(errors="replace"), "no bytes at all")
+                raise SerializationError(named(value.decode(errors="replace")), "no bytes at all")
+            case b"LABELS":
+                raise SerializationError("metadata.labels", f"there would be more than {MAX_LABELS}")
             case b"RESET":
                 self._wiped = value < 0
         raise script_error(self._partition, answer, value)
@@ -245,3 +326,20 @@ def _chunks(turns: Sequence[bytes]) -> list[list[bytes]]:
         chunks[-1].append(turn)
         size += len(turn)
     return chunks
+
+
+def check_lease(id: str, lease: LeaseToken | None) -> None:
+    """Raise ValueError if a lease is of another session."""
+    if lease is not None and lease.id != id:
+        raise ValueError("the lease is of another session")
+
+
+def expectation(if_revision: int | None) -> int | None:
+    """Return `if_revision`, or raise ValueError if it can be no revision."""
+    if if_revision is not None and (type(if_revision) is not int or not 0 <= if_revision < 2**63):
+        raise ValueError("if_revision is a revision, or 0 for an absent session")
+    return if_revision
+
+
+def _revision_of(expected: Argument) -> int:
+    return int(expected.partition(b":")[0]) if isinstance(expected, bytes) else int(expected)

@@ -111,12 +111,12 @@ local function load_window(window, packed) -- false: it is none
   return true
 end
 
--- The revision in an operation's entry, 8 bytes; nil if it has none.
+-- The revision in an operation's entry, 8 bytes, and where the entry begins; nil if it has none.
 local function find_entry(window, identity)
   local entries = window.entries .. table.concat(window.added)
   local at = entries:find(identity, 1, true)
   while at and at % ENTRY ~= 1 do at = entries:find(identity, at + 1, true) end
-  return at and entries:sub(at + #identity, at + ENTRY - 1)
+  return at and entries:sub(at + #identity, at + ENTRY - 1), at
 end
 
 -- What is stored of the partition and the lease, and the time.

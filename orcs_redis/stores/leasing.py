@@ -50,9 +50,10 @@ class Leasing:
 
     async def __aenter__(self) -> Lease:
         driver, leases, id = self._driver, self._leases, self._id
+        await driver.create()
         claim = leases.acquire(id, self._ttl)
         try:
-            token = await driver.perform(claim)
+            token = await driver.send(claim)
         except LeaseHeldError:
             if self._wait <= 0:
                 raise
@@ -71,4 +72,4 @@ class Leasing:
         self._stop()
         self._lease.end()
         with contextlib.suppress(StorageError):  # then it runs out by itself, or did
-            await self._driver.perform(self._leases.release(self._id, self._lease.token))
+            await self._driver.send(self._leases.release(self._id, self._lease.token))

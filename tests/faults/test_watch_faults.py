@@ -288,11 +288,11 @@ async def test_confirmation_while_reading(server: Server) -> None:
         await store.save(SessionAsset(id="s"))
         wake = asyncio.Event()
         watcher = Watcher(store._core.changes, None, wake)
-        await store._driver.run(watcher.start(await store.cursor()))
+        await store._driver.execute(watcher.start(await store.cursor()))
         (listen,) = watcher.listeners().values()
         looking = watcher.wait()
         question: Any = next(looking)
-        answer = await store._driver.perform(question)
+        answer = await store._driver.send(question)
         revision = await store.append("s", ConversationTurn.user("x"))  # not heard: the subscription comes later
         listen(None)
         with contextlib.suppress(StopIteration):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orcs_redis.errors import OutcomeUnknownError, StorageError
 from orcs_redis.protocol.commands import Reply, as_error
+from orcs_redis.protocol.index import decode_meta
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.lists import decode_meta
 from orcs_redis.protocol.turns import decode_turns
 from orcs_redis.protocol.writes import DELETE, SAVE, Identified, Write, Written
 

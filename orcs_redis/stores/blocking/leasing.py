@@ -51,9 +51,10 @@ class Leasing:
 
     def __enter__(self) -> Lease:
         driver, leases, id = self._driver, self._leases, self._id
+        driver.create()
         claim = leases.acquire(id, self._ttl)
         try:
-            token = driver.perform(claim)
+            token = driver.send(claim)
         except LeaseHeldError:
             if self._wait <= 0:
                 raise
@@ -72,4 +73,4 @@ class Leasing:
         self._stop()
         self._lease.end()
         with contextlib.suppress(StorageError):  # then it runs out by itself, or did
-            self._driver.perform(self._leases.release(self._id, self._lease.token))
+            self._driver.send(self._leases.release(self._id, self._lease.token))

@@ -1,0 +1,81 @@
+"""What a write says, as groups of the writing script's arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from ..model.asset import SessionAsset
+from .baseline import Baseline
+from .codec import Encoded, Patch, TurnsPatch
+from .commands import Argument
+from .writes import Group
+
+__all__ = ["STAGED_TURNS", "base_groups", "pairs", "patch_groups", "place", "whole_groups"]
+
+STAGED_TURNS = 16
+"""From so many turns on, a history is staged by plain commands, not passed through Lua."""
+
+
+def whole_groups(asset: SessionAsset, new: Encoded) -> list[Group]:
+    """Return what makes a session exactly this, but for its turns."""
+    return [
+        Group(b"W"),
+        Group(b"t", (asset.updated_at_ms,)),
+        Group(b"s", pairs(new.fields)),
+        Group(b"m", (new.about.created_at, new.about.names)),
+        Group(b"L", (new.about.labels,)),
+    ]
+
+
+def place(known: Baseline) -> bytes:
+    """Return a revision and the operation that made it."""
+    return b"%d:%b" % (known.revision, known.operation_id)
+
+
+def base_groups(known: Baseline, patch: Patch) -> list[Group]:
+    """Return what the write is made from, and of what it changes what it was."""
+    names = [*patch.set, *patch.removed]
+    digests = [
+        hashlib.sha1(data, usedforsecurity=False).hexdigest() if (data := known.fields.get(name)) else ""
+        for name in names
+    ]
+    return [Group(b"g", (place(known), known.turn_count)), *([Group(b"e", digests)] if digests else [])]
+
+
+def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patch, turns: TurnsPatch) -> list[Group]:
+    """Return what applies a patch to the session.
+
+    Raises:
+        ValueError: turns of a partial asset were removed.
+
+    """
+    groups = [Group(b"t", (asset.updated_at_ms,))]
+    if patch.set:
+        groups.append(Group(b"s", pairs(patch.set)))
+    if patch.removed:
+        groups.append(Group(b"u", patch.removed))
+    if not patch.set.keys().isdisjoint(("created_at_ms", "project_context")):
+        groups.append(Group(b"m", new.about[:2]))
+    if "metadata.labels" in patch.set or "metadata.labels" in patch.removed:
+        groups.append(Group(b"L", new.about[2:]))
+    if turns.keep != (0, -1):
+        if known.skipped:
+            raise ValueError("the asset is partial: no turn of it can be removed")
+        groups.append(Group(b"x", turns.keep))
+    if turns.edits:
+        edits: list[Argument] = []
+        for index, data in turns.edits:
+            edits += (known.skipped + index, data)
+        groups.append(Group(b"y", edits))
+    if turns.pushed:
+        groups.append(Group(b"p", turns.pushed))
+    return groups
+
+
+def pairs(fields: Mapping[str, bytes]) -> list[Argument]:
+    """Return names and values in turn."""
+    found: list[Argument] = []
+    for pair in fields.items():
+        found += pair
+    return found
