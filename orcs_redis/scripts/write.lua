@@ -723,11 +723,11 @@ local function check_base(operation, revision, turns, op)
       return {'CHANGED', revision, 'turns'}
     end
     if first.p and more > 0 then
-      local ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
+      local pushed_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
       if error_refusal(others) then return error_refusal(others, 'CORRUPT', 'history.turns') end
-      for i = first.p, last.p do ids[id_of(ARGV[i]) or ''] = true end
+      for i = first.p, last.p do pushed_ids[id_of(ARGV[i]) or ''] = true end
       for i = 1, #others do
-        if ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
+        if pushed_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
       end
     end
   end
