@@ -1033,9 +1033,12 @@ local function fork(operation)
   local refusal = error_refusal(stored, 'CORRUPT', 'session') or write_refusal or check_labels()
     or check_groups(operation) or not_callable('COPY') or not_callable('LTRIM') or not_callable('ZREM')
     or not_callable('HDEL') or error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
-    or error_refusal(redis.pcall('LLEN', source[2]), 'CORRUPT', 'history.turns')
+  if refusal then return refusal end
+  local found = redis.pcall('LLEN', source[2])
+  refusal = error_refusal(found, 'CORRUPT', 'history.turns')
   if refusal then return refusal end
   local revision, turns = whole_number(stored[1]), whole_number(stored[3])
+  if not revision and redis.pcall('EXISTS', source[1]) == 1 then return {'CORRUPT', '.revision'} end
   if not revision then return {'NOTFOUND'} end
   if first.r and tonumber(ARGV[first.r]) ~= revision then return {'CONFLICT', revision} end
   if stored[2] ~= ARGV[2] then return {'VERSION', stored[2] or ''} end
@@ -1043,6 +1046,7 @@ local function fork(operation)
   if meta == nil then meta = redis.pcall('HGET', meta_key, source_id) end
   local _, _, tail = parse_meta(meta)
   if not tail or not turns then return {'CORRUPT', 'meta'} end
+  if found ~= turns then return {'CORRUPT', 'history.turns'} end
   refusal = add_to_indexes(operation.id, now, string.format('%d', partition.revision + 1), nil)
   if refusal then return refusal end
 
