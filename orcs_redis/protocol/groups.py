@@ -46,13 +46,18 @@ def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patc
         ValueError: turns of a partial asset were removed.
 
     """
-    groups = [Group(b"t", (asset.updated_at_ms,))]
+    groups = []
+    if "updated_at_ms" in patch.set or patch.turns is None or not patch.turns.is_empty:
+        groups.append(Group(b"t", (asset.updated_at_ms,)))
     if patch.set:
         groups.append(Group(b"s", pairs(patch.set)))
     if patch.removed:
         groups.append(Group(b"u", patch.removed))
-    if not patch.set.keys().isdisjoint(("created_at_ms", "project_context")):
-        groups.append(Group(b"m", new.about[:2]))
+    # Of what is not changed here, others may have another value by now.
+    created_at = new.about.created_at if "created_at_ms" in patch.set else b""
+    names = new.about.names if "project_context" in patch.set else b""
+    if created_at or names:
+        groups.append(Group(b"m", (created_at, names)))
     if "metadata.labels" in patch.set or "metadata.labels" in patch.removed:
         groups.append(Group(b"L", new.about[2:]))
     if turns.keep != (0, -1):
