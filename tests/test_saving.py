@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import pickle
-from collections.abc import Callable
 from typing import Any
 
-import msgspec
-import pytest
-
-from orcs_redis import ConflictError, ConversationTurn, SessionAsset
+from orcs_redis import SessionAsset
+from orcs_redis.model.sections import now_ms
 
 from .conftest import Connect
 from .support import turn
@@ -67,3 +62,23 @@ async def test_a_peers_name_stays_in_lists(store: Any) -> None:
     found = await meta(store, asset.id)
     assert (found.name, found.project_path, found.created_at) == ("theirs", "/theirs", first.created_at)
     assert await store.count(project_path="/theirs") == 1
+
+
+async def test_a_time_that_both_have_changed(connect: Connect) -> None:
+    """The later one holds, but none after the server's now."""
+    store, peer = await connect(), await connect()
+    asset = session()
+    await store.save(asset)
+    for shift, expected in ((HOUR, None), (-HOUR, "theirs")):
+        await asyncio.sleep(0.01)
+        await peer.append(asset.id, turn("theirs"))
+        theirs = (await peer.load(asset.id)).updated_at_ms
+        asset.metadata["n"] = shift
+        asset.updated_at_ms = theirs + shift
+        await store.save(asset)
+        loaded = await store.load(asset.id)
+        assert asset == loaded
+        assert theirs <= loaded.updated_at_ms <= now_ms()
+        assert expected is None or loaded.updated_at_ms == theirs
+        listed = await meta(store, asset.id)
+        assert theirs <= listed.updated_at.timestamp() * 1000 + 1
