@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from ..model.asset import SessionAsset
-from .baseline import Baseline, digest
+from .baseline import Baseline, digest, turn_id
 from .codec import Encoded, Patch, TurnsPatch
 from .commands import Argument
+from .turns import id_of
 from .writes import Group
 
 __all__ = ["STAGED_TURNS", "base_groups", "pairs", "patch_groups", "place", "whole_groups"]
@@ -60,9 +62,9 @@ def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patc
         groups.append(Group(b"m", (created_at, names)))
     if "metadata.labels" in patch.set or "metadata.labels" in patch.removed:
         groups.append(Group(b"L", new.about[2:]))
+    if known.skipped and turns.edits and _lost(known, new):
+        raise ValueError("the asset is partial: no turn of it can be removed")
     if turns.keep != (0, -1):
-        if known.skipped:
-            raise ValueError("the asset is partial: no turn of it can be removed")
         groups.append(Group(b"x", turns.keep))
     if turns.edits:
         edits: list[Argument] = []
@@ -72,6 +74,11 @@ def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patc
     if turns.pushed:
         groups.append(Group(b"p", turns.pushed))
     return groups
+
+
+def _lost(known: Baseline, new: Encoded) -> bool:
+    """Whether a turn is not there any more, whatever is in it."""
+    return bool(Counter(map(turn_id, known.turns)) - Counter(map(id_of, new.turns)))
 
 
 def pairs(fields: Mapping[str, bytes]) -> list[Argument]:
