@@ -200,6 +200,12 @@ local function pack_integer(n)
   return '\207' .. struct_pack('>I8', n)
 end
 
+local function parse_integer(packed) -- nil: it is none, or negative
+  local byte, widths = packed:byte(), {[204] = '>I1', [205] = '>I2', [206] = '>I4', [207] = '>I8'}
+  if not byte or byte < 128 then return byte end
+  return widths[byte] and #packed == 1 + 2 ^ (byte - 204) and (struct_unpack(widths[byte], packed, 2)) or nil
+end
+
 local function pack_text(text)
   return (#text < 32 and string.char(160 + #text) or '\217' .. string.char(#text)) .. text
 end
@@ -742,12 +748,13 @@ local function check_base(operation, revision, turns, op)
     local values = redis.pcall('HMGET', operation.session_key, unpack(names, at, to))
     for i = at, to do
       local name, value = names[i], values[i - at + 1]
-      if name == 'updated_at_ms' then -- never collides: the later one holds
-        if value and first.s and #value == #ARGV[first.s + 2 * i - 1] and less(ARGV[first.s + 2 * i - 1], value) then
-          operation.later_time = value
+      if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
+        if name ~= 'updated_at_ms' then return changed end
+        -- It never collides: the later one holds, at most now.
+        local mine, theirs = parse_integer(ARGV[first.s + 2 * i - 1]), value and parse_integer(value)
+        if mine and theirs and now then
+          operation.later_time = pack_integer(math.min(math.max(mine, theirs), now.ms))
         end
-      elseif (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
-        return changed
       end
     end
   end
