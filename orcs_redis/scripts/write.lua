@@ -676,7 +676,7 @@ end
 local CALLED = {
   W = {'HKEYS', 'HDEL', 'UNLINK'}, c = {'ZREM', 'HDEL'}, u = {'HDEL'}, x = {'LTRIM', 'RPUSH'}, z = {'LTRIM', 'RPUSH'},
   q = {'LTRIM', 'RPUSH'}, y = {'LSET'}, v = {'LSET'}, h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'},
-  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'},
+  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'}, j = {'HDEL'},
 }
 -- Where the values are that must not be empty: the first of them, the distance to the next, and what they are; parts
 -- have their names before them.
