@@ -93,7 +93,7 @@ def _unpickled(
     turns: bytes,
     *more: Any,
 ) -> Baseline:
-    values = {name: Digest(data) for name, data in fields.items()}
+    values: dict[str, bytes] = {name: Digest(data) for name, data in fields.items()}
     values |= {name: data or _DEEP[name] for name, data in kept.items()}
     digests = [Digest(turns[at : at + _DIGEST_BYTES]) for at in range(0, len(turns), _DIGEST_BYTES)]
     return Baseline(incarnation, id, revision, op, values, digests, *more)._replace(digested=True)
