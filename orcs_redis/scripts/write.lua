@@ -469,12 +469,30 @@ end
 -- What the operations since the last `flush` write together.
 local indexed = false -- whether the indexes have the first of the call: see add_to_indexes
 local updated, changes, packed_metas, messages = {}, {}, {}, {}
+local labelled = {} -- members of the index of labels: whether each is to be there
+
+local function call_with(command, key, values)
+  for i = 1, #values, MAX_VALUES do
+    redis.call(command, key, unpack(values, i, math.min(i + MAX_VALUES - 1, #values)))
+  end
+end
+
+local function flush_labels()
+  local added, removed = {}, {}
+  for member, is_there in pairs(labelled) do
+    if is_there then added[#added + 1], added[#added + 2] = '0', member else removed[#removed + 1] = member end
+  end
+  call_with('ZADD', labels_key, added)
+  call_with('ZREM', labels_key, removed)
+  labelled = {}
+end
 
 local function flush()
   if #messages == 0 then return end
   if #updated > 0 then redis.call('ZADD', updated_key, unpack(updated)) end
   if #changes > 0 then redis.call('ZADD', changes_key, unpack(changes)) end
   if #packed_metas > 0 then redis.call('HSET', meta_key, unpack(packed_metas)) end
+  flush_labels()
   local values, growth = {'revision', string.format('%d', partition.revision)}, 0
   for _, window in ipairs(windows) do
     if #window.added > 0 then
@@ -606,17 +624,16 @@ local function indexed_labels(id, tail)
   return members
 end
 
+-- Both may be nil: no labels. The index is written by `flush`: what is new of a call before what goes, so that the key
+-- does not vanish and come again.
 local function index_labels(id, before, after)
-  local old, new, added, removed = before and indexed_labels(id, before) or {}, after and indexed_labels(id, after) or {},
-    {}, {}
-  for member in pairs(new) do
-    if not old[member] then added[#added + 1], added[#added + 2] = '0', member end
-  end
+  local old, new = before and indexed_labels(id, before) or {}, after and indexed_labels(id, after) or {}
   for member in pairs(old) do
-    if not new[member] then removed[#removed + 1] = member end
+    if not new[member] then labelled[member] = false end
   end
-  if #added > 0 then redis.call('ZADD', labels_key, unpack(added)) end
-  if #removed > 0 then redis.call('ZREM', labels_key, unpack(removed)) end
+  for member in pairs(new) do
+    if not old[member] then labelled[member] = true end
+  end
 end
 
 -- The refusal if the index of labels can't be written.
@@ -939,13 +956,25 @@ local function check_records(operation)
     or error_refusal(redis.pcall('ZCARD', operation.names_key), 'CORRUPT', 'records')
 end
 
--- Puts first, then drops, so that no key vanishes and is written again. Adds to `bits` whether each new one was put.
+-- Removes members of a key; what has vanished is not touched again.
+local function remove(command, left, key, names)
+  for at = 1, #names, MAX_VALUES do
+    if left == 0 then return end
+    left = left - redis.call(command, key, unpack(names, at, math.min(at + MAX_VALUES - 1, #names)))
+  end
+end
+
+-- Puts first, then looks for what goes, then drops that, so that no key vanishes and is written again. Adds to `bits`
+-- whether each new one was put.
 local function write_records(operation, bits)
   local first, last, records_key, names_key = operation.first, operation.last, operation.records_key, operation.names_key
-  local named = {}
+  local named, dropped = {}, {}
   local function put(i)
     redis.call('HSET', records_key, ARGV[i], ARGV[i + 1])
     redis.call('ZADD', names_key, '0', ARGV[i])
+  end
+  local function drop(name)
+    if not named[name] then named[name], dropped[#dropped + 1] = true, name end
   end
   for i = first.P or 1, first.P and last.P or 0, 2 do
     put(i)
@@ -956,22 +985,13 @@ local function write_records(operation, bits)
     if new then put(i) end
     named[ARGV[i]], bits[#bits + 1] = true, new
   end
-  if first.D then
-    call_in_batches('HDEL', records_key, first.D, last.D)
-    call_in_batches('ZREM', names_key, first.D, last.D)
-  end
+  for i = first.D or 1, first.D and last.D or 0 do drop(ARGV[i]) end
   for i = first.R or 1, first.R and last.R or 0 do
-    local keys = redis.call('ZRANGE', names_key, '[' .. ARGV[i], '[' .. ARGV[i] .. '\255', 'BYLEX')
-    local dropped = {}
-    for _, name in ipairs(keys) do
-      if not named[name] then dropped[#dropped + 1] = name end
-    end
-    for at = 1, #dropped, MAX_VALUES do
-      local to = math.min(at + MAX_VALUES - 1, #dropped)
-      redis.call('HDEL', records_key, unpack(dropped, at, to))
-      redis.call('ZREM', names_key, unpack(dropped, at, to))
-    end
+    for _, name in ipairs(redis.call('ZRANGE', names_key, '[' .. ARGV[i], '[' .. ARGV[i] .. '\255', 'BYLEX')) do drop(name) end
   end
+  if #dropped == 0 then return end
+  remove('HDEL', redis.call('HLEN', records_key), records_key, dropped)
+  remove('ZREM', redis.call('ZCARD', names_key), names_key, dropped)
 end
 
 -- When a session is updated; and whether its own updated_at_ms moves with that, though the write does not name it.
