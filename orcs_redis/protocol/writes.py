@@ -268,7 +268,7 @@ class Write(Identified[Written]):
                 self._namespace.observe(self._partition, value)
                 if token.barred or token.window.given_up:
                     self._namespace.acknowledge(self._partition, token)
-                return Written(value, more, token.operation_id, rest[0], rest[1])
+                return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":
                 raise ConflictError(id, self._expected, value)
             case b"CHANGED":

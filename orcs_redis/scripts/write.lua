@@ -76,7 +76,8 @@
 --   "OK", revision, updated_at_ms, bits, before   applied now, or by an earlier attempt of this operation (updated_at_ms: 0
 --                                    then). bits: 7 bytes each of 56 bits, the highest first: whether the session was
 --                                    made; whether each key of N was put. "": it was not, there was none.
---                                    before: the session's revision before, 0 if it was absent; not of an earlier attempt
+--                                    before: the session's revision before, 0 if it was absent; not of an earlier
+--                                    attempt. What only pushes is answered without bits and before
 --   "CONFLICT", revision             the session is at another revision (0: absent), or another session by now
 --   "CHANGED", revision, what        what the write was made from was changed by others: "turns", which stay so, or
 --                                    "parts", which may come back
@@ -294,18 +295,20 @@ end
 -- The keys that follow those of the session and its turns, by what they are for.
 local KEY_GROUPS = {l = 1, S = 1, P = 2, N = 2, D = 2, R = 2}
 
--- Where each group of arguments begins and ends.
+-- Where each group of arguments begins and ends; whether nothing but turns is pushed, on whatever conditions.
 local function parse_groups(operation, header, at, argument, key)
-  local first, last, records = {}, {}, nil
+  local first, last, records, others = {}, {}, nil, operation.kind ~= 'w'
   for group = at, #header, 5 do
     local letter, count = struct_unpack('>c1I4', header, group)
     first[letter], last[letter] = argument, argument + count - 1
     argument = argument + count
+    others = others or letter ~= 'p' and not ('rlb'):find(letter, 1, true)
     if letter == 'l' then operation.lease_key, key = KEYS[key], key + 1
     elseif letter == 'S' then operation.staging_key, key = KEYS[key], key + 1
     elseif KEY_GROUPS[letter] then records = key end
   end
   operation.first, operation.last = first, last
+  operation.only_pushes = not others and first.p and last.p - first.p < MAX_VALUES
   if records or operation.kind ~= 'w' then operation.records_key, operation.names_key = KEYS[key], KEYS[key + 1] end
   if operation.kind == 'f' then operation.source = {unpack(KEYS, key + 2, key + 5)} end
 end
@@ -505,9 +508,9 @@ local function flush()
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
   if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
-  for _, message in ipairs(messages) do
-    redis.pcall('PUBLISH', channel, message)
-    redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message) -- it ends with the id
+  for i = 1, #messages, 2 do
+    redis.pcall('PUBLISH', channel, messages[i])
+    redis.pcall('PUBLISH', channel .. ':' .. messages[i + 1], messages[i])
   end
   updated, changes, packed_metas, messages = {}, {}, {}, {}
 end
@@ -526,9 +529,9 @@ local function pack_bits(bits)
 end
 
 -- Notes that an operation was applied, for `flush` and for the operations that follow. Returns its item.
---   before: the session's revision before, 0: it was absent
+--   before: the session's revision before, 0: it was absent; nil: not to be told
 --   turns: their number, nil: the session was deleted
---   about: created_at, tail (of the index metadata)
+--   about: the index metadata from created_at_ms on
 --   bits: of the answer, nil: none
 local function applied(operation, before, time, turns, about, bits)
   local ARRAY_5, ARRAY_9, U32, U64, BIN_8, STR = '\149', '\153', '\206', '\207', '\196\8', '\217' -- msgpack
@@ -546,16 +549,17 @@ local function applied(operation, before, time, turns, about, bits)
   local revision_and_time = U64 .. revision64 .. U64 .. time.u64
   if turns then
     local meta = ARRAY_9 .. revision_and_time .. U32 .. struct_pack('>I4', turns) .. BIN_8 .. origin
-      .. U64 .. now.u64 .. U64 .. about.created_at .. about.tail
+      .. U64 .. now.u64 .. U64 .. about
     local n = #packed_metas
     packed_metas[n + 1], packed_metas[n + 2] = id, meta
     written_metas[id], message_kind = meta, '\0'
   else
     written_metas[id] = false
   end
-  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin
-    .. STR .. string.char(#id) .. id
-  return {'OK', partition.revision, time.ms, answer, before}
+  local n = #messages
+  messages[n + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  messages[n + 2] = id
+  return {'OK', partition.revision, time.ms, before and answer, before}
 end
 
 -- The refusal if the session can't be read; or nil, then what is stored: revision (nil: absent), version, turns, op.
@@ -594,12 +598,18 @@ end
 
 -- Index metadata, and the labels that are indexed.
 
--- When the session was updated before, in ms; created_at_ms as a u64; labels, name and root_path packed; nil if `meta`
--- is missing or malformed.
+local UPDATED_AT, CREATED_AT, TAIL = 12, 45, 53 -- where they begin
+
+-- When the session was updated before, in ms; nil if `meta` is missing or malformed.
+local function time_before(meta)
+  if not meta or #meta < TAIL + 2 or meta:byte() ~= 153 then return nil end -- an array of 9
+  return (struct_unpack('>I8', meta, UPDATED_AT))
+end
+
+-- The same, created_at_ms as a u64, and the tail.
 local function parse_meta(meta)
-  local UPDATED_AT, CREATED_AT, TAIL = 12, 45, 53 -- where they begin
-  if not meta or #meta < TAIL + 2 or meta:sub(1, 2) ~= '\153\207' then return nil end -- an array of 9, u64
-  return struct_unpack('>I8', meta, UPDATED_AT), meta:sub(CREATED_AT, CREATED_AT + 7), meta:sub(TAIL)
+  local updated_before = time_before(meta)
+  if updated_before then return updated_before, meta:sub(CREATED_AT, CREATED_AT + 7), meta:sub(TAIL) end
 end
 
 -- Labels, and where name and root_path begin; nil if the tail is malformed.
@@ -689,25 +699,28 @@ local function call_in_batches(command, key, first, last)
   return reply
 end
 
--- Which commands each group of arguments calls, beside HSET, ZADD and what is tried before anything is written.
-local CALLED = {
-  W = {'HKEYS', 'HDEL', 'UNLINK'}, c = {'ZREM', 'HDEL'}, u = {'HDEL'}, x = {'LTRIM', 'RPUSH'}, z = {'LTRIM', 'RPUSH'},
-  q = {'LTRIM', 'RPUSH'}, y = {'LSET'}, v = {'LSET'}, h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'},
-  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'}, j = {'HDEL'},
-}
--- Where the values are that must not be empty: the first of them, the distance to the next, and what they are; parts
--- have their names before them.
-local VALUES = {
-  c = {2, 2}, s = {1, 2}, y = {1, 2, 'turn'}, v = {2, 3, 'turn'}, h = {0, 1, 'turn'}, p = {0, 1, 'turn'},
-  P = {1, 2, 'records'}, N = {1, 2, 'records'},
-}
-local CUTS = {x = true, z = true, q = true} -- groups that change nothing if the history is short
+-- Which commands each group of arguments calls, beside HSET, ZADD and what is tried before anything is written. And where
+-- the values are that must not be empty: the first of them, the distance to the next, and what they are; parts have
+-- their names before them.
+local commands_of, values_of -- made when they are first needed: that takes longer than an append
+local function describe_groups()
+  commands_of = {
+    W = {'HKEYS', 'HDEL', 'UNLINK'}, c = {'ZREM', 'HDEL'}, u = {'HDEL'}, x = {'LTRIM', 'RPUSH'}, z = {'LTRIM', 'RPUSH'},
+    q = {'LTRIM', 'RPUSH'}, y = {'LSET'}, v = {'LSET'}, h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'},
+    N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'}, j = {'HDEL'},
+  }
+  values_of = {
+    c = {2, 2}, s = {1, 2}, y = {1, 2, 'turn'}, v = {2, 3, 'turn'}, h = {0, 1, 'turn'}, p = {0, 1, 'turn'},
+    P = {1, 2, 'records'}, N = {1, 2, 'records'},
+  }
+end
 
 -- The refusal if a value is empty or a command can't be called.
 local function check_groups(operation)
   local first, last, only_cuts = operation.first, operation.last, true
+  if not values_of then describe_groups() end
   for letter, from in pairs(first) do
-    local called, values = CALLED[letter], VALUES[letter]
+    local called, values = commands_of[letter], values_of[letter]
     for i = 1, called and #called or 0 do
       local refusal = not_callable(called[i])
       if refusal then return refusal end
@@ -717,7 +730,7 @@ local function check_groups(operation)
         if ARGV[i] == '' then return {'EMPTY', values[3] or ARGV[i - 1]} end
       end
       only_cuts = false
-    elseif letter ~= 'r' and letter ~= 'l' and letter ~= 'b' and letter ~= 'g' and letter ~= 'i' and not CUTS[letter] then
+    elseif not ('rlbgixzq'):find(letter, 1, true) then -- cuts change nothing if the history is short
       only_cuts = false
     end
   end
@@ -1049,7 +1062,33 @@ local function write(operation, exists, stored_turns, stored_meta)
     redis.call('ZREM', deleted_key, operation.id)
     redis.call('HDEL', deleted_meta_key, operation.id)
   end
-  return applied(operation, exists or 0, time, turns, {created_at = created_at, tail = tail}, bits)
+  return applied(operation, exists or 0, time, turns, created_at .. tail, bits)
+end
+
+-- Pushes turns to a session that is there, and does nothing else: as `write`, but by far the most frequent.
+local function push(operation, stored_turns, stored_meta)
+  if write_refusal then return write_refusal end
+  local first, last, id, time, meta = operation.first.p, operation.last.p, operation.id, now, nil
+  meta = written_metas[id]
+  if meta == nil then meta = stored_meta end
+  local updated_before = time_before(meta)
+  if not updated_before then return {'CORRUPT', 'meta'} end
+  for i = first, last do
+    if ARGV[i] == '' then return {'EMPTY', 'turn'} end
+  end
+  local pushed = last - first + 1
+  local turns = redis.pcall('RPUSH', operation.turns_key, unpack(ARGV, first, last))
+  local refusal = error_refusal(turns, 'CORRUPT', 'history.turns')
+  if refusal then return not_callable('RPUSH') or refusal end
+  if turns ~= stored_turns + pushed then return undo_push(operation, pushed, {'CORRUPT', 'history.turns'}) end
+  if updated_before > now.ms then time = time_of(string.format('%.0f', updated_before)) end
+  local revision = string.format('%d', partition.revision + 1)
+  refusal = add_to_indexes(id, time, revision, updated_before)
+  if refusal then return undo_push(operation, pushed, refusal) end
+  partition.revision = partition.revision + 1
+  redis.call('HSET', operation.session_key, '.revision', revision, '.op', operation.op,
+    '.turns', string.format('%d', turns), 'updated_at_ms', '\207' .. time.u64)
+  return applied(operation, nil, time, turns, meta:sub(CREATED_AT))
 end
 
 -- Makes a session from another one of the partition, without its bodies passing through here.
@@ -1097,7 +1136,7 @@ local function fork(operation)
   index_labels(operation.id, nil, tail)
   redis.call('ZREM', deleted_key, operation.id)
   redis.call('HDEL', deleted_meta_key, operation.id)
-  return applied(operation, 0, now, length, {created_at = now.u64, tail = tail})
+  return applied(operation, 0, now, length, now.u64 .. tail)
 end
 
 -- The refusal if a condition of the operation is not met.
@@ -1141,6 +1180,7 @@ for i = 1, n do
   if not item and deletes then item = delete(operation, revision or 0, metas[i]) end
   if not item and operation.kind == 'f' then item = fork(operation) end
   if not item and revision and version ~= ARGV[2] then item = {'VERSION', version or ''} end
+  if not item and operation.only_pushes and revision then item = push(operation, turns or -1, metas[i]) end
   items[i] = item or write(operation, revision, turns or (revision and -1 or 0), metas[i])
 end
 flush()
