@@ -807,7 +807,11 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
                     "revision": int(fields[b".revision"]),
                     "turns": int(fields[b".turns"]),
                     "ids": [turn[0] for turn in turns],
-                    "metadata": msgspec.msgpack.decode(fields[b"metadata"]),
+                    "metadata": {
+                        name.decode().removeprefix("metadata."): msgspec.msgpack.decode(data)
+                        for name, data in fields.items()
+                        if name.startswith(b"metadata.")
+                    },
                     "updated_at_ms": msgspec.msgpack.decode(fields[b"updated_at_ms"]),
                 }
                 own -= {key, f"{prefix}turns:{id}"}
@@ -816,7 +820,7 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
         strays = {key for key in own if not key.startswith(passing) or read.pttl(key) == -1}
         strays -= {
             prefix + name
-            for name in ("state", "updated", "meta", "changes", "deleted", "deleted:meta", "fence", "leases")
+            for name in ("state", "updated", "meta", "changes", "deleted", "deleted:meta", "labels", "fence", "leases")
         }
         state = read.hgetall(f"{prefix}state")
         dump.append(
@@ -838,4 +842,6 @@ def take_dump(client: redis.Redis) -> list[dict[str, Any]]:
 
 
 def _revisions(window: bytes) -> list[int]:
-    return [int.from_bytes(window[at + 9 : at + 16]) for at in range(16, len(window), 16)]
+    answer_bits = 0x40  # in the place of a revision's first byte
+    places = [at for at in range(16, len(window), 16) if window[at + 8] != answer_bits]
+    return [int.from_bytes(window[at + 9 : at + 16]) for at in places]

@@ -60,6 +60,7 @@ UNKNOWN = ("OutcomeUnknownError", "Cancelled", "Interrupted", "Swallowed", None)
 FALSEHOODS = ("refused", "conflict", "absent")  # the rules that an error breaks which says what isn't so
 _NEVER = 2**63
 _MEMORY = 2_000_000_000  # ns for which a store may remember a denial, or not know that its server was demoted
+_CLOCKS = 5  # ms by which a worker's clock may be ahead of the server's
 _PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
 
 
@@ -627,8 +628,10 @@ class _Partition:
             facts = {
                 "turns": {len(data["ids"]), data["turns"], dump["meta"].get(id, [0, 0, -1])[2]},
                 "revision": {data["revision"], dump["meta"].get(id, [-1])[0], dump["changes"].get(id, -1)},
-                "updated_at_ms": {data["updated_at_ms"], dump["meta"].get(id, [0, -1])[1], dump["updated"].get(id, -1)},
+                "updated_at_ms": {dump["meta"].get(id, [0, -1])[1], dump["updated"].get(id, -1)},
             }
+            if data["updated_at_ms"] > max(facts["updated_at_ms"]) + _CLOCKS:
+                self._say("dump", f"{id!r}: updated_at_ms is {data['updated_at_ms']}, later than in the index")
             for name, values in facts.items():
                 if len(values) > 1:
                     self._say("dump", f"{id!r}: {name} is {sorted(values)} in the hash, the list and the index")

@@ -21,7 +21,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -38,7 +38,7 @@ from orcs_redis import (
     UnavailableError,
 )
 from orcs_redis.protocol.attempts import ConnectionLost
-from orcs_redis.protocol.codec import baseline_of
+from orcs_redis.protocol.baseline import baseline_of
 from orcs_redis.protocol.commands import Command, Reply
 from orcs_redis.protocol.writes import Write, Written
 from orcs_redis.stores.leasing import Lease
@@ -200,6 +200,8 @@ class Inline:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
+        if not callable(method):
+            return method
 
         async def call(*args: Any, **options: Any) -> Any:
             return self.run(partial(method, *args, **options))
@@ -249,15 +251,27 @@ class InlineLeasing:
 
 
 def listen_to_revisions() -> None:
-    """Let a task learn what its last write came to, since `delete` doesn't tell."""
+    """Let a task learn what its writes came to, since not all methods tell."""
     decode = Write.decode
 
     def telling(self: Write, replies: Sequence[Reply]) -> Written:
         written = decode(self, replies)
-        _told.get([]).append(written.revision)
+        if written.revision != written.before:  # else it changed nothing
+            _told.get([]).append(written.revision)
         return written
 
     Write.decode = telling  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def told_revisions() -> Iterator[list[int]]:
+    """Collect the revisions that writes of this task make."""
+    revisions: list[int] = []
+    token = _told.set(revisions)
+    try:
+        yield revisions
+    finally:
+        _told.reset(token)
 
 
 class Worker:
@@ -265,6 +279,7 @@ class Worker:
 
     def __init__(self, store: Any, log: Recorder, seed: int, pace: float) -> None:
         self._store = store
+        self._incarnation: bytes = store._core.changes.namespace.incarnation
         self._log = log
         self._rng = random.Random(seed)
         self._pace = pace
@@ -344,15 +359,18 @@ class Worker:
         session = self._session()
         uid = self._log.uid()
         ids = [f"{uid}.0"] if self._rng.random() < 0.5 else []
+        made_it: dict[str, Any] = {}
 
         def change(asset: SessionAsset) -> None:
             asset.metadata |= {"counter": asset.metadata["counter"] + 1, "mark": uid}
+            made_it.update(counter=asset.metadata["counter"], born=asset.metadata["born"])
             for turn in made(uid, ids):
                 asset.add_turn(turn)
 
         async with self._recorded(uid, "update", session, ids=ids) as result:
-            asset, revision = await self._store.update(session, change)
-            result |= {"revision": revision, "counter": asset.metadata["counter"], "born": asset.metadata["born"]}
+            with told_revisions() as revisions:
+                await self._store.update(session, change)
+            result |= {"revision": revisions[-1], **made_it}
 
     async def delete(self) -> None:
         session = f"mortal-{self._rng.randrange(MORTAL)}"
@@ -362,10 +380,9 @@ class Worker:
             base = loaded[1] if loaded else None
         uid = self._log.uid()
         async with self._recorded(uid, "delete", session, base=base) as result:
-            token = _told.set([])
-            await self._store.delete(session, if_revision=base)
-            result["revision"] = _told.get()[-1]
-            _told.reset(token)
+            with told_revisions() as revisions:
+                await self._store.delete(session, if_revision=base)
+            result["revision"] = revisions[-1]
         if result.get("outcome") == "ok" and self._rng.random() < 0.7:
             await self.create(session)
 
@@ -397,7 +414,7 @@ class Worker:
             for result, loaded in zip(results, await self._store.load_many(ids), strict=True):
                 if isinstance(loaded, StorageError):
                     result["error"] = loaded
-                elif (stored := baseline_of(loaded)) is not None:
+                elif (stored := baseline_of(loaded, self._incarnation)) is not None:
                     result |= observed(loaded, stored.revision)
 
     async def turns(self) -> None:
