@@ -43,11 +43,28 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from .workers import DEADLINE, digest
+from .recorder import digest
+from .workers import DEADLINE
 
-__all__ = ["FALSEHOODS", "REFUSALS", "UNKNOWN", "Faults", "Op", "Violation", "check", "read_history"]
+__all__ = [
+    "FALSEHOODS",
+    "NEVER",
+    "REFUSALS",
+    "UNKNOWN",
+    "WRITES",
+    "Faults",
+    "Known",
+    "Op",
+    "Violation",
+    "check",
+    "judged",
+    "read_history",
+]
 
-WRITES = ("append", "create", "put", "save", "update", "delete")
+WRITES = (
+    "append", "create", "put", "save", "update", "delete",
+    "commit", "replace", "merge", "amend", "fork",  # by parts: see model.py
+)  # fmt: skip
 REFUSALS = (
     "UnavailableError",
     "NotFoundError",
@@ -58,7 +75,8 @@ REFUSALS = (
 )  # not applied, says the contract
 UNKNOWN = ("OutcomeUnknownError", "Cancelled", "Interrupted", "Swallowed", None)
 FALSEHOODS = ("refused", "conflict", "absent")  # the rules that an error breaks which says what isn't so
-_NEVER = 2**63
+BY_PARTS = ("shared-", "fork-")  # how sessions begin whose histories don't only grow: replay.py checks those
+NEVER = 2**63
 _MEMORY = 2_000_000_000  # ns for which a store may remember a denial, or not know that its server was demoted
 _CLOCKS = 5  # ms by which a worker's clock may be ahead of the server's
 _PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
@@ -70,7 +88,7 @@ class Faults:
 
     moved: Sequence[tuple[int, int]] = ()  # the old master was demoted, and then the endpoint led to the new one
     denied: Sequence[tuple[int, int]] = ()  # the workers' user lacked rights
-    healed: int = _NEVER  # all faults were over
+    healed: int = NEVER  # all faults were over
     alive: Sequence[str] = ()  # workers that had some time to write after that
 
 
@@ -86,13 +104,14 @@ class Op:
     session: str
     called: int
     args: dict[str, Any] = field(default_factory=dict)
-    returned: int = _NEVER
+    returned: int = NEVER
     outcome: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
     def writes(self) -> bool:
-        return self.kind in WRITES
+        """Whether it may have made a revision."""
+        return self.kind in WRITES and not self.result.get("idle")
 
     @property
     def ok(self) -> bool:
@@ -114,7 +133,7 @@ class Op:
 
     def __str__(self) -> str:
         end = f"@{self.revision}" if self.ok and "revision" in self.result else ""
-        took = "" if self.returned == _NEVER else f" in {(self.returned - self.called) / 1e9:.3f} s"
+        took = "" if self.returned == NEVER else f" in {(self.returned - self.called) / 1e9:.3f} s"
         return f"{self.kind} {self.uid} on {self.session!r} ({self.outcome}{end}, called {self.called / 1e9:.3f}{took})"
 
 
@@ -139,7 +158,9 @@ def read_history(paths: Iterable[Path]) -> list[Op]:
             except ValueError:
                 continue
             at = line.pop("at")
-            if (uid := line.pop("call", None)) is not None:
+            if (noted := line.pop("note", None)) is not None:
+                ops[noted].args |= line
+            elif (uid := line.pop("call", None)) is not None:
                 ops[uid] = Op(uid, line.pop("kind"), line.pop("session"), at, line)
             else:
                 op = ops[line.pop("return")]
@@ -154,7 +175,7 @@ def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None, faults: F
         own = [op for op in ops if op.uid.rpartition("-")[0] == name]
         if not any(op.writes and op.ok and op.called > faults.healed for op in own):
             violations.append(Violation("stuck", f"{name} has written nothing since the end of all faults"))
-    ops = [_judged(op, faults.moved) for op in ops]
+    ops = [judged(op, faults.moved) for op in ops]
     partitions = len(dump) if dump else 1
     for number in range(partitions):
         own = [op for op in ops if not op.session or crc32(op.session.encode()) % partitions == number]
@@ -172,15 +193,15 @@ def _check_denials(ops: Sequence[Op], denied: Sequence[tuple[int, int]]) -> list
     ]
 
 
-def _judged(op: Op, moved: Sequence[tuple[int, int]]) -> Op:
+def judged(op: Op, moved: Sequence[tuple[int, int]]) -> Op:
     """Return a read as if it had begun before the server's role changed: then it may have read from the demoted one."""
-    if op.writes and op.outcome != "NotFoundError":
+    if op.writes and op.outcome not in ("NotFoundError", "ConflictError"):
         return op
     begins = [begin for begin, end in moved if begin < op.returned and op.called < end + _MEMORY]
     return replace(op, called=min(op.called, *begins)) if begins else op
 
 
-class _Known:
+class Known:
     """The acknowledged writes of a session or partition, in the order of their revisions; the unknown ones apart."""
 
     def __init__(self, writes: Sequence[Op]) -> None:
@@ -191,7 +212,11 @@ class _Known:
         self._returns = [op.returned for op in by_return]
         self._newest = list(_running_max(by_return))
         calls = [op.called for op in reversed(self.writes)]
-        self._first_calls = [*reversed(list(accumulate(calls, min))), _NEVER]
+        by_call = sorted(self.writes, key=lambda op: op.called)
+        self._calls = [op.called for op in by_call]
+        lowest = accumulate((op.revision for op in reversed(by_call)), min)
+        self._lowest = [*reversed(list(lowest)), NEVER]
+        self._first_calls = [*reversed(list(accumulate(calls, min))), NEVER]
 
     def began_after(self, revision: int) -> int:
         """Return when the first of the writes with a higher revision was called."""
@@ -201,6 +226,10 @@ class _Known:
         """Return the newest of the writes that were acknowledged before a moment."""
         at = bisect.bisect_left(self._returns, moment)
         return self._newest[at - 1] if at else None
+
+    def after(self, moment: int) -> int:
+        """Return the lowest revision of the writes that were called after a moment."""
+        return self._lowest[bisect.bisect_right(self._calls, moment)]
 
     def between(self, low: int, high: int) -> list[Op]:
         """Return those with low < revision < high."""
@@ -238,7 +267,7 @@ class _Truth:
     @property
     def rank(self) -> tuple[bool, int, int]:
         """The dump knows best, then who saw most."""
-        return self.seen_at == _NEVER, len(self.ids), self.revision
+        return self.seen_at == NEVER, len(self.ids), self.revision
 
 
 class _Partition:
@@ -251,13 +280,13 @@ class _Partition:
         self._ops = {op.uid: op for op in ops}
         self._writes = [op for op in ops if op.writes]
         self._reads = [op for op in ops if not op.writes and op.ok]
-        self._known = _Known(self._writes)
+        self._known = Known(self._writes)
         self._of: dict[str, list[Op]] = defaultdict(list)
         for op in self._writes:
             self._of[op.session].append(op)
-        self._session = {session: _Known(writes) for session, writes in self._of.items()}
+        self._session = {session: Known(writes) for session, writes in self._of.items()}
         self._deletes = {
-            session: _Known([op for op in writes if op.kind == "delete"]) for session, writes in self._of.items()
+            session: Known([op for op in writes if op.kind == "delete"]) for session, writes in self._of.items()
         }
         self._truths: dict[tuple[str, str], _Truth] = {}
         self._violations: list[Violation] = []
@@ -278,6 +307,8 @@ class _Partition:
                     self._check_load(op)
                 case "turns":
                     self._check_turns(op)
+                case "read" | "refresh":
+                    self._check_fresh(op, op.session, op.result["revision"])
                 case "list" | "page":
                     self._check_items(op)
         self._check_absences()
@@ -297,9 +328,11 @@ class _Partition:
             allowed: tuple[str | None, ...] = ("ok", "UnavailableError", "PermissionDeniedError", *UNKNOWN)
             if op.writes:
                 allowed += ("StoreFullError",)
-            if op.session and op.kind not in ("create", "put"):
+            if op.session and op.kind not in ("create", "put", "merge"):
                 allowed += ("NotFoundError",)
-            if op.writes and op.args.get("base") is not None:
+            if op.kind in ("merge", "refresh", "fork") or (
+                op.writes and not (op.args.get("base") is None and op.args.get("if_last") is None)
+            ):
                 allowed += ("ConflictError",)
             if op.writes and op.args.get("lease") is not None:
                 allowed += ("LeaseLostError",)
@@ -366,10 +399,12 @@ class _Partition:
                 yield op.session, op.result, str(op), op.returned
         if self._dump is not None:
             for session, data in self._dump["sessions"].items():
+                if session.startswith(BY_PARTS):
+                    continue
                 seen = {"revision": data["revision"], "n": len(data["ids"]), "all": data["ids"]}
                 seen["sum"] = digest(data["ids"])
                 seen |= {key: data["metadata"].get(key) for key in ("born", "counter", "mark")}
-                yield session, seen, "the final dump", _NEVER
+                yield session, seen, "the final dump", NEVER
 
     def _check_states(self) -> None:
         """What is told of one revision of a session must be the same, whoever tells it."""
@@ -385,7 +420,7 @@ class _Partition:
 
         for op in self._known.writes:
             facts: dict[str, Any] = {}
-            if op.kind in ("create", "put"):
+            if op.kind in ("create", "put") and "whole" not in op.args:
                 facts = {"born": op.uid, "counter": 0, "mark": op.uid, "n": len(op.ids), "sum": digest(op.ids)}
             elif op.kind in ("save", "update"):
                 facts = {key: (op.args | op.result)[key] for key in ("born", "counter")} | {"mark": op.uid}
@@ -405,13 +440,13 @@ class _Partition:
                 elif writer.unknown:
                     self._bound(writer, 0, seen["revision"])
         for op in self._reads:
-            for id, revision, count in op.result.get("items", ()):
+            for id, revision, count, *_ in op.result.get("items", ()):
                 if self._mine(id):
                     tell(id, revision, {"n": count}, str(op))
 
     def _bound(self, op: Op, after: int, up_to: int) -> None:
         before = self._known.before(op.called)
-        low, high = self._bounds.get(op.uid, (before.revision if before else 0, _NEVER))
+        low, high = self._bounds.get(op.uid, (before.revision if before else 0, NEVER))
         self._bounds[op.uid] = max(low, after), min(high, up_to)
 
     # Histories
@@ -420,7 +455,7 @@ class _Partition:
         first: dict[tuple[str, str], int] = {}
         for session, seen, who, at in self._observations():
             key = session, seen["born"]
-            first[key] = min(first.get(key, _NEVER), seen["revision"])
+            first[key] = min(first.get(key, NEVER), seen["revision"])
             if "all" in seen:
                 truth = _Truth(session, seen["born"], seen["all"], seen["revision"], who, at)
                 if key not in self._truths or self._truths[key].rank < truth.rank:
@@ -479,7 +514,7 @@ class _Partition:
                 truth.ends.append((writer.revision, start, at))
                 truth.first = min(truth.first, writer.revision)
                 last = max(last, writer.revision)
-        known = self._session.get(session) or _Known(())
+        known = self._session.get(session) or Known(())
         for op in known.between(truth.first - 1, truth.revision + 1):
             if op.ids and op.uid not in found:
                 self._say("lost", f"{op} is not in {session!r} of {truth.seen_by} at revision {truth.revision}")
@@ -488,7 +523,7 @@ class _Partition:
         """Check that so many turns at this revision are those of the writes up to it."""
         if count not in truth.cuts:
             self._say("torn", f"{who} saw {count} turns, in the middle of a write")
-        at = bisect.bisect_right(truth.ends, (revision, _NEVER, _NEVER))
+        at = bisect.bisect_right(truth.ends, (revision, NEVER, NEVER))
         if at and truth.ends[at - 1][2] > count:
             self._say("stale", f"{who} saw {count} turns at {revision}, {truth.ends[at - 1][2]} were there")
         if at < len(truth.ends) and truth.ends[at][1] < count:
@@ -500,7 +535,7 @@ class _Partition:
         self._check_fresh(op, op.session, op.result["revision"])
         truth = self._truths.get((op.session, op.result["born"]))
         count = op.result["n"]
-        if truth is None or (count > len(truth.ids) and truth.seen_at != _NEVER):
+        if truth is None or (count > len(truth.ids) and truth.seen_at != NEVER):
             return  # that creation's turns are gone, and nobody saw all of them
         if digest(truth.ids[:count]) != op.result["sum"]:
             self._say("order", f"{op} saw {count} turns that are not the first ones of {truth.seen_by}")
@@ -531,7 +566,7 @@ class _Partition:
         start = truth.where[ids[0]] if truth is not None and truth.session == op.session else -1
         end = start + len(ids)
         # The dead one may have gone on after it was last seen whole: then there is less to say.
-        if truth is not None and start >= 0 and (end <= len(truth.ids) or truth.seen_at == _NEVER):
+        if truth is not None and start >= 0 and (end <= len(truth.ids) or truth.seen_at == NEVER):
             if truth.ids[start:end] != ids:
                 self._say("order", f"{op} saw {ids}, which are not so in {truth.seen_by}")
                 return
@@ -540,7 +575,7 @@ class _Partition:
             if end not in truth.cuts:
                 self._say("torn", f"{op} saw {ids}, which ends in the middle of a write")
             if before is not None and before.revision <= truth.revision:
-                at = bisect.bisect_right(truth.ends, (before.revision, _NEVER, _NEVER))
+                at = bisect.bisect_right(truth.ends, (before.revision, NEVER, NEVER))
                 if at and truth.ends[at - 1][2] > end:
                     text = f"{op} ends at turn {end} of {truth.ends[at - 1][2]}, after {before} was acknowledged"
                     self._say("stale", text)
@@ -558,7 +593,7 @@ class _Partition:
         return crc32(id.encode()) % self._partitions == self._number
 
     def _check_items(self, op: Op) -> None:
-        items = [(id, revision, count) for id, revision, count in op.result["items"] if self._mine(id)]
+        items = [(id, revision, count) for id, revision, count, *_ in op.result["items"] if self._mine(id)]
         listed = {id: revision for id, revision, _ in items}
         if op.kind == "list":
             if len(listed) < len(items):
@@ -589,7 +624,7 @@ class _Partition:
     def _changes_during(self, session: str, before: Op, op: Op) -> bool:
         known = self._session[session]
         return known.began_after(before.revision) < op.returned or any(
-            write.called < op.returned and self._bounds.get(write.uid, (0, _NEVER))[1] > before.revision
+            write.called < op.returned and self._bounds.get(write.uid, (0, NEVER))[1] > before.revision
             for write in known.unknown
         )
 
@@ -604,7 +639,8 @@ class _Partition:
 
     def _check_absences(self) -> None:
         for op in self._ops.values():
-            if op.outcome == "NotFoundError" and op.session in self._session:
+            by_parts = op.session.startswith(BY_PARTS)  # replay.py knows more of them
+            if op.outcome == "NotFoundError" and op.session in self._session and not by_parts:
                 before = self._session[op.session].before(op.called)
                 if before is not None and not self._may_be_absent(op.session, before, op.returned):
                     self._say("absent", f"{op}, after {before}")
@@ -635,16 +671,19 @@ class _Partition:
             for name, values in facts.items():
                 if len(values) > 1:
                     self._say("dump", f"{id!r}: {name} is {sorted(values)} in the hash, the list and the index")
+            if data.get("names", []) != sorted(data.get("snapshot", {}).get("records", ())):
+                self._say("dump", f"{id!r}: records and their names differ: {data['names']}")
             self._check_end(id, data["revision"], last)
+        self._check_index(dump)
         for id, revision in dump["deleted"].items():
             if dump["changes"].get(id) != revision:
                 self._say("dump", f"{id!r} was deleted at {revision}, and changed at {dump['changes'].get(id)}")
             self._check_end(id, revision, last)
-            newest = self._session[id].up_to(_NEVER) if id in self._session else None
+            newest = self._session[id].up_to(NEVER) if id in self._session else None
             if newest is not None and newest.revision == revision and newest.kind != "delete":
                 self._say("absent", f"{id!r} is gone after {newest}")
         for id in self._session:
-            if id not in sessions and id not in dump["deleted"] and (newest := self._session[id].up_to(_NEVER)):
+            if id not in sessions and id not in dump["deleted"] and (newest := self._session[id].up_to(NEVER)):
                 self._say("absent", f"{id!r} has left no trace, after {newest}")
 
         remembered = [revision for window in dump["windows"] for revision in window]
@@ -653,11 +692,25 @@ class _Partition:
         if max(remembered, default=0) > last:
             self._say("revisions", f"a window is at {max(remembered)}, its partition at {last}")
 
+    def _check_index(self, dump: Mapping[str, Any]) -> None:
+        """Labels, name and project's path are the same in the hash, the metadata and the index of labels."""
+        index = []
+        for id, (labels, name, root_path) in dump.get("tails", {}).items():
+            index += [[id, label, value] for label, value in labels.items()]
+            index += [] if root_path is None else [[id, "", root_path]]
+            if id in dump["sessions"]:
+                parts = dump["sessions"][id]["snapshot"]["parts"]
+                stored = parts.get("metadata.labels", {}), parts.get("project_context.name")
+                if stored != (labels, name):
+                    self._say("dump", f"{id!r} has labels and name {stored}, in the index metadata {labels, name}")
+        if sorted(index) != dump.get("index", []):
+            self._say("dump", f"the index of labels is {dump['index']}, the metadata have {sorted(index)}")
+
     def _check_end(self, id: str, revision: int, last: int) -> None:
         if id not in self._session:
             self._say("foreign", f"session {id!r}")
             return
-        newest = self._session[id].up_to(_NEVER)
+        newest = self._session[id].up_to(NEVER)
         if newest is not None and newest.revision > revision:
             self._say("lost", f"{id!r} is at revision {revision} in the end, after {newest}")
         if revision > last:
@@ -675,7 +728,7 @@ class _Partition:
         for op in self._writes:
             if op.unknown:
                 before = self._known.before(op.called)
-                bounds.append((*self._bounds.get(op.uid, (before.revision if before else 0, _NEVER)), op))
+                bounds.append((*self._bounds.get(op.uid, (before.revision if before else 0, NEVER)), op))
         seen = [bound for bound in bounds if bound[2].uid in self._bounds]
         for op in _unplaced(seen, gaps)[0]:
             low, high = self._bounds[op.uid]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .chaos import run
+from .run import run
 
 SECONDS = float(os.environ.get("ORCS_REDIS_CHAOS_SECONDS", "15"))
 SEED = os.environ.get("ORCS_REDIS_CHAOS_SEED")

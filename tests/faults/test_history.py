@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from .history import Faults, Op, check, read_history
-from .workers import Recorder, digest
+from .recorder import Recorder, digest
 
 SECOND = 1_000_000_000
 
