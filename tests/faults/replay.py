@@ -115,7 +115,7 @@ class _Check:
         for place, session in ((p, s) for s in self._seen for p in ((self._partition(s), r) for r in self._seen[s])):
             self._claimed[place] = session
         for chain in self._chains.values():
-            chain.sort(key=lambda op: op.called)
+            chain.sort(key=_number)  # `called` may have been moved: see history.judged
 
     def _partition(self, session: str) -> int:
         return crc32(session.encode()) % self._partitions
@@ -178,7 +178,7 @@ class _Check:
         before = self._known[self._partition(op.session)].before(op.called)
         low = before.revision if before else 0
         for earlier in self._chains.get(op.args.get("chain", ""), ()):
-            if earlier.called < op.called and earlier.ok:
+            if _number(earlier) < _number(op) and earlier.ok:
                 low = max(low, earlier.result.get("revision", 0), earlier.args.get("of", 0))
         return low
 
@@ -494,6 +494,11 @@ class _Check:
             must = merges
         if not fits:
             self._say("refreshed", f"{op} came to {after} at revision {of}; it must be {must}"[:1500])
+
+
+def _number(op: Op) -> int:
+    """Return which of its worker's operations it is."""
+    return int(op.uid.rpartition("-")[2])
 
 
 def _same(state: State, snapshot: Mapping[str, Any], conflicts: Sequence[str]) -> bool:
