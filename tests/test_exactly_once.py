@@ -608,8 +608,9 @@ async def test_many_replies_lost_at_once(server: Server, proxies: Any, open_stor
 async def test_a_writer_that_saw_nothing_lately(server: Server, open_store: Open, way: str) -> None:
     """Who has not heard of the last hundred writes writes all the same, in one call."""
     raw = server.raw()
-    stale, busy = await open_store(way, server), await open_store("async", server)
+    busy = await open_store("async", server)
     await busy.save(session(id="s"))
+    stale = await open_store(way, server)
     for number in range(100):
         await busy.append("s", turn(str(number)))
     before = runs(raw)
@@ -695,8 +696,9 @@ async def test_late_first_sending(server: Server, open_store: Open, write: str) 
 async def test_repeated_after_an_eviction(server: Server, open_store: Open) -> None:
     """A write is not applied a second time when its session's hash was evicted meanwhile."""
     raw = server.raw()
-    store, other = await open_store("async", server), await open_store("async", server)
+    other = await open_store("async", server)
     await other.save(session(id="s"))
+    store = await open_store("async", server)
     write = append_by_hand(store, "s", "once")
     assert (await send(store, write))[:2] == [b"OK", 2]
     raw.delete(key("session:s"))

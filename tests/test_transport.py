@@ -101,10 +101,10 @@ async def test_a_reply_that_is_no_answer(reply: Reply) -> None:
     asynchronous, blocking = Nonsense(reply), BlockingNonsense(reply)
     for at in range(len(requests())):
         one, other = requests()[at], requests()[at]
-        performing = driver.Driver(Lifecycle(0.1), asynchronous).perform(one)
+        performing = driver.Driver(Lifecycle(0.1), asynchronous).send(one)
         outcomes: list[Any] = [*await asyncio.gather(performing, return_exceptions=True)]
         try:
-            outcomes.append(threads.Driver(Lifecycle(0.1), blocking).perform(other))  # type: ignore[arg-type]
+            outcomes.append(threads.Driver(Lifecycle(0.1), blocking).send(other))  # type: ignore[arg-type]
         except StorageError as error:
             outcomes.append(error)
         assert type(outcomes[0]) is type(outcomes[1])
@@ -118,7 +118,7 @@ async def test_what_follows_nonsense_is_not_read() -> None:
     """The connection over which it came is not used any more: what follows may be another's."""
     link = Nonsense([b"x"])
     with pytest.raises(StorageError, match="no answer"):
-        await driver.Driver(Lifecycle(1.0), link).perform(requests()[2])
+        await driver.Driver(Lifecycle(1.0), link).send(requests()[2])
     assert link.drops == 1
 
 
@@ -138,10 +138,10 @@ def test_what_is_refused_here_says_nothing_of_the_server() -> None:
     lifecycle = Lifecycle(1.0)
     performer = threads.Driver(lifecycle, BlockingNonsense(0))  # type: ignore[arg-type]
     with pytest.raises(SerializationError):
-        performer.perform(Refused())
-    assert [type(error) for error in performer.each([plan()])] == [SerializationError]
+        performer.send(Refused())
+    assert [type(error) for error in performer.each(lambda _: plan(), [None])] == [SerializationError]
     assert lifecycle.last_answer_at < 0
-    performer.perform(requests()[4])
+    performer.send(requests()[4])
     assert lifecycle.last_answer_at > 0
 
 

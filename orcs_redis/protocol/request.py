@@ -41,6 +41,10 @@ class Request(Generic[T]):
         """Whether a refusal also means that no earlier attempt, still on its way perhaps, will be applied."""
         return True
 
+    def in_absence(self) -> StorageError | None:
+        """Return what a write comes to where there is no namespace; None: one is made for it."""
+        return None
+
     def end(self) -> None:
         """Note that it is finished, however it ended, and will not be sent again."""
 

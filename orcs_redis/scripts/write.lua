@@ -41,7 +41,8 @@
 --            given up without an answer; counter 0xffffffff: an epoch all of whose operations are finished
 --       g 2: what the write was made from: a revision and its operation as in r, and the number of turns. Others may
 --            have written since, but not what this write changes
---       e  : with g: for each part of s and then u, the SHA-1 of its value in that revision (hexadecimal), "" if absent
+--       e  : with g: for each part of s and then u, the first 16 digits of the SHA-1 of its value in that revision, "" if
+--            it was absent
 --       i 1: id of the last turn, msgpack
 --       existence and time
 --       W 0: the session becomes what is named here, whatever it was, and may be absent
@@ -480,9 +481,9 @@ local function flush()
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
   if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
-  for i = 1, #messages, 2 do
-    redis.pcall('PUBLISH', channel, messages[i + 1])
-    redis.pcall('PUBLISH', channel .. ':' .. messages[i], messages[i + 1])
+  for _, message in ipairs(messages) do
+    redis.pcall('PUBLISH', channel, message)
+    redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message) -- it ends with the id
   end
   updated, changes, packed_metas, messages = {}, {}, {}, {}
 end
@@ -528,9 +529,8 @@ local function applied(operation, before, time, turns, about, bits)
   else
     written_metas[id] = false
   end
-  local n = #messages
-  messages[n + 1] = id
-  messages[n + 2] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin
+    .. STR .. string.char(#id) .. id
   return {'OK', partition.revision, time.ms, answer, before}
 end
 
@@ -746,7 +746,7 @@ local function check_base(operation, revision, turns, op)
         if value and first.s and #value == #ARGV[first.s + 2 * i - 1] and less(ARGV[first.s + 2 * i - 1], value) then
           operation.later_time = value
         end
-      elseif (value and redis.sha1hex(value) or '') ~= ARGV[first.e + i - 1] then
+      elseif (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
         return changed
       end
     end

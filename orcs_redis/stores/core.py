@@ -95,18 +95,16 @@ class Core(Generic[A]):
             self._sessions.begin_epoch()
 
     def open(self) -> Plan[None]:
-        """Read or create the namespace, and find out whether writing is allowed."""
+        """Look for the namespace, and find out whether writing is allowed; what was known before is forgotten."""
         options = self.options
-        namespace = yield from open_namespace(options.namespace, options.partitions)
+        namespace, denied = yield from open_namespace(options.namespace, options.partitions)
         codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
-        sessions = Sessions(namespace, codec)
-        denied = yield sessions.probe()
         if denied is not None:
             self.lifecycle.deny(denied)
-        self._sessions = sessions
+        self._sessions = Sessions(namespace, codec)
         self._saving = Saving(namespace, codec)
         self._lists = Lists(namespace)
         self._records = Records(namespace)
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
-        self.lifecycle.is_open = True
+        self.lifecycle.namespace = namespace

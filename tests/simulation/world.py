@@ -15,7 +15,7 @@ import hiredis
 from orcs_redis import ConversationTurn, SessionAsset, scripts
 from orcs_redis.model import sections
 from orcs_redis.model.meta import Versioned
-from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions
+from orcs_redis.protocol import attempts, changes, leases, reads, request, sessions, watching
 from orcs_redis.protocol import writer as writers
 from orcs_redis.protocol.attempts import ConnectionLost
 from orcs_redis.protocol.commands import Argument, Batch, Command, batches
@@ -155,11 +155,12 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (sections, leases, reads, writers, changes)]
+        swaps += [(module, "time", self.clock) for module in (sections, leases, reads, writers, changes, watching)]
         swaps += [(module, "random", self.random) for module in (sessions, attempts)]
         swaps += [
             (os, "urandom", self.random.randbytes), (writers, "_MAX_SPREAD", self.window),
-            (changes, "_MAX_READ", self.batch), (changes, "_MAX_PENDING", self.pending),
+            (changes, "_MAX_READ", self.batch), (watching, "_MAX_READ", self.batch),
+            (watching, "_MAX_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
         try:
@@ -683,5 +684,5 @@ class World:
                 reply = transmission.replies[at]
                 if reply is not None:
                     number = next(p.number for p in self.partitions if p.state == frame[3])
-                    check_since(self, number, frame[8], int(frame[9]), reply)
+                    check_since(self, number, frame[8], int(frame[9]), [str(id) for id in frame[10:]], reply)
             at += width
