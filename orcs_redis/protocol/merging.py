@@ -15,7 +15,7 @@ from ..model.merge import merge
 from ..model.sections import ConversationTurn, now_ms
 from .baseline import Baseline, Digest, loaded_turns, resolved, set_baseline
 from .codec import Codec
-from .turns import decode_turns
+from .turns import are_encoded, decode_turns
 
 __all__ = ["bring_up", "merged"]
 
@@ -131,4 +131,5 @@ def _insertion(old: Sequence[bytes], new: Sequence[bytes]) -> int | None:
 def _stored_turns(asset: SessionAsset, theirs: Baseline) -> tuple[ConversationTurn, ...] | None:
     """Return the asset's turns as they are in what is stored; None if they are others."""
     turns = asset.history.turns[: len(theirs.turns)]
-    return tuple(turns) if len(turns) == len(theirs.turns) else None
+    stored = len(turns) == len(theirs.turns) and are_encoded(turns, theirs.turns)
+    return tuple(turns) if stored else None
