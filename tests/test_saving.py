@@ -1,10 +1,12 @@
-"""Saves that meet others' writes: the order of turns."""
+"""Saves and refreshes that meet others' writes: the order of turns, and what collides."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from orcs_redis import ConversationTurn, SessionAsset
+import pytest
+
+from orcs_redis import ConflictError, ConversationTurn, SessionAsset
 
 
 def ids(asset: SessionAsset) -> list[str]:
@@ -42,3 +44,39 @@ async def test_refresh_with_a_removed_and_an_added_turn(store: Any) -> None:
     assert ids(asset) == ["a", "c", "d", "e", "mine"]
     await store.save(asset)
     assert ids(await store.load(asset.id)) == ["a", "c", "d", "e", "mine"]
+
+
+async def test_conflict_after_a_refresh_with_one(store: Any) -> None:
+    """After a refresh that left a conflict, a save names that one alone, though others changed what was taken over."""
+    asset = await stored(store, "a", "b", "c")
+    theirs = await store.load(asset.id)
+    asset.history.turns[0].content = "a of mine"
+    asset.project_context.name = "of mine"
+    for n in range(2):
+        theirs.history.turns[0].content = f"a of theirs {n}"
+        theirs.history.turns[1].content = f"b of theirs {n}"
+        theirs.project_context.name = f"of theirs {n}"
+        theirs.project_context.root_path = f"/{n}"
+        await store.save(theirs)
+        await store.refresh(asset)
+        assert ids(asset) == ["a of mine", f"b of theirs {n}", "c"]
+        assert (asset.project_context.name, asset.project_context.root_path) == ("of mine", f"/{n}")
+    with pytest.raises(ConflictError) as refused:
+        await store.save(asset)
+    assert refused.value.parts == ("project_context.name", f"turn/{asset.history.turns[0].id}")
+
+
+async def test_turn_popped_after_a_refresh_with_a_conflict(store: Any) -> None:
+    """A turn that came with a refresh is not pushed again once another has popped it."""
+    asset = await stored(store, "a")
+    theirs = await store.load(asset.id)
+    asset.history.turns[0].content = "a of mine"
+    theirs.history.turns[0].content = "a of theirs"
+    theirs.add_turn(ConversationTurn.user("b"))
+    await store.save(theirs)
+    await store.refresh(asset)
+    assert ids(asset) == ["a of mine", "b"]
+    await store.pop(asset.id)
+    asset.history.turns[0] = theirs.history.turns[0]
+    await store.save(asset)
+    assert ids(asset) == ids(await store.load(asset.id)) == ["a of theirs"]

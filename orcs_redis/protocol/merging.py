@@ -6,12 +6,14 @@ three-way merge of whole assets (`model.merge`).
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from ..model.asset import SessionAsset
 from ..model.merge import merge
+from ..model.parts import drop_part, get_part, set_part
 from ..model.sections import ConversationTurn, now_ms
 from .baseline import Baseline, Digest, loaded_turns, resolved, set_baseline
 from .codec import Codec
@@ -39,9 +41,10 @@ def bring_up(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline, object
     if not (base.conflicting or base.digested) and _fast_forward(codec, asset, base, theirs, objects):
         return
     result, conflicts = merged(codec, asset, base, theirs)
+    retained = _retained(codec, base, theirs, conflicts) if conflicts else theirs
     codec.assign(asset, result)
     if conflicts:
-        set_baseline(asset, _retained(base, theirs, conflicts), None)
+        set_baseline(asset, retained, None)
     else:
         set_baseline(asset, theirs, _stored_turns(asset, theirs))
 
@@ -67,17 +70,32 @@ def _without_digests(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline
     return base._replace(fields=fields, turns=[turn for turn in base.turns if type(turn) is not Digest]), lost
 
 
-def _retained(base: Baseline, theirs: Baseline, conflicts: Sequence[str]) -> Baseline:
+def _retained(codec: Codec[Any], base: Baseline, theirs: Baseline, conflicts: Sequence[str]) -> Baseline:
     """Return what is stored, but for the parts that collide: of those, what they were before."""
-    fields = dict(theirs.fields)
+    mixed = codec.decode(theirs.id, theirs.fields, theirs.turns)
+    known, _ = _without_digests(codec, mixed, resolved(base, theirs.fields, theirs.turns), theirs)
+    old = codec.decode(base.id, known.fields, known.turns)
+    for part in conflicts:
+        with contextlib.suppress(KeyError):
+            drop_part(mixed, part) if _lacks(old, part) else set_part(mixed, part, get_part(old, part))
+    encoded, fields = codec.encode(mixed, theirs), dict(theirs.fields)
     for part in conflicts:
         name = _field_of(part, theirs.fields.keys() | base.fields.keys())
-        if name in base.fields:
-            fields[name] = base.fields[name]
-        else:
+        data = before if type(before := base.fields.get(name)) is Digest else encoded.fields.get(name)
+        if data is None:
             fields.pop(name, None)
-    turns = base.turns if any(part.startswith("turn/") for part in conflicts) else theirs.turns
+        else:
+            fields[name] = data
+    turns = encoded.turns if any(part.startswith("turn/") for part in conflicts) else theirs.turns
     return theirs._replace(fields=fields, turns=turns, conflicting=True)
+
+
+def _lacks(asset: SessionAsset, part: str) -> bool:
+    try:
+        get_part(asset, part)
+    except KeyError:
+        return True
+    return False
 
 
 def _field_of(part: str, fields: Any) -> str:
