@@ -8,7 +8,7 @@ The rules, by the names that violations bear:
 
     answer       a write was answered what it can't have come to, or was applied where its condition was not met
     lost turn    a turn is missing that nobody removed
-    popped       a turn is there that was removed, or is there twice
+    extra turn   a turn is there that was removed, or is there twice, or was never written
     part         a part, label or record is not what was last written to it
     resurrected  a session is there that is deleted, or gone that is not
     conflict parts  a refused save names other parts than those that both have changed
@@ -306,7 +306,7 @@ class _Check:
         if missing := [id for id in must if id not in there]:
             self._say("lost turn", f"{who}: {missing} of {must}")
         if more := [id for n, id in enumerate(there) if id not in must or id in there[:n]]:
-            self._say("popped", f"{who}: {more} beside {must}")
+            self._say("extra turn", f"{who}: {more} beside {must}")
         for name in sorted({*state.parts, *sight.what["parts"]}):
             if (want := state.parts.get(name)) != (found := sight.what["parts"].get(name)):
                 self._say("part", f"{who}: {name} is {found!r}, it must be {want!r}")
@@ -514,8 +514,8 @@ def _distinct(nodes: Iterable[Node]) -> list[Node]:
 
 def _distance(state: State, what: Mapping[str, Any]) -> int:
     turns = {id for id, _ in state.turns} ^ {str(id) for id, _ in what["turns"]}
-    names = {*state.parts, *what["parts"]}
-    return len(turns) + sum(state.parts.get(name) != what["parts"].get(name) for name in names)
+    differing = [name for name in {*state.parts, *what["parts"]} if state.parts.get(name) != what["parts"].get(name)]
+    return len(turns) + len(differing)
 
 
 def _about(state: State) -> tuple[int, Any, Any]:
