@@ -55,7 +55,7 @@ class Editing(Recording):
         session = self._rng.choice(SHARED + FORKS if self._rng.random() < 0.3 else SHARED)
         actions: dict[Callable[[str], Awaitable[Any]], int] = {
             self._commit: 20, self._push: 14, self._pop: 10, self._replace: 5, self._read: 6, self._hold: 16,
-            self._amend: 6, self._records: 4, self._fork: 3, self._tail: 4, self._make: 3, self._remove: 1,
+            self._amend: 6, self._records: 4, self._fork: 3, self._tail: 4, self._make: 3, self._remove: 2,
         }  # fmt: skip
         await self._rng.choices(list(actions), list(actions.values()))[0](session)
 

@@ -1,8 +1,6 @@
 """The checker: reads what the workers say they did and what the server holds in the end, and finds what can't be.
 
-It is pure. A write is acknowledged (it says its revision), refused (the error promises that it was not applied), or
-unknown (OutcomeUnknownError, a cancelled or interrupted caller, a killed worker): then it is in at most once, at any
-time after the call. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass
+It is pure. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass
 over the lists.
 
 The rules, by the names that violations bear:
@@ -33,139 +31,21 @@ The rules, by the names that violations bear:
 from __future__ import annotations
 
 import bisect
-import heapq
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
+from .final import check_dump, check_gaps
+from .ops import BY_PARTS, MEMORY, NEVER, QUIET, UNKNOWN, Faults, Known, Op, Violation, judged, read_history
 from .recorder import digest
 from .workers import DEADLINE
 
-__all__ = [
-    "FALSEHOODS",
-    "NEVER",
-    "REFUSALS",
-    "UNKNOWN",
-    "WRITES",
-    "Faults",
-    "Known",
-    "Op",
-    "Violation",
-    "check",
-    "judged",
-    "read_history",
-]
+__all__ = ["Faults", "Op", "Violation", "check", "read_history"]
 
-WRITES = (
-    "append", "create", "put", "save", "update", "delete",
-    "commit", "replace", "merge", "amend", "fork",  # by parts: see model.py
-)  # fmt: skip
-REFUSALS = (
-    "UnavailableError",
-    "NotFoundError",
-    "ConflictError",
-    "StoreFullError",
-    "LeaseLostError",
-    "PermissionDeniedError",
-)  # not applied, says the contract
-UNKNOWN = ("OutcomeUnknownError", "Cancelled", "Interrupted", "Swallowed", None)
-FALSEHOODS = ("refused", "conflict", "absent")  # the rules that an error breaks which says what isn't so
-BY_PARTS = ("shared-", "fork-")  # how sessions begin whose histories don't only grow: replay.py checks those
-NEVER = 2**63
-_MEMORY = 2_000_000_000  # ns for which a store may remember a denial, or not know that its server was demoted
-_CLOCKS = 5  # ms by which a worker's clock may be ahead of the server's
-_PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What the checker must know of the faults, in ns of the monotonic clock."""
-
-    moved: Sequence[tuple[int, int]] = ()  # the old master was demoted, and then the endpoint led to the new one
-    denied: Sequence[tuple[int, int]] = ()  # the workers' user lacked rights
-    healed: int = NEVER  # all faults were over
-    alive: Sequence[str] = ()  # workers that had some time to write after that
-
-
-QUIET = Faults()
-
-
-@dataclass(slots=True)
-class Op:
-    """One call of the store, and how it ended (outcome None: nobody knows)."""
-
-    uid: str
-    kind: str
-    session: str
-    called: int
-    args: dict[str, Any] = field(default_factory=dict)
-    returned: int = NEVER
-    outcome: str | None = None
-    result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def writes(self) -> bool:
-        """Whether it may have made a revision."""
-        return self.kind in WRITES and not self.result.get("idle")
-
-    @property
-    def ok(self) -> bool:
-        return self.outcome == "ok"
-
-    @property
-    def unknown(self) -> bool:
-        return self.outcome in UNKNOWN
-
-    @property
-    def revision(self) -> int:
-        revision: int = self.result["revision"]
-        return revision
-
-    @property
-    def ids(self) -> list[str]:
-        ids: list[str] = self.args.get("ids", [])
-        return ids
-
-    def __str__(self) -> str:
-        end = f"@{self.revision}" if self.ok and "revision" in self.result else ""
-        took = "" if self.returned == NEVER else f" in {(self.returned - self.called) / 1e9:.3f} s"
-        return f"{self.kind} {self.uid} on {self.session!r} ({self.outcome}{end}, called {self.called / 1e9:.3f}{took})"
-
-
-@dataclass(frozen=True)
-class Violation:
-    """What can't be, and why."""
-
-    rule: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.text}"
-
-
-def read_history(paths: Iterable[Path]) -> list[Op]:
-    """Read the workers' logs. A line that a kill cut short is a call that was not made."""
-    ops: dict[str, Op] = {}
-    for path in paths:
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            at = line.pop("at")
-            if (noted := line.pop("note", None)) is not None:
-                ops[noted].args |= line
-            elif (uid := line.pop("call", None)) is not None:
-                ops[uid] = Op(uid, line.pop("kind"), line.pop("session"), at, line)
-            else:
-                op = ops[line.pop("return")]
-                op.returned, op.outcome, op.result = at, line.pop("outcome"), line
-    return list(ops.values())
+PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
 
 
 def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None, faults: Faults = QUIET) -> list[Violation]:
@@ -189,64 +69,8 @@ def _check_denials(ops: Sequence[Op], denied: Sequence[tuple[int, int]]) -> list
         Violation("unexpected", f"{op}: {op.result.get('text', '')}")
         for op in ops
         if op.outcome == "PermissionDeniedError"
-        and not any(begin < op.returned and op.called < end + _MEMORY for begin, end in denied)
+        and not any(begin < op.returned and op.called < end + MEMORY for begin, end in denied)
     ]
-
-
-def judged(op: Op, moved: Sequence[tuple[int, int]]) -> Op:
-    """Return a read as if it had begun before the server's role changed: then it may have read from the demoted one."""
-    if op.writes and op.outcome not in ("NotFoundError", "ConflictError"):
-        return op
-    begins = [begin for begin, end in moved if begin < op.returned and op.called < end + _MEMORY]
-    return replace(op, called=min(op.called, *begins)) if begins else op
-
-
-class Known:
-    """The acknowledged writes of a session or partition, in the order of their revisions; the unknown ones apart."""
-
-    def __init__(self, writes: Sequence[Op]) -> None:
-        self.unknown = [op for op in writes if op.unknown]
-        self.writes = sorted((op for op in writes if op.ok), key=lambda op: op.revision)
-        self.revisions = [op.revision for op in self.writes]
-        by_return = sorted(self.writes, key=lambda op: op.returned)
-        self._returns = [op.returned for op in by_return]
-        self._newest = list(_running_max(by_return))
-        calls = [op.called for op in reversed(self.writes)]
-        by_call = sorted(self.writes, key=lambda op: op.called)
-        self._calls = [op.called for op in by_call]
-        lowest = accumulate((op.revision for op in reversed(by_call)), min)
-        self._lowest = [*reversed(list(lowest)), NEVER]
-        self._first_calls = [*reversed(list(accumulate(calls, min))), NEVER]
-
-    def began_after(self, revision: int) -> int:
-        """Return when the first of the writes with a higher revision was called."""
-        return self._first_calls[bisect.bisect_right(self.revisions, revision)]
-
-    def before(self, moment: int) -> Op | None:
-        """Return the newest of the writes that were acknowledged before a moment."""
-        at = bisect.bisect_left(self._returns, moment)
-        return self._newest[at - 1] if at else None
-
-    def after(self, moment: int) -> int:
-        """Return the lowest revision of the writes that were called after a moment."""
-        return self._lowest[bisect.bisect_right(self._calls, moment)]
-
-    def between(self, low: int, high: int) -> list[Op]:
-        """Return those with low < revision < high."""
-        return self.writes[bisect.bisect_right(self.revisions, low) : bisect.bisect_left(self.revisions, high)]
-
-    def up_to(self, revision: int) -> Op | None:
-        """Return the last one of this revision or an earlier one."""
-        at = bisect.bisect_right(self.revisions, revision)
-        return self.writes[at - 1] if at else None
-
-
-def _running_max(ops: Iterable[Op]) -> Iterator[Op]:
-    newest: Op | None = None
-    for op in ops:
-        if newest is None or op.revision > newest.revision:
-            newest = op
-        yield newest
 
 
 @dataclass
@@ -314,8 +138,8 @@ class _Partition:
         self._check_absences()
         self._check_conditions()
         if self._dump is not None:
-            self._check_dump(self._dump)
-            self._check_gaps(self._dump)
+            self._violations += check_dump(self._dump, self._session)
+            self._violations += check_gaps(self._dump, self._known, self._bounds)
         return self._violations
 
     def _say(self, rule: str, text: str) -> None:
@@ -342,7 +166,7 @@ class _Partition:
                 allowed = tuple(outcome for outcome in allowed if outcome != "OutcomeUnknownError")
             if op.outcome == "Swallowed":
                 self._say("swallowed", f"{op}: {op.result.get('text') or 'it went on'}")
-            if op.outcome == "UnavailableError" and op.returned - op.called < _PATIENCE:
+            if op.outcome == "UnavailableError" and op.returned - op.called < PATIENCE:
                 self._say("hasty", f"{op}: {op.result.get('text', '')}")
             if op.outcome not in allowed:
                 self._say("unexpected", f"{op}: {op.result.get('text', '')}")
@@ -368,7 +192,7 @@ class _Partition:
                 newest = others.up_to(op.revision - 1)
                 if newest is not None and not self._may_be_absent(op.session, newest, op.returned):
                     self._say("overwrote", f"{op}, made for an absent session, came over {newest}")
-            if op.outcome == "ConflictError" and base is not None:
+            if op.outcome == "ConflictError" and base is not None and op.args.get("if_last") is None:
                 rivals = others.began_after(base) < op.returned or any(
                     other.called < op.returned and (base or other.kind != "delete") for other in others.unknown
                 )
@@ -644,113 +468,3 @@ class _Partition:
                 before = self._session[op.session].before(op.called)
                 if before is not None and not self._may_be_absent(op.session, before, op.returned):
                     self._say("absent", f"{op}, after {before}")
-
-    # The final state
-
-    def _check_dump(self, dump: Mapping[str, Any]) -> None:
-        sessions, last = dump["sessions"], dump["revision"]
-        for key in dump["strays"]:
-            self._say("dump", f"there is a key {key!r}")
-        for name in ("meta", "updated"):
-            if difference := set(dump[name]) ^ set(sessions):
-                self._say("dump", f"{name} and the sessions differ in {sorted(difference)}")
-        if difference := set(dump["changes"]) ^ (set(sessions) | set(dump["deleted"])):
-            self._say("dump", f"changes and the sessions and tombstones differ in {sorted(difference)}")
-        if set(dump["deleted"]) & set(sessions) or set(dump["deleted"]) != set(dump["deleted_meta"]):
-            self._say("dump", "the tombstones disagree with each other or with the sessions")
-        if len(set(dump["changes"].values())) < len(dump["changes"]):
-            self._say("dump", "two sessions have their last change at the same revision")
-        for id, data in sessions.items():
-            facts = {
-                "turns": {len(data["ids"]), data["turns"], dump["meta"].get(id, [0, 0, -1])[2]},
-                "revision": {data["revision"], dump["meta"].get(id, [-1])[0], dump["changes"].get(id, -1)},
-                "updated_at_ms": {dump["meta"].get(id, [0, -1])[1], dump["updated"].get(id, -1)},
-            }
-            if data["updated_at_ms"] > max(facts["updated_at_ms"]) + _CLOCKS:
-                self._say("dump", f"{id!r}: updated_at_ms is {data['updated_at_ms']}, later than in the index")
-            for name, values in facts.items():
-                if len(values) > 1:
-                    self._say("dump", f"{id!r}: {name} is {sorted(values)} in the hash, the list and the index")
-            if data.get("names", []) != sorted(data.get("snapshot", {}).get("records", ())):
-                self._say("dump", f"{id!r}: records and their names differ: {data['names']}")
-            self._check_end(id, data["revision"], last)
-        self._check_index(dump)
-        for id, revision in dump["deleted"].items():
-            if dump["changes"].get(id) != revision:
-                self._say("dump", f"{id!r} was deleted at {revision}, and changed at {dump['changes'].get(id)}")
-            self._check_end(id, revision, last)
-            newest = self._session[id].up_to(NEVER) if id in self._session else None
-            if newest is not None and newest.revision == revision and newest.kind != "delete":
-                self._say("absent", f"{id!r} is gone after {newest}")
-        for id in self._session:
-            if id not in sessions and id not in dump["deleted"] and (newest := self._session[id].up_to(NEVER)):
-                self._say("absent", f"{id!r} has left no trace, after {newest}")
-
-        remembered = [revision for window in dump["windows"] for revision in window]
-        if any(window != sorted(window) for window in dump["windows"]):
-            self._say("dump", "the revisions of a dedup window are not in order")
-        if max(remembered, default=0) > last:
-            self._say("revisions", f"a window is at {max(remembered)}, its partition at {last}")
-
-    def _check_index(self, dump: Mapping[str, Any]) -> None:
-        """Labels, name and project's path are the same in the hash, the metadata and the index of labels."""
-        index = []
-        for id, (labels, name, root_path) in dump.get("tails", {}).items():
-            index += [[id, label, value] for label, value in labels.items()]
-            index += [] if root_path is None else [[id, "", root_path]]
-            if id in dump["sessions"]:
-                parts = dump["sessions"][id]["snapshot"]["parts"]
-                stored = parts.get("metadata.labels", {}), parts.get("project_context.name")
-                if stored != (labels, name):
-                    self._say("dump", f"{id!r} has labels and name {stored}, in the index metadata {labels, name}")
-        if sorted(index) != dump.get("index", []):
-            self._say("dump", f"the index of labels is {dump['index']}, the metadata have {sorted(index)}")
-
-    def _check_end(self, id: str, revision: int, last: int) -> None:
-        if id not in self._session:
-            self._say("foreign", f"session {id!r}")
-            return
-        newest = self._session[id].up_to(NEVER)
-        if newest is not None and newest.revision > revision:
-            self._say("lost", f"{id!r} is at revision {revision} in the end, after {newest}")
-        if revision > last:
-            self._say("revisions", f"{id!r} is at {revision}, its partition at {last}")
-
-    def _check_gaps(self, dump: Mapping[str, Any]) -> None:
-        """The revisions that nobody was told must be those of the writes whose outcome is unknown."""
-        last = dump["revision"]
-        for op in self._known.writes:
-            if not 1 <= op.revision <= last:
-                self._say("revisions", f"{op}, and the partition's counter is {last}")
-        told = set(self._known.revisions)
-        gaps = [revision for revision in range(1, last + 1) if revision not in told]
-        bounds = []
-        for op in self._writes:
-            if op.unknown:
-                before = self._known.before(op.called)
-                bounds.append((*self._bounds.get(op.uid, (before.revision if before else 0, NEVER)), op))
-        seen = [bound for bound in bounds if bound[2].uid in self._bounds]
-        for op in _unplaced(seen, gaps)[0]:
-            low, high = self._bounds[op.uid]
-            self._say("gaps", f"{op} was seen, but no revision between {low} and {high} is left for it")
-        for revision in _unplaced(bounds, gaps)[1]:
-            self._say("gaps", f"nobody made revision {revision} (of {last}): {len(gaps)} gaps, {len(bounds)} unknown")
-
-
-def _unplaced(bounds: Iterable[tuple[int, int, Op]], gaps: Sequence[int]) -> tuple[list[Op], list[int]]:
-    """Give each gap a write whose bounds allow it, the most urgent first; return what is left of both."""
-    coming = sorted(bounds, key=lambda bound: bound[0], reverse=True)
-    ready: list[tuple[int, str, Op]] = []
-    late: list[Op] = []
-    empty = []
-    for gap in gaps:
-        while coming and coming[-1][0] < gap:
-            _, high, op = coming.pop()
-            heapq.heappush(ready, (high, op.uid, op))
-        while ready and ready[0][0] < gap:
-            late.append(heapq.heappop(ready)[2])
-        if ready:
-            heapq.heappop(ready)
-        else:
-            empty.append(gap)
-    return late + [op for _, _, op in ready] + [op for _, _, op in coming], empty

@@ -69,7 +69,7 @@ def make_swallowing() -> None:
             return call(self, commands, expires)
         raise ConnectionLost("planted", sent=True)  # here, where nothing leads to the handler any more
 
-    SocketLink.call = swallowing  # type: ignore[method-assign]
+    SocketLink.call = swallowing  # type: ignore[method-assign, assignment]
 
 
 def change_groups(change: Callable[[list[Group]], list[Group]]) -> None:
@@ -104,7 +104,7 @@ def make_hasty() -> None:
 
 def make_late() -> None:
     """Put a record that is there already."""
-    change_groups(lambda groups: [Group(b"P", group.arguments) if group.letter == b"N" else group for group in groups])
+    change_groups(lambda groups: [Group(b"P", group.arguments) for group in groups if group.letter == b"N"] + groups)
 
 
 def make_whole() -> None:

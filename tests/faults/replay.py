@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from .editors import FORKS, NAME, SHARED
-from .history import NEVER, Known, Op, Violation
 from .model import LABELS, Refused, State, apply, fork, merge, rebased, same_snapshot
+from .ops import NEVER, Known, Op, Violation
 
 __all__ = ["check_parts"]
 

@@ -23,8 +23,9 @@ from orcs_redis import StorageError
 from .chaos import FAULTS, Chaos
 from .dump import NAMESPACE, PARTITIONS, take_dump
 from .fleet import Fleet, Watchers
-from .history import FALSEHOODS, Faults, Op, Violation, check, judged, read_history
+from .history import check
 from .leases import check_leases
+from .ops import FALSEHOODS, Faults, Op, Violation, judged, read_history
 from .proxy import Proxy
 from .recorder import Recorder, new_session
 from .replay import check_parts
@@ -179,7 +180,8 @@ def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:
     report.outcomes = dict(Counter(str(op.outcome) for op in ops).most_common())
     report.unknown = sum(op.unknown for op in ops if op.writes)
     report.rules = dict(Counter(violation.rule for violation in violations))
-    report.lost, report.doubled = report.rules.get("lost", 0), report.rules.get("doubled", 0)
+    report.lost = report.rules.get("lost", 0) + report.rules.get("lost turn", 0)
+    report.doubled = report.rules.get("doubled", 0) + report.rules.get("extra turn", 0)
     report.falsely = sum(report.rules.get(rule, 0) for rule in FALSEHOODS)
     report.violations = [str(violation) for violation in violations]
     middle = about["begin"] + CALM

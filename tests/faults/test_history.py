@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from .history import Faults, Op, check, read_history
+from .history import check
+from .ops import Faults, Op, read_history
 from .recorder import Recorder, digest
 
 SECOND = 1_000_000_000

@@ -11,7 +11,7 @@ import pytest
 
 from orcs_redis import ConversationTurn, NotFoundError, RedisSessionStore, SessionAsset, StorageError
 
-from .history import REFUSALS
+from .ops import REFUSALS
 from .proxy import Proxy, late
 from .server import Server
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .history import Op
+from .ops import Op
 from .replay import check_parts
 from .test_history import op
 
