@@ -1,82 +1,84 @@
-"""Saves and refreshes that meet others' writes: the order of turns, and what collides."""
+"""Saving what was loaded: changes are applied to what is stored by then, and nothing of others is lost."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-import pytest
+from orcs_redis import SessionAsset
+from orcs_redis.model.sections import now_ms
 
-from orcs_redis import ConflictError, ConversationTurn, SessionAsset
+from .conftest import Connect
+from .support import turn
+
+HOUR = 3_600_000
 
 
-def ids(asset: SessionAsset) -> list[str]:
+def session(turns: int = 3, **fields: Any) -> SessionAsset:
+    asset = SessionAsset(**fields)
+    for n in range(turns):
+        asset.add_turn(turn(f"turn {n}"))
+    return asset
+
+
+def contents(asset: SessionAsset) -> list[str]:
     return [turn.content for turn in asset.history.turns]
 
 
-async def stored(store: Any, *contents: str) -> SessionAsset:
-    """Store a session of these turns, and return it as loaded."""
-    asset = SessionAsset.new()
-    asset.history.turns = [ConversationTurn.user(content) for content in contents]
+async def meta(store: Any, id: str) -> Any:
+    (found,) = [meta for meta in await store.list() if meta.id == id]
+    return found
+
+
+# Times and names in lists
+
+
+async def test_updated_at_stays_with_other_parts(store: Any) -> None:
+    """What was saved by a clock that is ahead does not move again when another part is saved."""
+    asset = session()
+    asset.updated_at_ms += HOUR
     await store.save(asset)
-    loaded: SessionAsset = await store.load(asset.id)
-    return loaded
+    before = await meta(store, asset.id)
+    await asyncio.sleep(0.01)
+    loaded = await store.load(asset.id)
+    assert loaded.updated_at_ms == asset.updated_at_ms
+    loaded.metadata["title"] = "x"
+    await store.save(loaded)
+    after = await meta(store, asset.id)
+    assert after.updated_at == before.updated_at
+    assert after.written_at > before.written_at
 
 
-async def test_turn_removed_and_another_added(store: Any) -> None:
-    """Where a turn was removed and another added, that one comes after those that others have pushed."""
-    asset = await stored(store, "a", "b", "c")
-    del asset.history.turns[1]
-    asset.add_turn(ConversationTurn.user("mine"))
-    await store.append(asset.id, ConversationTurn.user("theirs"))
+async def test_a_peers_name_stays_in_lists(store: Any) -> None:
+    """A save of another part leaves what lists say of those that it does not change."""
+    asset = session()
     await store.save(asset)
-    assert ids(asset) == ids(await store.load(asset.id)) == ["a", "c", "theirs", "mine"]
+    first, second = await store.load(asset.id), await store.load(asset.id)
+    second.project_context.name = "theirs"
+    second.project_context.root_path = "/theirs"
+    await store.save(second)
+    first.created_at_ms -= HOUR
+    await store.save(first)
+    found = await meta(store, asset.id)
+    assert (found.name, found.project_path, found.created_at) == ("theirs", "/theirs", first.created_at)
+    assert await store.count(project_path="/theirs") == 1
 
 
-async def test_refresh_with_a_removed_and_an_added_turn(store: Any) -> None:
-    """Turns that come with a refresh stand before those that were added here, though others were removed here."""
-    asset = await stored(store, "a", "b", "c")
-    del asset.history.turns[1]
-    asset.add_turn(ConversationTurn.user("mine"))
-    await store.append(asset.id, ConversationTurn.user("d"))
-    await store.refresh(asset)
-    await store.append(asset.id, ConversationTurn.user("e"))
-    await store.refresh(asset)
-    assert ids(asset) == ["a", "c", "d", "e", "mine"]
+async def test_a_time_that_both_have_changed(connect: Connect) -> None:
+    """The later one holds, but none after the server's now."""
+    store, peer = await connect(), await connect()
+    asset = session()
     await store.save(asset)
-    assert ids(await store.load(asset.id)) == ["a", "c", "d", "e", "mine"]
-
-
-async def test_conflict_after_a_refresh_with_one(store: Any) -> None:
-    """After a refresh that left a conflict, a save names that one alone, though others changed what was taken over."""
-    asset = await stored(store, "a", "b", "c")
-    theirs = await store.load(asset.id)
-    asset.history.turns[0].content = "a of mine"
-    asset.project_context.name = "of mine"
-    for n in range(2):
-        theirs.history.turns[0].content = f"a of theirs {n}"
-        theirs.history.turns[1].content = f"b of theirs {n}"
-        theirs.project_context.name = f"of theirs {n}"
-        theirs.project_context.root_path = f"/{n}"
-        await store.save(theirs)
-        await store.refresh(asset)
-        assert ids(asset) == ["a of mine", f"b of theirs {n}", "c"]
-        assert (asset.project_context.name, asset.project_context.root_path) == ("of mine", f"/{n}")
-    with pytest.raises(ConflictError) as refused:
+    for shift, expected in ((HOUR, None), (-HOUR, "theirs")):
+        await asyncio.sleep(0.01)
+        await peer.append(asset.id, turn("theirs"))
+        theirs = (await peer.load(asset.id)).updated_at_ms
+        asset.metadata["n"] = shift
+        asset.updated_at_ms = theirs + shift
         await store.save(asset)
-    assert refused.value.parts == ("project_context.name", f"turn/{asset.history.turns[0].id}")
-
-
-async def test_turn_popped_after_a_refresh_with_a_conflict(store: Any) -> None:
-    """A turn that came with a refresh is not pushed again once another has popped it."""
-    asset = await stored(store, "a")
-    theirs = await store.load(asset.id)
-    asset.history.turns[0].content = "a of mine"
-    theirs.history.turns[0].content = "a of theirs"
-    theirs.add_turn(ConversationTurn.user("b"))
-    await store.save(theirs)
-    await store.refresh(asset)
-    assert ids(asset) == ["a of mine", "b"]
-    await store.pop(asset.id)
-    asset.history.turns[0] = theirs.history.turns[0]
-    await store.save(asset)
-    assert ids(asset) == ids(await store.load(asset.id)) == ["a of theirs"]
+        loaded = await store.load(asset.id)
+        assert asset == loaded
+        assert theirs <= loaded.updated_at_ms <= now_ms()
+        assert expected is None or loaded.updated_at_ms == theirs
+        listed = await meta(store, asset.id)
+        assert theirs <= listed.updated_at.timestamp() * 1000 + 1

@@ -6,6 +6,7 @@ These histories stay short, so that all that is seen of them goes into the log. 
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -211,6 +212,8 @@ class Editing(Recording):
                 for _ in range(self._rng.choice((0, 1, 1, 2))):
                     self._change(asset)
                 await asyncio.sleep(self._rng.choice((0, self._rng.uniform(0, 0.05))))
+                if self._rng.random() < 0.15:  # as if another process went on with it
+                    asset = pickle.loads(pickle.dumps(asset))  # noqa: S301  # our own
                 if not await self._keep(asset, chain):
                     break
 
