@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orcs_redis import ConflictError, ConversationTurn, SessionAsset
+from orcs_redis import ConflictError, ConversationTurn, SessionAsset, UnavailableError
+from orcs_redis.protocol import saving
 
 
 def ids(asset: SessionAsset) -> list[str]:
@@ -80,3 +81,23 @@ async def test_turn_popped_after_a_refresh_with_a_conflict(store: Any) -> None:
     asset.history.turns[0] = theirs.history.turns[0]
     await store.save(asset)
     assert ids(asset) == ids(await store.load(asset.id)) == ["a of theirs"]
+
+
+def fail(*_: object) -> None:
+    raise UnavailableError("planted")
+
+
+async def test_read_that_fails_after_the_write(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that was applied says so, though what others had changed can't be read; that comes with the next one."""
+    asset = await stored(store, "a")
+    await store.append(asset.id, ConversationTurn.user("b"))
+    asset.metadata["mine"] = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "ReadStored", fail)
+        revision = await store.save(asset)
+    assert (await store.load_versioned(asset.id)).revision == revision
+    assert await store.refresh(asset) == revision
+    assert (asset.metadata, ids(asset)) == ({"mine": 1}, ["a", "b"])
+    asset.metadata["mine"] = 2
+    await store.save(asset)
+    assert (await store.load(asset.id)).metadata == {"mine": 2}
