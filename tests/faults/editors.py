@@ -33,7 +33,7 @@ def snapshot(asset: SessionAsset) -> dict[str, Any]:
     if asset.project_context.name is not None:
         parts[NAME] = asset.project_context.name
     turns = [[turn.id, turn.content.removeprefix("of ")] for turn in asset.history.turns]
-    return {"turns": turns, "parts": parts}
+    return {"turns": turns, "parts": parts, "skipped": asset.history.skipped}
 
 
 def turn_of(id: str, uid: str) -> ConversationTurn:
@@ -203,17 +203,18 @@ class Editing(Recording):
         chain = self._log.uid()
         found: list[SessionAsset] = []
         async with self._recorded(chain, "read", session) as result:
-            asset, revision = await self._store.load_versioned(session)
+            last = self._rng.randint(1, 8) if self._rng.random() < 0.25 else None
+            asset = await self._store.load(session, last=last)
             found.append(asset)
+            result |= {"revision": self._revision_of(asset), **snapshot(asset)}
             self._note(session, asset)
-            result |= {"revision": revision, **snapshot(asset)}
         for asset in found:
             for _ in range(self._rng.randint(1, 4)):
                 for _ in range(self._rng.choice((0, 1, 1, 2))):
                     self._change(asset)
                 await asyncio.sleep(self._rng.choice((0, self._rng.uniform(0, 0.05))))
                 if self._rng.random() < 0.15:  # as if another process went on with it
-                    asset = pickle.loads(pickle.dumps(asset))  # noqa: S301  # our own
+                    asset = pickle.loads(pickle.dumps(asset))
                 if not await self._keep(asset, chain):
                     break
 
@@ -233,14 +234,18 @@ class Editing(Recording):
                 result |= {"idle": True, "seen": answer}
         if result["outcome"] in ("Interrupted", "Swallowed", "NotFoundError"):
             return False
-        stored = baseline_of(asset, self._incarnation)
-        assert stored is not None
         # What it is now, of which revision; after a failure it must be as it was.
-        self._log.note(uid, after=snapshot(asset), of=stored.revision)
+        of = self._revision_of(asset)
+        self._log.note(uid, after=snapshot(asset), of=of)
         self._note(asset.id, asset)
-        if result.get("actual") == 0 or (result["outcome"] == "ok" and stored.revision < result.get("revision", 0)):
+        if result.get("actual") == 0 or (result["outcome"] == "ok" and of < result.get("revision", 0)):
             return False
         return result["outcome"] == "ok" or self._rng.random() < 0.7
+
+    def _revision_of(self, asset: SessionAsset) -> int:
+        stored = baseline_of(asset, self._incarnation)
+        assert stored is not None
+        return stored.revision
 
     def _change(self, asset: SessionAsset) -> None:
         """Change an asset here."""
@@ -251,7 +256,7 @@ class Editing(Recording):
         elif draw < 0.45:
             n = self._rng.randrange(len(turns))
             turns[n] = turn_of(turns[n].id, uid)
-        elif draw < 0.55:
+        elif draw < 0.55 and not asset.history.skipped:
             del turns[self._rng.randrange(len(turns))]
         elif draw < 0.9:
             _change(asset, {self._rng.choice(VALUES): uid})

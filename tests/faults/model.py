@@ -10,7 +10,8 @@ A write's arguments, as workers log them:
     delete
     fork     source, length, records
 
-A turn is [id, uid of the write that its content is of]. A snapshot has turns, and parts by name.
+A turn is [id, uid of the write that its content is of]. A snapshot has turns, and parts by name; of a partial asset it
+has the last turns, and says how many were skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["COUNTER", "LABELS", "Merged", "Refused", "State", "apply", "fork", "merge", "rebased", "same_snapshot"]
+__all__ = [
+    "COUNTER",
+    "LABELS",
+    "Merged",
+    "Refused",
+    "State",
+    "aligned",
+    "apply",
+    "fork",
+    "merge",
+    "rebased",
+    "same_snapshot",
+]
 
 COUNTER, LABELS, FORKED = "metadata.counter", "metadata.labels", "metadata.forked_from"
 Turn: TypeAlias = tuple[str, str]
@@ -33,11 +46,16 @@ class State:
     turns: tuple[Turn, ...] = ()
     parts: Mapping[str, Any] = field(default_factory=dict)
     records: Mapping[str, str] = field(default_factory=dict)
+    skipped: int = 0  # turns before these
 
     @classmethod
     def of(cls, snapshot: Mapping[str, Any], born: str = "", records: Mapping[str, str] | None = None) -> State:
         turns = tuple((id, text) for id, text in snapshot["turns"])
-        return cls(born, turns, snapshot["parts"], records or {})
+        return cls(born, turns, snapshot["parts"], records or {}, snapshot.get("skipped", 0))
+
+    def view(self, skipped: int) -> State:
+        """Return it without its first turns."""
+        return replace(self, turns=self.turns[skipped:], skipped=skipped)
 
     @property
     def key(self) -> str:
@@ -52,7 +70,12 @@ class Refused(Exception):
 
 def same_snapshot(state: State, snapshot: Mapping[str, Any]) -> bool:
     """Whether a state has these turns and parts."""
-    return state.turns == tuple(map(tuple, snapshot["turns"])) and dict(state.parts) == snapshot["parts"]
+    skipped, turns = snapshot.get("skipped", 0), tuple(map(tuple, snapshot["turns"]))
+    if skipped != state.skipped:
+        state = state.view(skipped)
+        if not state.turns:
+            return False
+    return state.turns == turns and dict(state.parts) == snapshot["parts"]
 
 
 def apply(kind: str, uid: str, args: Mapping[str, Any], state: State | None) -> tuple[State | None, dict[str, Any]]:
@@ -149,6 +172,17 @@ def fork(uid: str, source: State, revision: int, args: Mapping[str, Any], record
     return State(uid, turns, {**source.parts, FORKED: origin}, records if args["records"] else {})
 
 
+def aligned(base: State, theirs: State) -> State | None:
+    """Return as much of theirs as a partial asset has loaded; None if that is not there any more."""
+    if not base.skipped:
+        return theirs
+    ids = [id for id, _ in theirs.turns]
+    for n, (id, _) in enumerate(base.turns):
+        if ids.count(id) == 1:
+            return theirs.view(ids.index(id) - n) if ids.index(id) >= n else None
+    return None
+
+
 class Merged(NamedTuple):
     """What mine and theirs come to, mine where they collide; and what collides."""
 
@@ -185,7 +219,8 @@ def merge(base: State, mine: State, theirs: State) -> Merged:
                 turns.append((id, text))
         elif id not in old and there.get(id) != text:
             turns.append((id, text))
-    return Merged(State(theirs.born, tuple(turns), parts, theirs.records), tuple(sorted(conflicts)))
+    merged = State(theirs.born, tuple(turns), parts, theirs.records, theirs.skipped)
+    return Merged(merged, tuple(sorted(conflicts)))
 
 
 def rebased(base: State, theirs: State, conflicts: Sequence[str]) -> State:
@@ -200,4 +235,4 @@ def rebased(base: State, theirs: State, conflicts: Sequence[str]) -> State:
             parts.pop(name, None)
             if name in base.parts:
                 parts[name] = base.parts[name]
-    return State(theirs.born, tuple(turns), parts, theirs.records)
+    return State(theirs.born, tuple(turns), parts, theirs.records, theirs.skipped)

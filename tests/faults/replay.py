@@ -21,12 +21,12 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from .editors import FORKS, NAME, SHARED
-from .model import LABELS, Refused, State, apply, fork, merge, rebased, same_snapshot
+from .model import LABELS, Merged, Refused, State, aligned, apply, fork, merge, rebased, same_snapshot
 from .ops import NEVER, Known, Op, Violation
 
 __all__ = ["check_parts"]
@@ -234,11 +234,12 @@ class _Check:
             elif base.born != state.born:
                 reasons.append("the session was made anew")
             else:
-                merged = merge(base, State.of(op.args["mine"]), state)
-                if merged.conflicts:
-                    reasons.append(f"both have changed {merged.conflicts}")
+                merged = _merged(base, op.args["mine"], state)
+                if merged is None or merged.conflicts:
+                    reasons.append(f"both have changed {merged.conflicts if merged else 'what was loaded'}")
                 else:
-                    yield merged.state, {}
+                    before = state.turns[: merged.state.skipped]
+                    yield replace(merged.state, turns=before + merged.state.turns, skipped=0), {}
         elif op.kind == "fork":
             if state is not None:
                 reasons.append("the session is there")
@@ -278,7 +279,7 @@ class _Check:
                 known = [node for node in nodes if node.state is not None] or [Node(State("?"))]
                 if not nodes:
                     known = [Node(state or State("?")) for state in moments[-1].states]
-                if "turns" in sight.what:
+                if "turns" in sight.what and not sight.what.get("skipped"):
                     states = [(node, node.state or State("?")) for node in known]
                     fitting = [
                         Node(State.of(sight.what, state.born, sight.what.get("records", state.records)), node.used)
@@ -302,6 +303,7 @@ class _Check:
             self._say("part", f"{who}: {sight.what}, it must be {[_about(state) for state in states[:3]]}")
             return
         state = min(states, key=lambda state: _distance(state, sight.what))
+        state = state.view(sight.what.get("skipped", 0))
         must, there = [id for id, _ in state.turns], [id for id, _ in sight.what["turns"]]
         if missing := [id for id in must if id not in there]:
             self._say("lost turn", f"{who}: {missing} of {must}")
@@ -346,17 +348,18 @@ class _Check:
         theirs = self._states(op.session, op.args["of"])
         if base is None or not theirs or theirs[0] is None:
             return None
-        mine = State.of(op.args["mine"])
         for state in theirs:
             if state is not None and base.born == state.born:
-                merged = merge(base, mine, state)
-                if _same(merged.state, op.args["after"], merged.conflicts):
-                    return rebased(base, state, merged.conflicts)
+                merged = _merged(base, op.args["mine"], state)
+                if merged is not None and _same(merged.state, op.args["after"], merged.conflicts):
+                    return rebased(base, state.view(merged.state.skipped), merged.conflicts)
         return None
 
     def _at(self, session: str, revision: int, snapshot: Mapping[str, Any]) -> State | None:
         """Return the state of a revision that is like that."""
-        return next((s for s in self._states(session, revision) if s and same_snapshot(s, snapshot)), None)
+        states = self._states(session, revision)
+        skipped = snapshot.get("skipped", 0)
+        return next((state.view(skipped) for state in states if state and same_snapshot(state, snapshot)), None)
 
     def _states(self, session: str, revision: int) -> tuple[State | None, ...]:
         moments = self._moments[session]
@@ -450,11 +453,12 @@ class _Check:
             base = self._base(op)
             if base is None or not states:
                 return
-            mine, musts = State.of(op.args["mine"]), []
+            musts = []
             for state in states:
                 if state is not None:
-                    must = merge(base, mine, state).conflicts if state.born == base.born else ()
-                    if parts == must and (must or state.born != base.born):
+                    merged = _merged(base, op.args["mine"], state) if state.born == base.born else None
+                    must = merged.conflicts if merged else ()
+                    if parts == must and (must or merged is None):
                         return
                     musts.append(must)
             self._say("conflict parts", f"{op} at revision {actual} names {parts}, it must be {musts}")
@@ -489,11 +493,17 @@ class _Check:
             base = self._base(op)
             if base is None:
                 return
-            merges = [merge(base, State.of(mine), state) for state in states if state is not None]
-            fits = any(_same(merged.state, after, merged.conflicts) for merged in merges)
+            merges = [_merged(base, mine, state) for state in states if state is not None]
+            fits = any(merged and _same(merged.state, after, merged.conflicts) for merged in merges)
             must = merges
         if not fits:
             self._say("refreshed", f"{op} came to {after} at revision {of}; it must be {must}"[:1500])
+
+
+def _merged(base: State, mine: Mapping[str, Any], theirs: State) -> Merged | None:
+    """Merge an asset with what is stored; None if that is not there any more of which the asset is a part."""
+    there = aligned(base, theirs)
+    return None if there is None else merge(base, State.of(mine), there)
 
 
 def _number(op: Op) -> int:
@@ -505,6 +515,8 @@ def _same(state: State, snapshot: Mapping[str, Any], conflicts: Sequence[str]) -
     """Whether a snapshot is a state; where turns collide, their order is not looked at."""
     if not any(part.startswith("turn/") for part in conflicts):
         return same_snapshot(state, snapshot)
+    if state.skipped != snapshot.get("skipped", 0):
+        return False
     return sorted(map(list, state.turns)) == sorted(snapshot["turns"]) and dict(state.parts) == snapshot["parts"]
 
 
