@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..errors import ConflictError, NotFoundError
+from ..errors import ConflictError, NotFoundError, StorageError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
@@ -169,7 +169,7 @@ class Saving(Generic[A]):
         if known is None:
             raise ValueError("the asset was neither loaded from this namespace nor saved to it")
         news = yield ReadNews(self._namespace, known)
-        if news.revision == known.revision and not news.reshaped:
+        if news.revision == known.revision and not (news.reshaped or known.conflicting):
             return known.revision
         theirs = yield from self._latest(known, news)
         if self._known(asset) is not known:  # another task was quicker
@@ -233,10 +233,10 @@ class Saving(Generic[A]):
             if stored.reshaped > base.revision and stored.reshaped != mine.revision:  # by others
                 stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
                 skipped, turns = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0, []
-        except NotFoundError:
+        except StorageError:  # it was saved all the same
             skipped = None
-        if skipped is None or stored.born > mine.revision:  # what was saved is gone again: the next save says so
-            set_baseline(asset, mine, objects)
+        if skipped is None or stored.born > mine.revision:  # the next save or refresh reads all, and says what is gone
+            set_baseline(asset, mine._replace(conflicting=True), objects)
             return
         turns += stored.turns if stored.start else stored.turns[skipped:]
         bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
@@ -322,6 +322,4 @@ def _find(known: Baseline, stored: Stored) -> int | None:
 
 def _check_whole(asset: SessionAsset) -> None:
     if asset.history.skipped:
-        raise ValueError(
-            "the asset is partial: its turns can't be removed, nor can it be saved elsewhere"
-        )
+        raise ValueError("the asset is partial: its turns can't be removed, nor can it be saved elsewhere")

@@ -117,8 +117,8 @@ class Sessions(Generic[A]):
                 written = yield Write(self._namespace, id, groups, lease=lease)
             except Outdated:
                 continue
-            except ConflictError as error:
-                if if_revision is not None or (error.actual == 0 and not create):
+            except ConflictError:
+                if if_revision is not None:
                     raise
                 continue  # it was deleted or made meanwhile
             return int(written.revision)
