@@ -5,37 +5,45 @@ What sessions contain is shown, never obeyed: control characters are escaped, ma
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from io import TextIOWrapper
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from ..model.asset import SessionAsset, to_datetime
+from ..model.labels import labels_of
 from ..model.meta import SessionMeta
-from ..model.sections import ConversationTurn
+from ..model.sections import ConversationHistory, ConversationTurn
 from ..protocol.changes import Change
 
 __all__ = [
     "change_line",
     "complain",
     "describe_session",
+    "describe_turns",
     "list_table",
     "output",
+    "print_bytes",
     "print_document",
     "print_json",
     "print_line",
     "print_text",
     "progress_bar",
+    "records_json",
+    "records_table",
     "safe",
+    "turns_json",
 ]
 
 _EXCERPT = 200  # characters shown of a tool call's arguments or result
@@ -106,6 +114,19 @@ def print_document(text: str) -> None:
         console.out(text, highlight=False, end="")
 
 
+def print_bytes(data: bytes) -> None:
+    """Print bytes: to a program or a file exactly, to a terminal as text, without what it could obey."""
+    if sys.stdout.isatty():
+        lines = data.decode(errors="backslashreplace").split("\n")
+        output().out("\n".join(map(safe, lines)), highlight=False)
+        return
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output().on_broken_pipe()
+
+
 def _when(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S}"
 
@@ -130,58 +151,115 @@ def change_line(change: Change) -> Text:
 
 
 def list_table(metas: Sequence[SessionMeta]) -> Table:
-    """Return a list of sessions as a table."""
-    wide = output().width >= 120  # else the time of the update leaves no room for the names
+    """Return a list of sessions as a table; a narrow terminal gets less of each."""
+    width = output().width
     table = Table(box=None, header_style="bold")
     # A UUID stays in one piece.
     table.add_column("id", no_wrap=all(len(meta.id) <= 36 for meta in metas), overflow="fold")
     table.add_column("name", overflow="fold")
     table.add_column("turns", no_wrap=True, justify="right")
     table.add_column("updated", no_wrap=True, justify="right")
-    table.add_column("project", overflow="fold")
+    with_project = width >= 80
+    if with_project:
+        table.add_column("project", overflow="fold")
+    with_labels = with_project and any(meta.labels for meta in metas)
+    if with_labels:
+        table.add_column("labels", overflow="fold")
     for meta in metas:
-        updated = f"{_when(meta.updated_at)} UTC, " * wide + _age(meta.updated_at)
-        cells = (meta.id, meta.name or "", str(meta.turn_count), updated, meta.project_path or "")
+        # The time of the update would leave no room for the names.
+        updated = f"{_when(meta.updated_at)} UTC, " * (width >= 120) + _age(meta.updated_at)
+        cells = [meta.id, meta.name or "", str(meta.turn_count), updated]
+        cells += [meta.project_path or ""] * with_project + [_labels(meta.labels)] * with_labels
         table.add_row(*(Text(safe(cell)) for cell in cells))
     return table
+
+
+def records_table(records: Sequence[tuple[str, bytes]]) -> Table:
+    """Return the keys and sizes of records as a table."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("bytes", no_wrap=True, justify="right")
+    table.add_column("key", overflow="fold")
+    for key, data in records:
+        table.add_row(f"{len(data)}", Text(safe(key)))
+    return table
+
+
+def records_json(records: Sequence[tuple[str, bytes]]) -> str:
+    """Return records as a JSON document: values that are JSON just as they are, others in base64."""
+    items = [{"key": key, "size": len(data), **_value(data)} for key, data in records]
+    return msgspec.json.format(msgspec.json.encode(items), indent=2).decode() + "\n"
+
+
+def _value(data: bytes) -> dict[str, object]:
+    try:
+        data.decode()
+        msgspec.json.decode(data)
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return {"base64": base64.b64encode(data).decode()}
+    return {"json": msgspec.Raw(data)}
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
 
 
 def describe_session(asset: SessionAsset, turns: int) -> Text:
     """Return a session as text, with its last turns."""
     project, history = asset.project_context, asset.history
+    labels = labels_of(asset)
+    summarised = sum(part.turn_count for part in history.compacted)
+    metadata = {key: value for key, value in asset.metadata.items() if key != "labels" or not labels}
     lines = {
         "name": project.name or "",
         "project": project.root_path or "",
+        "labels": _labels(labels),
         "technologies": ", ".join(project.technologies),
         "created": f"{_when(asset.created_at)} UTC",
         "updated": f"{_when(asset.updated_at)} UTC, {_age(asset.updated_at)}",
-        "turns": f"{len(history)}, and {sum(part.turn_count for part in history.compacted)} summarised",
+        "turns": f"{history.skipped + len(history)}, and {summarised} summarised",
         "skills": ", ".join(asset.skill_configs),
         "snapshots": ", ".join(asset.component_snapshots),
         "grants": ", ".join(grant.pattern for grant in asset.granted_commands),
         "facts": "; ".join(f"{fact.key}: {fact.value}" for fact in project.learned_facts),
-        "metadata": _excerpt(asset.metadata),
+        "metadata": _excerpt(metadata),
     }
     text = Text.assemble((safe(asset.id), "bold"))
     for name, value in lines.items():
         if value:
             text.append(f"\n{name:<14}", "dim").append(safe(value))
-    first = max(len(history) - turns, 0)
+    shown = history.recent(turns)
+    first = history.skipped + len(history) - len(shown)
     if first:
         text.append(f"\n\n... {first} earlier turns", "dim")
-    for number, turn in enumerate(history.turns[first:], first):
-        _append_turn(text, number, turn)
+    for number, turn in enumerate(shown, first):
+        text.append(f"\n\n#{number} ", "bold").append_text(_describe_turn(turn))
     return text
 
 
-def _append_turn(text: Text, number: int, turn: ConversationTurn) -> None:
+def describe_turns(turns: Sequence[ConversationTurn]) -> Text:
+    """Return turns as text."""
+    return Text("\n\n").join(map(_describe_turn, turns))
+
+
+def _describe_turn(turn: ConversationTurn) -> Text:
+    """Return a turn as text; of a raw item its format, and as content what it says."""
+    text = Text.assemble((safe(turn.role), "bold"), (f" {_when(to_datetime(turn.timestamp_ms))}", "dim"))
+    if turn.raw is not None:
+        text.append(f" {safe(turn.raw.format)}", "cyan")
     tags = f" [{', '.join(turn.tags)}]" if turn.tags else ""
-    text.append(f"\n\n#{number} {safe(turn.role)}", "bold").append(f" {_when(to_datetime(turn.timestamp_ms))}", "dim")
     text.append(safe(tags) + "\n" + _block(turn.content))
     for call in turn.tool_calls:
         how = "ok" if call.success else "failed"
         text.append(f"\n    {safe(call.tool_name)} ", "cyan").append(_excerpt(call.args))
         text.append(f"\n        {how} in {call.duration_ms} ms: ", "dim").append(_excerpt(call.result))
+    return text
+
+
+def turns_json(turns: Sequence[ConversationTurn]) -> list[object]:
+    """Return turns as orcs' file has them."""
+    asset = SessionAsset(history=ConversationHistory(turns=list(turns)))
+    found: list[object] = json.loads(asset.to_json())["history"]["turns"]
+    return found
 
 
 def _excerpt(value: object) -> str:
