@@ -88,7 +88,7 @@ def show(
 def records(
     options: CommonOptions,
     id: IdArgument,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.")] = "",
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only keys that begin so.")] = "",
     limit: LimitOption = 50,
     everything: AllOption = False,
     reverse: Annotated[bool, typer.Option("--reverse", help="The last keys first.")] = False,

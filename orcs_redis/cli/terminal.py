@@ -151,32 +151,38 @@ def change_line(change: Change) -> Text:
 
 
 def list_table(metas: Sequence[SessionMeta]) -> Table:
-    """Return a list of sessions as a table; a narrow terminal gets less of each."""
+    """Return a list of sessions as a table: of a terminal's width, cut where it must be; else whole."""
     width = output().width
-    table = Table(box=None, header_style="bold")
-    # A UUID stays in one piece.
+    with_labels = width >= 100 and any(meta.labels for meta in metas)
+    with_time = width >= (150 if with_labels else 120)  # else it leaves no room for the names
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    # What may wrap gives way to what may not; a cell that may not is cut. A UUID stays in one piece.
     table.add_column("id", no_wrap=all(len(meta.id) <= 36 for meta in metas), overflow="fold")
-    table.add_column("name", overflow="fold")
-    table.add_column("turns", no_wrap=True, justify="right")
+    table.add_column("name")
+    if width >= 70:
+        table.add_column("turns", no_wrap=True, justify="right")
     table.add_column("updated", no_wrap=True, justify="right")
-    with_project = width >= 80
-    if with_project:
-        table.add_column("project", overflow="fold")
-    with_labels = with_project and any(meta.labels for meta in metas)
+    if width >= 80:
+        table.add_column("project")
     if with_labels:
-        table.add_column("labels", overflow="fold")
+        table.add_column("labels")
     for meta in metas:
-        # The time of the update would leave no room for the names.
-        updated = f"{_when(meta.updated_at)} UTC, " * (width >= 120) + _age(meta.updated_at)
-        cells = [meta.id, meta.name or "", str(meta.turn_count), updated]
-        cells += [meta.project_path or ""] * with_project + [_labels(meta.labels)] * with_labels
-        table.add_row(*(Text(safe(cell)) for cell in cells))
+        cells = {
+            "id": meta.id,
+            "name": meta.name or "",
+            "turns": str(meta.turn_count),
+            "updated": f"{_when(meta.updated_at)} UTC, " * with_time + _age(meta.updated_at),
+            "project": meta.project_path or "",
+            "labels": _labels(meta.labels),
+        }
+        shown = [safe(cells[str(column.header)]) for column in table.columns]
+        table.add_row(Text(shown[0]), *(Text(cell, no_wrap=True, overflow="ellipsis") for cell in shown[1:]))
     return table
 
 
 def records_table(records: Sequence[tuple[str, bytes]]) -> Table:
     """Return the keys and sizes of records as a table."""
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("bytes", no_wrap=True, justify="right")
     table.add_column("key", overflow="fold")
     for key, data in records:

@@ -80,7 +80,7 @@ def unset(options: CommonOptions, id: IdArgument, part: PartArgument) -> None:
 def pop(
     options: CommonOptions,
     id: IdArgument,
-    count: Annotated[int, typer.Argument(metavar="[N]", min=1, help="How many.")] = 1,
+    count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many.")] = 1,
 ) -> None:
     """Remove a session's last turns and print them; with --json as in orcs' file."""
     with options.open_redis("pop needs a history that is changed in place") as store:
@@ -97,7 +97,7 @@ def pop(
 def fork(
     options: CommonOptions,
     id: IdArgument,
-    new: Annotated[str | None, typer.Argument(metavar="[NEW_ID]", help="Default: a new UUID.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NEW_ID", help="Default: a new UUID.")] = None,
     length: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the first N turns.")] = None,
     records: Annotated[bool, typer.Option("--records", help="With the session's records.")] = False,
 ) -> None:
