@@ -192,7 +192,7 @@ def _show(
             passed = time.monotonic() - began
             if live is not None:
                 with suppress(UnavailableError):  # that is for the verdict to tell
-                    live.update(view(store.list(limit=10), logs, watching), refresh=True)
+                    live.update(view(store.list(limit=10), logs, watching, console.width), refresh=True)
             elif passed >= next_line:
                 next_line += 1.0
                 console.print(progress_line(passed, logs, watching))

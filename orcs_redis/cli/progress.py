@@ -100,27 +100,44 @@ class Watching:
                 self.seen.add(change.id, change.revision)
 
 
-def view(metas: Sequence[SessionMeta], logs: Sequence[Logbook], watching: Watching) -> Group:
-    """Return what a terminal shows: sessions, workers and changes."""
-    sessions = Table("session", "name", "phase", "turns", "revision", "updated", title="sessions, newest first")
+def view(metas: Sequence[SessionMeta], logs: Sequence[Logbook], watching: Watching, width: int) -> Group:
+    """Return what a terminal of this width shows: sessions, workers and changes."""
+    return Group(
+        Text("sessions, newest first", "italic"),
+        _sessions_table(metas, wide=width >= 80),
+        Text("\nworkers: operations a second; refused: another was faster", "italic"),
+        _workers_table(logs),
+        Text("\nchanges as they come", "italic"),
+        Text("\n", no_wrap=True, overflow="ellipsis").join(map(change_line, watching.last())),
+    )
+
+
+def _sessions_table(metas: Sequence[SessionMeta], *, wide: bool) -> Table:
+    named = ("name", "phase", "revision") if wide else ()
+    table = _table("session", *named, "turns", "updated")
     now = datetime.now(UTC)
     for meta in metas:
+        names = (meta.name, meta.labels.get("phase", ""), f"{meta.revision:,}")[: len(named)]
         age = f"{(now - meta.updated_at).total_seconds() * 1000:,.0f} ms ago"
-        phase = meta.labels.get("phase", "")
-        sessions.add_row(meta.id, meta.name, phase, f"{meta.turn_count:,}", f"{meta.revision:,}", age)
-    workers = Table("worker", *_GROUPS, "refused", title="workers: operations a second; a refused one met another's")
+        table.add_row(meta.id, *names, f"{meta.turn_count:,}", age)
+    return table
+
+
+def _workers_table(logs: Sequence[Logbook]) -> Table:
+    table = _table("worker", *_GROUPS, "refused")
     for log in logs:
         refused = sum(count for name, count in log.counts.items() if name.endswith("refused"))
         form = "threads" if log.job.blocking else "asyncio"
-        workers.add_row(form, *(f"{log.rate(kinds):,.0f}" for kinds in _GROUPS.values()), f"{refused:,}")
-    for column in (*sessions.columns[3:], *workers.columns[1:]):
-        column.justify = "right"
-    for column in (*sessions.columns, *workers.columns):
-        column.no_wrap = True
-    changes = Text("changes as they come", "italic")
-    for change in watching.last():
-        changes.append("\n").append_text(change_line(change))
-    return Group(sessions, workers, changes)
+        table.add_row(form, *(f"{log.rate(kinds):,.0f}" for kinds in _GROUPS.values()), f"{refused:,}")
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = column not in ("session", "name", "phase", "worker")
+        table.add_column(column, no_wrap=True, justify="right" if numeric else "left")
+    return table
 
 
 def progress_line(seconds: float, logs: Sequence[Logbook], watching: Watching) -> str:
