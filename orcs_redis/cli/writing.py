@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConflictError, CorruptSessionError
+from ..errors import ConflictError, CorruptSessionError, StorageError
 from ..model.asset import SessionAsset
 from ..model.encoding import parse_json
 from ..model.parts import Place, drop_part, place_of, set_part
@@ -83,7 +83,7 @@ def pop(
     count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many.")] = 1,
 ) -> None:
     """Remove a session's last turns and print them; with --json as in orcs' file."""
-    with options.open_redis("pop needs a history that is changed in place") as store:
+    with options.open_redis("of files no turns are removed") as store:
         turns = store.pop(id, count)
     if options.json:
         print_json(turns_json(turns))
@@ -103,8 +103,11 @@ def fork(
 ) -> None:
     """Make a session with the same parts and turns, and print its id."""
     new = new or new_id()
-    with options.open_redis("fork needs a server that copies") as store:
-        revision = store.fork(id, new, length=length, records=records)
+    with options.open_redis("files are not forked") as store:
+        try:
+            revision = store.fork(id, new, length=length, records=records)
+        except ConflictError:
+            raise StorageError(f"there is a session {new} already") from None
     finish(options, new, {"id": new, "revision": revision, "forked_from": id})
 
 
