@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -99,9 +99,14 @@ async def test_an_empty_database_stays_empty(start_server: Callable[..., Server]
     assert server.raw().dbsize() == 0
 
 
+async def all_of(calls: Iterable[Any]) -> list[Any]:
+    return [*await asyncio.gather(*calls)]
+
+
 WRITES: dict[str, Callable[[Any], Any]] = {
     "save": lambda store: store.save(SessionAsset(id="s")),
     "save_many": lambda store: store.save_many([SessionAsset(id=f"s{n}") for n in range(300)]),
+    "at once": lambda store: all_of(store.save(SessionAsset(id=f"s{n}")) for n in range(50)),
     "if absent": lambda store: store.save(SessionAsset(id="s"), if_revision=0),
 }
 
@@ -370,7 +375,7 @@ def test_a_read_that_came_too_early() -> None:
     assert isinstance(early, Together)
     assert len(early.commands()) == 1
     assert isinstance(plan.send([[]]), ReadLayout)
-    plan.send({b"version": b"1", b"partitions": b"16", b"incarnation": b"x"})
+    plan.send({b"version": b"2", b"partitions": b"16", b"incarnation": b"x"})
     late = plan.send(None)
     assert isinstance(late, Together)
     assert len(late.commands()) == 16

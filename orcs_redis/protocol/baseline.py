@@ -1,14 +1,32 @@
-"""What an asset was when it was loaded or last saved. It is kept with the asset, for each namespace."""
+"""What an asset was when it was loaded or last saved. It is kept with the asset, for each namespace.
+
+Pickled, it is digests: who unpickles the asset has the values that were not changed, and knows of the others that they
+were. Where a digest can't be resolved, both sides have changed the value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..model.asset import SessionAsset
 from ..model.sections import ConversationTurn
 
-__all__ = ["Baseline", "baseline_of", "loaded_turns", "set_baseline"]
+__all__ = ["Baseline", "Digest", "baseline_of", "digest", "loaded_turns", "resolved", "set_baseline"]
+
+_DIGEST_BYTES = 8
+
+
+class Digest(bytes):
+    """In place of encoded data: the first bytes of its SHA-1."""
+
+    __slots__ = ()
+
+
+def digest(data: bytes) -> bytes:
+    """Return the digest of encoded data; of a digest, itself."""
+    return data if type(data) is Digest else hashlib.sha1(data, usedforsecurity=False).digest()[:_DIGEST_BYTES]
 
 
 class Baseline(NamedTuple):
@@ -22,11 +40,38 @@ class Baseline(NamedTuple):
     turns: Sequence[bytes]
     skipped: int = 0  # turns before these
     conflicting: bool = False  # whether what is stored now differs: `refresh` has left a conflict to the next save
+    digested: bool = False  # whether there are digests among the values
 
     @property
     def turn_count(self) -> int:
         """The number of turns that were stored."""
         return self.skipped + len(self.turns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: digest(data) for name, data in self.fields.items()}
+        return _unpickled, (*self[:4], fields, b"".join(map(digest, self.turns)), *self[6:8])
+
+
+def _unpickled(
+    incarnation: bytes, id: str, revision: int, op: bytes, fields: dict[str, bytes], turns: bytes, *more: Any
+) -> Baseline:
+    values = {name: Digest(data) for name, data in fields.items()}
+    digests = [Digest(turns[at : at + _DIGEST_BYTES]) for at in range(0, len(turns), _DIGEST_BYTES)]
+    return Baseline(incarnation, id, revision, op, values, digests, *more)._replace(digested=True)
+
+
+def resolved(baseline: Baseline, fields: Mapping[str, bytes], turns: Iterable[bytes]) -> Baseline:
+    """Put in the place of digests what they are of, as far as it is among these values."""
+    if not baseline.digested:
+        return baseline
+    by_digest = {digest(turn): turn for turn in turns}
+    known_turns = [by_digest.get(turn, turn) if type(turn) is Digest else turn for turn in baseline.turns]
+    known = dict(baseline.fields)
+    for name, data in baseline.fields.items():
+        if type(data) is Digest and (value := fields.get(name)) is not None and digest(value) == data:
+            known[name] = value
+    left = any(type(data) is Digest for data in (*known.values(), *known_turns))
+    return baseline._replace(fields=known, turns=known_turns, digested=left)
 
 
 def set_baseline(asset: SessionAsset, baseline: Baseline, turns: Sequence[ConversationTurn] | None = None) -> None:

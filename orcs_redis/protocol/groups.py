@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from ..model.asset import SessionAsset
-from .baseline import Baseline
+from .baseline import Baseline, digest
 from .codec import Encoded, Patch, TurnsPatch
 from .commands import Argument
 from .writes import Group
@@ -36,10 +35,7 @@ def place(known: Baseline) -> bytes:
 def base_groups(known: Baseline, patch: Patch) -> list[Group]:
     """Return what the write is made from, and of what it changes what it was."""
     names = [*patch.set, *patch.removed]
-    digests = [
-        hashlib.sha1(data, usedforsecurity=False).hexdigest() if (data := known.fields.get(name)) else ""
-        for name in names
-    ]
+    digests = [digest(data).hex() if (data := known.fields.get(name)) else "" for name in names]
     return [Group(b"g", (place(known), known.turn_count)), *([Group(b"e", digests)] if digests else [])]
 
 

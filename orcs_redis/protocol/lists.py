@@ -6,6 +6,7 @@ import base64
 import builtins
 import itertools
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeAlias
 
@@ -31,7 +32,11 @@ class Lists:
     """What there is to ask about many sessions, as plans."""
 
     def __init__(self, namespace: Namespace) -> None:
-        self._partitions = namespace.keyspace.partitions
+        self._namespace = namespace
+
+    @property
+    def _partitions(self) -> Sequence[Partition]:
+        return self._namespace.keyspace.partitions
 
     def list(self, limit: int | None, filters: Filters) -> Plan[builtins.list[SessionMeta]]:
         """Metadata, newest first."""
@@ -202,10 +207,9 @@ def _cheapest(limit: int | None, query: _Query, after: Place | None, size: Sizes
     """Return the scan that is likely to look at the fewest sessions of one of so many partitions."""
     share = _share(partitions)
     by_label = _LabelScan(query, size, share, limit, after)
-    if by_label.size <= share:
-        return by_label
     expected = size.within
-    if limit is not None:  # they are found among the newest, if these have the label as often as all have it
+    if limit is not None and by_label.size > share:
+        # They are found among the newest, if these have the label as often as all have it.
         expected = min(expected, _most(limit * size.total / (by_label.size * partitions)))
     if 2 * expected >= by_label.size:
         return by_label

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..model.asset import SessionAsset
 from ..model.merge import merge
 from ..model.sections import ConversationTurn, now_ms
-from .baseline import Baseline, loaded_turns, set_baseline
+from .baseline import Baseline, Digest, loaded_turns, resolved, set_baseline
 from .codec import Codec
 from .turns import decode_turns
 
@@ -36,7 +36,7 @@ def bring_up(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline, object
 
     """
     objects = loaded_turns(asset, base.incarnation) if objects is None else objects
-    if not base.conflicting and _fast_forward(codec, asset, base, theirs, objects):
+    if not (base.conflicting or base.digested) and _fast_forward(codec, asset, base, theirs, objects):
         return
     result, conflicts = merged(codec, asset, base, theirs)
     codec.assign(asset, result)
@@ -48,10 +48,23 @@ def bring_up(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline, object
 
 def merged(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline) -> tuple[A, tuple[str, ...]]:
     """Merge an asset with what is stored: a new asset, and the names of the parts that collide."""
-    old = codec.decode(base.id, base.fields, base.turns)
+    known, lost = _without_digests(codec, asset, resolved(base, theirs.fields, theirs.turns), theirs)
+    old = codec.decode(base.id, known.fields, known.turns)
     new = codec.decode(theirs.id, theirs.fields, theirs.turns)
     result = merge(old, asset, new, now=now_ms())
-    return result.asset, result.conflicts
+    return result.asset, tuple(sorted({*result.conflicts, *lost}))
+
+
+def _without_digests(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline) -> tuple[Baseline, list[str]]:
+    """Return a baseline without digests, and the parts that both have changed, from what is not known any more."""
+    fields = {name: data for name, data in base.fields.items() if type(data) is not Digest}
+    lost = []
+    for name in base.fields.keys() - fields.keys():
+        if (data := theirs.fields.get(name)) is not None:
+            fields[name] = data
+        if codec.encode_field(asset, name) != data:
+            lost.append(name)
+    return base._replace(fields=fields, turns=[turn for turn in base.turns if type(turn) is not Digest]), lost
 
 
 def _retained(base: Baseline, theirs: Baseline, conflicts: Sequence[str]) -> Baseline:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from .. import scripts
 from ..errors import (
+    ConflictError,
     LayoutError,
     NotFoundError,
     OutcomeUnknownError,
@@ -281,7 +282,7 @@ def _until_write(plan: Plan[T]) -> Plan[tuple[T | None, StorageError | None, Req
     except StopIteration as stop:
         raise_interruption(stop)
         return stop.value, None, None
-    except (NotFoundError, StoreResetError) as error:  # it may be there by now
+    except (ConflictError, NotFoundError, StoreResetError) as error:  # it may be there by now
         raise_interruption(error)
         return None, error, None
     return None, None, step

@@ -11,7 +11,7 @@ from ..errors import ConflictError, NotFoundError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
-from .baseline import Baseline, baseline_of, set_baseline
+from .baseline import Baseline, baseline_of, resolved, set_baseline
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
@@ -77,6 +77,7 @@ class Saving(Generic[A]):
     def _save_exactly(self, asset: A, known: Baseline, lease: LeaseToken | None) -> Plan[int]:
         """Save over the revision that the asset was made from."""
         new = self._codec.encode(asset, known)
+        known = resolved(known, new.fields, new.turns)
         objects = tuple(asset.history.turns)
         patch = self._codec.compare(known, new)
         if patch.turns is None or known.conflicting:
@@ -97,8 +98,9 @@ class Saving(Generic[A]):
 
     def _save_changes(self, asset: A, known: Baseline, lease: LeaseToken | None) -> Plan[int]:
         """Apply an asset's changes to what is stored now."""
-        work, base = asset, known
         new = first = self._codec.encode(asset, known)
+        known = resolved(known, new.fields, new.turns)
+        work, base = asset, known
         objects = tuple(asset.history.turns)
         if known.conflicting:
             work, base = yield from self._merge(asset, known)
@@ -168,8 +170,11 @@ class Saving(Generic[A]):
         if news.revision == known.revision and not news.reshaped:
             return known.revision
         theirs = yield from self._latest(known, news)
-        if baseline_of(asset, self._namespace.incarnation) is not known:  # another task was quicker
+        if self._known(asset) is not known:  # another task was quicker
             return (yield from self.refresh(asset))
+        if known.digested:
+            mine = self._codec.encode(asset, known)
+            known = resolved(known, mine.fields, mine.turns)
         bring_up(self._codec, asset, known, theirs)
         return theirs.revision
 
@@ -185,7 +190,7 @@ class Saving(Generic[A]):
             news = yield ReadNews(self._namespace, known)
         if news.born > known.revision:
             raise ConflictError(known.id, known.revision, news.revision)
-        if known.conflicting or news.reshaped:
+        if known.conflicting or known.digested or news.reshaped:
             return (yield from self._read_again(known))
         fields = {**known.fields, "updated_at_ms": news.updated_at}
         turns = [*known.turns, *news.pushed]

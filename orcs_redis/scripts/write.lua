@@ -41,7 +41,8 @@
 --            given up without an answer; counter 0xffffffff: an epoch all of whose operations are finished
 --       g 2: what the write was made from: a revision and its operation as in r, and the number of turns. Others may
 --            have written since, but not what this write changes
---       e  : with g: for each part of s and then u, the SHA-1 of its value in that revision (hexadecimal), "" if absent
+--       e  : with g: for each part of s and then u, the first 16 digits of the SHA-1 of its value in that revision, "" if
+--            it was absent
 --       i 1: id of the last turn, msgpack
 --       existence and time
 --       W 0: the session becomes what is named here, whatever it was, and may be absent
@@ -745,7 +746,7 @@ local function check_base(operation, revision, turns, op)
         if value and first.s and #value == #ARGV[first.s + 2 * i - 1] and less(ARGV[first.s + 2 * i - 1], value) then
           operation.later_time = value
         end
-      elseif (value and redis.sha1hex(value) or '') ~= ARGV[first.e + i - 1] then
+      elseif (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
         return changed
       end
     end
