@@ -325,7 +325,7 @@ def test_small_changes(run: Run, url: str, folder: Path) -> None:
     run("import", folder, "--url", url)
 
     def change(*arguments: str) -> SessionAsset:
-        outcome = run(*arguments, "--url", url)
+        outcome = run("--url", url, *arguments)
         assert (outcome.code, outcome.err) == (0, "")
         assert "revision" in outcome.out
         with open_store(url) as store:
