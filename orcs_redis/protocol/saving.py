@@ -15,7 +15,7 @@ from .baseline import Baseline, baseline_of, resolved, set_baseline
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
-from .reads import News, ReadNews, ReadStored, Stored
+from .reads import NO_TURNS, News, ReadNews, ReadStored, Stored
 from .request import Pause, Plan
 from .turns import id_of
 from .writer import Namespace
@@ -121,8 +121,9 @@ class Saving(Generic[A]):
             self._remember(asset, new, objects, written, base.skipped)
         else:
             mine = self._baseline(asset.id, first, written, known.skipped)
+            made = self._baseline(asset.id, new, written, base.skipped)
             kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-            yield from self._follow_up(asset, mine, base.revision, objects, new, kept + base.skipped)
+            yield from self._follow_up(asset, mine, made, base.revision, objects, kept)
         return int(written.revision)
 
     def _write_patch(
@@ -202,29 +203,41 @@ class Saving(Generic[A]):
         return _as_baseline(known, stored, [*known.turns, *stored.turns], known.skipped)
 
     def _read_again(self, known: Baseline) -> Plan[Baseline]:
-        stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
+        start = known.skipped if known.turns or not known.skipped else NO_TURNS
+        stored = yield ReadStored(self._namespace, self._codec, known.id, start)
         if stored.born > known.revision:
             raise ConflictError(known.id, known.revision, stored.revision)
-        skipped = _find(known, stored) if known.skipped else 0
+        if not _begins_alike(known, stored):  # turns before these were removed, too
+            stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
+        skipped = _find(known, stored) if stored.start < known.skipped and known.turns else stored.start
         if skipped is None:
             raise ConflictError(known.id, known.revision, stored.revision)
-        return _as_baseline(known, stored, stored.turns[skipped:], skipped)
+        return _as_baseline(known, stored, stored.turns[skipped - stored.start :], skipped)
 
     def _follow_up(
-        self, asset: A, mine: Baseline, since: int, objects: Sequence[Any], new: Encoded, start: int
+        self, asset: A, mine: Baseline, made: Baseline, since: int, objects: Sequence[Any], kept: int
     ) -> Plan[None]:
-        """After a save that met others' changes: bring the asset up to what is stored."""
+        """After a save that met others' changes: bring the asset up to what is stored.
+
+        Args:
+            asset: is changed in place.
+            mine: what it was when it was saved.
+            made: what the save made of what was stored: the first `kept` of its turns are there, unless others have
+                reshaped the turns after the revision `since`.
+            since: see `made`.
+            objects: the asset's turns as they were when it was saved.
+            kept: see `made`.
+
+        """
         try:
-            stored = yield ReadStored(self._namespace, self._codec, asset.id, start)
-            if stored.reshaped > since and stored.reshaped != mine.revision:  # by others: what is before is not known
-                stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
-        except NotFoundError:
-            return  # what was saved is gone again: the next save says so
-        if stored.start:
-            turns = [*new.turns[: start - mine.skipped], *stored.turns]
-        else:
-            turns = list(stored.turns[mine.skipped :])
-        bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, mine.skipped), objects)
+            stored = yield ReadStored(self._namespace, self._codec, asset.id, made.skipped + kept)
+            if stored.reshaped > since and stored.reshaped != made.revision:
+                theirs = yield from self._read_again(made)
+            else:
+                theirs = _as_baseline(made, stored, [*made.turns[:kept], *stored.turns], made.skipped)
+        except (NotFoundError, ConflictError):
+            return  # it is gone again, or what of it was loaded: the next save says so
+        bring_up(self._codec, asset, mine, theirs, objects)
 
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between to what was changed."""
@@ -252,7 +265,7 @@ class Saving(Generic[A]):
         if written.before == known.revision:
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-        yield from self._follow_up(asset, mine, known.revision, turns, new, kept)
+        yield from self._follow_up(asset, mine, mine, known.revision, turns, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
         return Versioned(asset, now.revision)
 
@@ -289,6 +302,14 @@ def _call(change: Callable[[A], object], asset: A) -> None:
 
 def _as_baseline(known: Baseline, stored: Stored, turns: Sequence[bytes], skipped: int) -> Baseline:
     return Baseline(known.incarnation, known.id, stored.revision, stored.operation_id, stored.fields, turns, skipped)
+
+
+def _begins_alike(known: Baseline, stored: Stored) -> bool:
+    """Whether what was read begins where a partial asset does; a whole one begins with the first turn."""
+    if not (known.skipped and known.turns):
+        return True
+    first, ids = id_of(known.turns[0]), [id_of(turn) for turn in stored.turns]
+    return not known.digested and ids[:1] == [first] and ids.count(first) == 1
 
 
 def _find(known: Baseline, stored: Stored) -> int | None:
