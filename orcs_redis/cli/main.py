@@ -21,9 +21,12 @@ try:
 except ModuleNotFoundError as error:  # they are in the extra "cli"; a traceback would not say so
     raise SystemExit(f"orcs-redis: {error.name} is missing: pip install 'orcs-redis[cli]'") from None
 
-from . import reading, server, transfer, writing
 from .common import CODES, DONE, INTERRUPTED, CommonOptions, Ended, JsonOption, NamespaceOption, UrlOption, exit_code
+from .reading import commands as reading
+from .server import commands as server
 from .terminal import complain, print_text
+from .transfer import commands as transfer
+from .writing import commands as writing
 
 __all__ = ["app", "main"]
 
@@ -33,8 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (reading, writing, transfer, server):  # in the order of the help
-    module.commands.add_to(app)
+for commands in (reading, writing, transfer, server):  # in the order of the help
+    commands.add_to(app)
 
 
 def _version(asked: bool) -> None:
