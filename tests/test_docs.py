@@ -420,6 +420,16 @@ def test_rights_suffice(start_server: Callable[..., Server]) -> None:
         assert store.load("s").history.turns[-1].content == "x"
         assert len(store.turns("s", -2)) == 2
         store.update("s", SessionAsset.touch)
+        store.refresh(asset)
+        records: Any = {"put": {"a": b"1"}, "put_new": {"b": b"2"}, "drop": ["c", "d*"]}
+        store.commit("u", set={"metadata.a": 1}, labels={"a": "b"}, append=asset.history.turns, create=True, **records)
+        store.commit("u", unset=["metadata.a"], labels={"a": None})
+        store.fork("u", "v", length=1, records=True)
+        store.pop("u")
+        store.replace_turn("u", asset.history.turns[0])
+        store.touch("v")
+        store.delete("u")
+        store.delete("v")
         assert store.exists("s")
         assert len(store.list()) == 2
         page = store.page(1)

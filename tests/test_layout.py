@@ -274,8 +274,10 @@ async def test_a_harmed_session(place: Place, store: Any, harm: Any) -> None:
     with pytest.raises(CorruptSessionError) as caught:
         await store.load("s")
     assert caught.value.id == "s"
-    with pytest.raises(CorruptSessionError):
-        await store.append("s", ConversationTurn.user("y"))
+    for call in (store.append("s", ConversationTurn.user("y")), store.fork("s", "new")):
+        with pytest.raises(CorruptSessionError) as caught:
+            await call
+        assert caught.value.id == "s"
     assert dump(place) == before
     assert {meta.id for meta in await store.list()} == {"s", "other"}
     assert len((await store.load("other")).history) == 1
@@ -373,6 +375,18 @@ async def test_harmed_bookkeeping(place: Place, store: Any, field: str) -> None:
     assert dump(place) == before
     await store.delete("s")
     assert await store.list() == []
+
+
+@pytest.mark.parametrize("name", ["created_at_ms", "updated_at_ms"])
+async def test_times_that_no_list_shows(place: Place, store: Any, name: str) -> None:
+    """A commit refuses a time after the year 9999, as a save does: the session would be missing in lists."""
+    await store.save(SessionAsset(id="s"))
+    before = dump(place)
+    with pytest.raises(SerializationError, match="9999"):
+        await store.commit("s", set={name: 253_402_300_800_000})
+    assert dump(place) == before
+    await store.commit("s", set={name: 253_402_300_799_999})
+    assert [meta.id for meta in await store.list()] == ["s"]
 
 
 @pytest.mark.parametrize("field", [".born", ".reshaped"])

@@ -11,7 +11,7 @@ from ..errors import ConflictError, NotFoundError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
-from .baseline import Baseline, baseline_of, resolved, set_baseline
+from .baseline import Baseline, baseline_of, resolved, set_baseline, turn_id
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
@@ -117,13 +117,14 @@ class Saving(Generic[A]):
                 new = self._codec.encode(work, base)
             except NotFoundError:
                 raise ConflictError(asset.id, known.revision, 0) from None
+            except ConflictError as error:  # gone, or made anew
+                raise ConflictError(asset.id, known.revision, error.actual) from None
         if work is asset and written.before == known.revision:
             self._remember(asset, new, objects, written, base.skipped)
         else:
-            mine = self._baseline(asset.id, first, written, known.skipped)
-            made = self._baseline(asset.id, new, written, base.skipped)
+            mine = self._baseline(asset.id, first, written, base.skipped)
             kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-            yield from self._follow_up(asset, mine, made, base.revision, objects, kept)
+            yield from self._follow_up(asset, mine, base, objects, new, kept)
         return int(written.revision)
 
     def _write_patch(
@@ -203,41 +204,51 @@ class Saving(Generic[A]):
         return _as_baseline(known, stored, [*known.turns, *stored.turns], known.skipped)
 
     def _read_again(self, known: Baseline) -> Plan[Baseline]:
-        start = known.skipped if known.turns or not known.skipped else NO_TURNS
-        stored = yield ReadStored(self._namespace, self._codec, known.id, start)
-        if stored.born > known.revision:
-            raise ConflictError(known.id, known.revision, stored.revision)
-        if not _begins_alike(known, stored):  # turns before these were removed, too
-            stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
-        skipped = _find(known, stored) if stored.start < known.skipped and known.turns else stored.start
-        if skipped is None:
+        stored, skipped = yield from self._read_from_place(known)
+        if stored.born > known.revision or skipped is None:
             raise ConflictError(known.id, known.revision, stored.revision)
         return _as_baseline(known, stored, stored.turns[skipped - stored.start :], skipped)
 
+    def _read_from_place(self, known: Baseline) -> Plan[tuple[Stored, int | None]]:
+        """Read a session, at least from where the known turns begin, and where that is; None if they are gone.
+
+        Nearly always nothing before them was removed; then no turn before them is read.
+        """
+        start = known.skipped if known.turns or not known.skipped else NO_TURNS
+        stored = yield ReadStored(self._namespace, self._codec, known.id, start)
+        if not (known.skipped and known.turns) or _begins_alike(known, stored):
+            return stored, stored.start
+        stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
+        return stored, _find(known, stored)
+
     def _follow_up(
-        self, asset: A, mine: Baseline, made: Baseline, since: int, objects: Sequence[Any], kept: int
+        self, asset: A, mine: Baseline, base: Baseline, objects: Sequence[Any], new: Encoded, kept: int
     ) -> Plan[None]:
         """After a save that met others' changes: bring the asset up to what is stored.
 
         Args:
-            asset: is changed in place.
-            mine: what it was when it was saved.
-            made: what the save made of what was stored: the first `kept` of its turns are there, unless others have
-                reshaped the turns after the revision `since`.
-            since: see `made`.
-            objects: the asset's turns as they were when it was saved.
-            kept: see `made`.
+            asset: was saved.
+            mine: what it had when it was.
+            base: what was stored before.
+            objects: its turns.
+            new: what was stored by that, but for what others pushed.
+            kept: how many of these turns are where they were.
 
         """
+        skipped: int | None = base.skipped
+        turns = new.turns[:kept]
         try:
-            stored = yield ReadStored(self._namespace, self._codec, asset.id, made.skipped + kept)
-            if stored.reshaped > since and stored.reshaped != made.revision:
-                theirs = yield from self._read_again(made)
-            else:
-                theirs = _as_baseline(made, stored, [*made.turns[:kept], *stored.turns], made.skipped)
-        except (NotFoundError, ConflictError):
-            return  # it is gone again, or what of it was loaded: the next save says so
-        bring_up(self._codec, asset, mine, theirs, objects)
+            stored = yield ReadStored(self._namespace, self._codec, asset.id, base.skipped + kept)
+            if stored.reshaped > base.revision and stored.reshaped != mine.revision:  # by others
+                stored, skipped = yield from self._read_from_place(mine._replace(turns=new.turns))
+                turns = []
+        except NotFoundError:
+            skipped = None
+        if skipped is None or stored.born > mine.revision:  # what was saved is gone again: the next save says so
+            set_baseline(asset, mine, objects)
+            return
+        turns += stored.turns[max(skipped - stored.start, 0) :]
+        bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
 
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between to what was changed."""
@@ -265,7 +276,7 @@ class Saving(Generic[A]):
         if written.before == known.revision:
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-        yield from self._follow_up(asset, mine, mine, known.revision, turns, kept)
+        yield from self._follow_up(asset, mine, known, turns, new, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
         return Versioned(asset, now.revision)
 
@@ -305,11 +316,9 @@ def _as_baseline(known: Baseline, stored: Stored, turns: Sequence[bytes], skippe
 
 
 def _begins_alike(known: Baseline, stored: Stored) -> bool:
-    """Whether what was read begins where a partial asset does; a whole one begins with the first turn."""
-    if not (known.skipped and known.turns):
-        return True
-    first, ids = id_of(known.turns[0]), [id_of(turn) for turn in stored.turns]
-    return not known.digested and ids[:1] == [first] and ids.count(first) == 1
+    """Whether what was read begins with the first of the known turns."""
+    first, ids = turn_id(known.turns[0]), [id_of(turn) for turn in stored.turns]
+    return ids[:1] == [first] and ids.count(first) == 1
 
 
 def _find(known: Baseline, stored: Stored) -> int | None:
@@ -320,7 +329,7 @@ def _find(known: Baseline, stored: Stored) -> int | None:
     for n, turn in enumerate(stored.turns):
         places.setdefault(id_of(turn), []).append(n)
     for n, turn in enumerate(known.turns):
-        at = places.get(id_of(turn), [])
+        at = places.get(turn_id(turn), [])
         if len(at) == 1:
             return at[0] - n if at[0] >= n else None
     return None
@@ -328,4 +337,4 @@ def _find(known: Baseline, stored: Stored) -> int | None:
 
 def _check_whole(asset: SessionAsset) -> None:
     if asset.history.skipped:
-        raise ValueError("the asset is partial: only its changes can be saved, to the session that it was loaded from")
+        raise ValueError("the asset is partial: its turns can't be removed, nor can it be saved elsewhere")

@@ -200,6 +200,12 @@ local function pack_integer(n)
   return '\207' .. struct_pack('>I8', n)
 end
 
+local function parse_integer(packed) -- nil: it is none, or negative
+  local byte, widths = packed:byte(), {[204] = '>I1', [205] = '>I2', [206] = '>I4', [207] = '>I8'}
+  if not byte or byte < 128 then return byte end
+  return widths[byte] and #packed == 1 + 2 ^ (byte - 204) and (struct_unpack(widths[byte], packed, 2)) or nil
+end
+
 local function pack_text(text)
   return (#text < 32 and string.char(160 + #text) or '\217' .. string.char(#text)) .. text
 end
@@ -670,7 +676,7 @@ end
 local CALLED = {
   W = {'HKEYS', 'HDEL', 'UNLINK'}, c = {'ZREM', 'HDEL'}, u = {'HDEL'}, x = {'LTRIM', 'RPUSH'}, z = {'LTRIM', 'RPUSH'},
   q = {'LTRIM', 'RPUSH'}, y = {'LSET'}, v = {'LSET'}, h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'},
-  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'},
+  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'}, j = {'HDEL'},
 }
 -- Where the values are that must not be empty: the first of them, the distance to the next, and what they are; parts
 -- have their names before them.
@@ -723,11 +729,11 @@ local function check_base(operation, revision, turns, op)
       return {'CHANGED', revision, 'turns'}
     end
     if first.p and more > 0 then
-      local ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
+      local pushed_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
       if error_refusal(others) then return error_refusal(others, 'CORRUPT', 'history.turns') end
-      for i = first.p, last.p do ids[id_of(ARGV[i]) or ''] = true end
+      for i = first.p, last.p do pushed_ids[id_of(ARGV[i]) or ''] = true end
       for i = 1, #others do
-        if ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
+        if pushed_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
       end
     end
   end
@@ -742,12 +748,13 @@ local function check_base(operation, revision, turns, op)
     local values = redis.pcall('HMGET', operation.session_key, unpack(names, at, to))
     for i = at, to do
       local name, value = names[i], values[i - at + 1]
-      if name == 'updated_at_ms' then -- never collides: the later one holds
-        if value and first.s and #value == #ARGV[first.s + 2 * i - 1] and less(ARGV[first.s + 2 * i - 1], value) then
-          operation.later_time = value
+      if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
+        if name ~= 'updated_at_ms' then return changed end
+        -- It never collides: the later one holds, at most now.
+        local mine, theirs = parse_integer(ARGV[first.s + 2 * i - 1]), value and parse_integer(value)
+        if mine and theirs and now then
+          operation.later_time = pack_integer(math.min(math.max(mine, theirs), now.ms))
         end
-      elseif (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
-        return changed
       end
     end
   end
@@ -1033,9 +1040,12 @@ local function fork(operation)
   local refusal = error_refusal(stored, 'CORRUPT', 'session') or write_refusal or check_labels()
     or check_groups(operation) or not_callable('COPY') or not_callable('LTRIM') or not_callable('ZREM')
     or not_callable('HDEL') or error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
-    or error_refusal(redis.pcall('LLEN', source[2]), 'CORRUPT', 'history.turns')
+  if refusal then return refusal end
+  local found = redis.pcall('LLEN', source[2])
+  refusal = error_refusal(found, 'CORRUPT', 'history.turns')
   if refusal then return refusal end
   local revision, turns = whole_number(stored[1]), whole_number(stored[3])
+  if not revision and redis.pcall('EXISTS', source[1]) == 1 then return {'CORRUPT', '.revision'} end
   if not revision then return {'NOTFOUND'} end
   if first.r and tonumber(ARGV[first.r]) ~= revision then return {'CONFLICT', revision} end
   if stored[2] ~= ARGV[2] then return {'VERSION', stored[2] or ''} end
@@ -1043,6 +1053,7 @@ local function fork(operation)
   if meta == nil then meta = redis.pcall('HGET', meta_key, source_id) end
   local _, _, tail = parse_meta(meta)
   if not tail or not turns then return {'CORRUPT', 'meta'} end
+  if found ~= turns then return {'CORRUPT', 'history.turns'} end
   refusal = add_to_indexes(operation.id, now, string.format('%d', partition.revision + 1), nil)
   if refusal then return refusal end
 
