@@ -302,7 +302,7 @@ def test_ls_shows_labels(run: Run, labelled: str) -> None:
     """Labels have a column, if there are any."""
     lines = run("ls", "--url", labelled).out.splitlines()
     assert lines[0].split() == ["id", "name", "turns", "updated", "project", "labels"]
-    assert lines[3].rstrip().endswith("team=core, user=ann")
+    assert lines[3].endswith("team=core, user=ann")
     assert "labels" not in run("ls", "--project", "/p", "--url", labelled).out
 
 
@@ -431,10 +431,10 @@ def recorded(embedded: str) -> tuple[str, ...]:
 def test_records_are_listed(run: Run, recorded: tuple[str, ...]) -> None:
     """Keys and sizes, in order or reversed, of a prefix, up to a limit."""
     lines = [line.split() for line in run("records", "s", *recorded).out.splitlines()]
-    assert lines == [["bytes", "key"], *([str(len(data)), key] for key, data in RECORDS.items())]
-    assert run("records", "s", "a/", *recorded).out.split() == ["bytes", "key", "17", "a/1", "2", "a/2"]
+    assert lines == [["key", "bytes"], *([key, str(len(data))] for key, data in RECORDS.items())]
+    assert run("records", "s", "a/", *recorded).out.split() == ["key", "bytes", "a/1", "17", "a/2", "2"]
     limited = run("records", "s", "--reverse", "--limit", "1", *recorded)
-    assert limited.out.split() == ["bytes", "key", "23", "b/2"]
+    assert limited.out.split() == ["key", "bytes", "b/2", "23"]
     assert "more than 1" in limited.err
     assert run("records", "s", "--limit", "1", "--all", *recorded).err == ""
 

@@ -14,13 +14,13 @@ from .common import DONE, FAILED, Absent, Commands, CommonOptions, Files, IdArgu
 from .terminal import (
     complain,
     describe_session,
-    list_table,
     print_bytes,
     print_document,
     print_json,
+    print_list,
+    print_records,
     print_text,
     records_json,
-    records_table,
 )
 
 __all__ = ["commands"]
@@ -54,7 +54,7 @@ def ls(
     if options.json:
         print_json([msgspec.to_builtins(meta) for meta in metas])
     else:
-        print_text(list_table(metas))
+        print_list(metas)
     return code
 
 
@@ -107,7 +107,7 @@ def records(
     if options.json:
         print_document(records_json(found))
     else:
-        print_text(records_table(found))
+        print_records(found)
 
 
 @commands.command("record")

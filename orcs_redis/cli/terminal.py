@@ -9,13 +9,15 @@ import base64
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from io import TextIOWrapper
+from typing import Literal, NamedTuple
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -32,16 +34,16 @@ __all__ = [
     "complain",
     "describe_session",
     "describe_turns",
-    "list_table",
     "output",
     "print_bytes",
     "print_document",
     "print_json",
     "print_line",
+    "print_list",
+    "print_records",
     "print_text",
     "progress_bar",
     "records_json",
-    "records_table",
     "safe",
     "turns_json",
 ]
@@ -87,9 +89,9 @@ def complain(problem: object) -> None:
     output(stderr=True).print(Text(f"orcs-redis: {safe(text)}"), soft_wrap=True)
 
 
-def print_text(what: str | Text | Table) -> None:
-    """Print text or a table to standard output."""
-    output().print(what, soft_wrap=not isinstance(what, Table))
+def print_text(what: str | Text) -> None:
+    """Print text to standard output."""
+    output().print(what, soft_wrap=True)
 
 
 def print_json(document: object) -> None:
@@ -150,23 +152,57 @@ def change_line(change: Change) -> Text:
     )
 
 
-def list_table(metas: Sequence[SessionMeta]) -> Table:
-    """Return a list of sessions as a table: of a terminal's width, cut where it must be; else whole."""
+class Column(NamedTuple):
+    """A column of a table; of the first one nothing is ever cut."""
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    whole: bool = False  # it gives no room to others
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under headings: in a terminal as wide as that, a line each, cut where it must be; else whole."""
+    shown = [[safe(cell) for cell in row] for row in rows]
+    if output().is_terminal:
+        output().print(_fitted(columns, shown))
+        return
+    lines = [[column.title for column in columns], *shown]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    text = ("  ".join(map(_padded, line, columns, widths)).rstrip() for line in lines)
+    output().out("\n".join(text), highlight=False)
+
+
+def _padded(cell: str, column: Column, width: int) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if column.justify == "right" else cell + space
+
+
+def _fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.title, no_wrap=column.whole, overflow="fold", justify=column.justify)
+    for first, *others in rows:
+        table.add_row(Text(first), *(Text(cell, no_wrap=True, overflow="ellipsis") for cell in others))
+    return table
+
+
+def print_list(metas: Sequence[SessionMeta]) -> None:
+    """Print a list of sessions: what of each, depends on the terminal's width."""
     width = output().width
     with_labels = width >= 100 and any(meta.labels for meta in metas)
     with_time = width >= (150 if with_labels else 120)  # else it leaves no room for the names
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    # What may wrap gives way to what may not; a cell that may not is cut. A UUID stays in one piece.
-    table.add_column("id", no_wrap=all(len(meta.id) <= 36 for meta in metas), overflow="fold")
-    table.add_column("name")
-    if width >= 70:
-        table.add_column("turns", no_wrap=True, justify="right")
-    table.add_column("updated", no_wrap=True, justify="right")
-    if width >= 80:
-        table.add_column("project")
-    if with_labels:
-        table.add_column("labels")
-    for meta in metas:
+    columns = {
+        "id": Column("id", whole=all(len(meta.id) <= 36 for meta in metas)),  # a UUID stays in one piece
+        "name": Column("name"),
+        "turns": Column("turns", justify="right", whole=True),
+        "updated": Column("updated", justify="right", whole=True),
+        "project": Column("project"),
+        "labels": Column("labels"),
+    }
+    absent = {"turns": width < 70, "project": width < 80, "labels": not with_labels}
+    names = [name for name in columns if not absent.get(name)]
+
+    def row(meta: SessionMeta) -> list[str]:
         cells = {
             "id": meta.id,
             "name": meta.name or "",
@@ -175,19 +211,15 @@ def list_table(metas: Sequence[SessionMeta]) -> Table:
             "project": meta.project_path or "",
             "labels": _labels(meta.labels),
         }
-        shown = [safe(cells[str(column.header)]) for column in table.columns]
-        table.add_row(Text(shown[0]), *(Text(cell, no_wrap=True, overflow="ellipsis") for cell in shown[1:]))
-    return table
+        return [cells[name] for name in names]
+
+    print_table([columns[name] for name in names], map(row, metas))
 
 
-def records_table(records: Sequence[tuple[str, bytes]]) -> Table:
-    """Return the keys and sizes of records as a table."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("bytes", no_wrap=True, justify="right")
-    table.add_column("key", overflow="fold")
-    for key, data in records:
-        table.add_row(f"{len(data)}", Text(safe(key)))
-    return table
+def print_records(records: Sequence[tuple[str, bytes]]) -> None:
+    """Print the keys and sizes of records."""
+    columns = (Column("key"), Column("bytes", justify="right", whole=True))
+    print_table(columns, ((key, str(len(data))) for key, data in records))
 
 
 def records_json(records: Sequence[tuple[str, bytes]]) -> str:
