@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from orcs_redis import Change, NotFoundError, SessionAsset, StoreResetError
+from orcs_redis.transport.pubsub import Subscription
 
 from .conftest import Connect, Place, Server, channel, connected
 from .support import until
@@ -46,7 +47,7 @@ def calls_of(raw: Any, command: str) -> int:
 
 async def test_some_ids_over_partitions(connect: Connect) -> None:
     """A watch of sessions in several partitions is told of their saves, deletions and new beginnings, in order."""
-    watcher, writer = await connect(partitions=4), await connect()
+    watcher, writer = await connect(partitions=4), await connect(partitions=4)
     ids = [f"s{n}" for n in range(12)]
     task = asyncio.create_task(take(watcher, 36, since=await watcher.cursor(), ids=ids))
     await asyncio.sleep(0.3)
@@ -147,7 +148,7 @@ async def test_many_deletions_of_others(place: Place, connect: Connect) -> None:
 @pytest.mark.parametrize("ids", [None, ["s", "absent"]], ids=["all", "some"])
 async def test_wiped_while_others_write(place: Place, connect: Connect, ids: list[str] | None) -> None:
     """A watch notices within its heartbeat that one partition was wiped, though another one has always news."""
-    watcher, writer = await connect(heartbeat=0.5, partitions=2), await connect()
+    watcher, writer = await connect(heartbeat=0.5, partitions=2), await connect(partitions=2)
     busy, quiet = "s-0", "s-4"
     assert (crc32(busy.encode()) % 2, crc32(quiet.encode()) % 2) == (0, 1)
     await writer.save_many([SessionAsset(id=busy), SessionAsset(id=quiet)])
@@ -167,6 +168,7 @@ async def test_channels_of_some(start_server: Callable[..., Server], way: str) -
     server = start_server()
     raw: Any = server.raw()
     store = await connected(way, server.url, partitions=3)
+    await store.save(SessionAsset(id="first"))
     ids = [f"s{n}" for n in range(1000)]
     partition = store._core.changes.namespace.keyspace.of
     of = {id: f"{channel(raw, partition(id).changes)}:{id}" for id in ids}
@@ -253,7 +255,7 @@ async def test_a_writer_that_may_not_publish(start_server: Callable[..., Server]
     raw: Any = server.raw()
     raw.execute_command("ACL", "SETUSER", "mute", "on", "nopass", "~*", "allchannels", "+@all")
     watcher = await connected(way, server.url, partitions=2, heartbeat=0.5)
-    heard = await connected(way, server.url)
+    heard = await connected(way, server.url, partitions=2)
     mute = await connected(way, f"redis://mute:x@127.0.0.1:{server.port}")
     busy, quiet, beside = "s-0", "s-4", "s-2"
     assert [crc32(id.encode()) % 2 for id in (busy, quiet, beside)] == [0, 1, 0]
@@ -288,7 +290,7 @@ async def test_a_writer_that_may_not_publish(start_server: Callable[..., Server]
 async def test_latest_states_over_kills(connect: Connect, place: Place, seed: int) -> None:
     """Whatever is written, and however often the connection breaks, each session's last state comes, none twice."""
     rng = random.Random(seed)
-    watcher, writer = await connect(partitions=3, heartbeat=1.0), await connect()
+    watcher, writer = await connect(partitions=3, heartbeat=1.0), await connect(partitions=3)
     ids = [f"s{n}" for n in range(8)]
     some = rng.sample(ids, 5)
     told: list[Change] = []
@@ -343,3 +345,18 @@ async def test_channel_of_wait_for(start_server: Callable[..., Server], way: str
         await asyncio.wait_for(task, 5)
     await subscribed(raw)
     await store.aclose()
+
+
+async def test_a_listener_that_comes_later() -> None:
+    """Who joins a channel that may be confirmed already is told to look: what came before it joined is lost."""
+    subscription = Subscription(never_connected, heartbeat=5.0)
+    first: list[bytes | None] = []
+    second: list[bytes | None] = []
+    subscription.listen({"a": first.append})
+    subscription.listen({"a": second.append, "b": second.append})
+    assert (first, second) == ([], [None])
+    await subscription.close()
+
+
+async def never_connected(*_: object) -> Any:
+    await asyncio.Event().wait()

@@ -262,16 +262,20 @@ def check_version(version: int) -> None:
         raise VersionIncompatibleError(version, SESSION_VERSION)
 
 
+def check_time(name: str, ms: object) -> None:
+    """Raise SerializationError unless it is a time that lists can show."""
+    if type(ms) is not int or ms > MAX_TIME_MS:
+        pack(ms, U64, name)
+        raise SerializationError(name, "after the year 9999")
+
+
 def check_asset(asset: SessionAsset) -> None:
     """Check of an asset to be stored what its fields' own types don't say; each field is packed by the caller."""
     if asset.version != SESSION_VERSION:
         pack(asset.version, U32, "version")
         check_version(asset.version)
-    for name, ms in (("created_at_ms", asset.created_at_ms), ("updated_at_ms", asset.updated_at_ms)):
-        if type(ms) is not int or ms > MAX_TIME_MS:
-            pack(ms, U64, name)
-            if ms > MAX_TIME_MS:
-                raise SerializationError(name, "after the year 9999")
+    check_time("created_at_ms", asset.created_at_ms)
+    check_time("updated_at_ms", asset.updated_at_ms)
     extra = asset.extra
     if type(extra) is not dict or {*map(type, extra)} - {str} or attempt(encode, [*extra])[1] is not None:
         pack(extra, FreeForm, "", level=1)

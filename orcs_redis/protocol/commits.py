@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import SerializationError
+from ..model.asset import check_time
 from ..model.encoding import encode, named
 from ..model.labels import check_labels, valid_labels
 from ..model.meta import Committed
-from ..model.parts import settable
+from ..model.parts import TIMES, settable
 from ..model.sections import ConversationTurn, ProjectContext
 from .codec import Codec
 from .commands import Argument
@@ -84,6 +85,8 @@ def _part_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
     for name, value in (changes.set or {}).items():
         place = settable(name, codec.asset_type)
         field, data = codec.encode_part(place, value)
+        if field in TIMES:
+            check_time(field, value)
         values += (field, data)
         fields.add(field)
         if field == "metadata.labels":

@@ -11,7 +11,7 @@ from ..errors import ConflictError, NotFoundError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
-from .baseline import Baseline, baseline_of, resolved, set_baseline
+from .baseline import Baseline, baseline_of, resolved, set_baseline, turn_id
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
@@ -117,12 +117,14 @@ class Saving(Generic[A]):
                 new = self._codec.encode(work, base)
             except NotFoundError:
                 raise ConflictError(asset.id, known.revision, 0) from None
+            except ConflictError as error:  # gone, or made anew
+                raise ConflictError(asset.id, known.revision, error.actual) from None
         if work is asset and written.before == known.revision:
             self._remember(asset, new, objects, written, base.skipped)
         else:
-            mine = self._baseline(asset.id, first, written, known.skipped)
+            mine = self._baseline(asset.id, first, written, base.skipped)
             kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-            yield from self._follow_up(asset, mine, base.revision, objects, new, kept + base.skipped)
+            yield from self._follow_up(asset, mine, base, objects, new, kept)
         return int(written.revision)
 
     def _write_patch(
@@ -211,20 +213,33 @@ class Saving(Generic[A]):
         return _as_baseline(known, stored, stored.turns[skipped:], skipped)
 
     def _follow_up(
-        self, asset: A, mine: Baseline, since: int, objects: Sequence[Any], new: Encoded, start: int
+        self, asset: A, mine: Baseline, base: Baseline, objects: Sequence[Any], new: Encoded, kept: int
     ) -> Plan[None]:
-        """After a save that met others' changes: bring the asset up to what is stored."""
+        """After a save that met others' changes: bring the asset up to what is stored.
+
+        Args:
+            asset: was saved.
+            mine: what it had when it was.
+            base: what was stored before.
+            objects: its turns.
+            new: what was stored by that, but for what others pushed.
+            kept: how many of these turns are where they were.
+
+        """
+        skipped: int | None = base.skipped
+        turns = new.turns[:kept]
         try:
-            stored = yield ReadStored(self._namespace, self._codec, asset.id, start)
-            if stored.reshaped > since and stored.reshaped != mine.revision:  # by others: what is before is not known
+            stored = yield ReadStored(self._namespace, self._codec, asset.id, base.skipped + kept)
+            if stored.reshaped > base.revision and stored.reshaped != mine.revision:  # by others
                 stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
+                skipped, turns = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0, []
         except NotFoundError:
-            return  # what was saved is gone again: the next save says so
-        if stored.start:
-            turns = [*new.turns[: start - mine.skipped], *stored.turns]
-        else:
-            turns = list(stored.turns[mine.skipped :])
-        bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, mine.skipped), objects)
+            skipped = None
+        if skipped is None or stored.born > mine.revision:  # what was saved is gone again: the next save says so
+            set_baseline(asset, mine, objects)
+            return
+        turns += stored.turns if stored.start else stored.turns[skipped:]
+        bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
 
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between to what was changed."""
@@ -252,7 +267,7 @@ class Saving(Generic[A]):
         if written.before == known.revision:
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-        yield from self._follow_up(asset, mine, known.revision, turns, new, kept)
+        yield from self._follow_up(asset, mine, known, turns, new, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
         return Versioned(asset, now.revision)
 
@@ -299,7 +314,7 @@ def _find(known: Baseline, stored: Stored) -> int | None:
     for n, turn in enumerate(stored.turns):
         places.setdefault(id_of(turn), []).append(n)
     for n, turn in enumerate(known.turns):
-        at = places.get(id_of(turn), [])
+        at = places.get(turn_id(turn), [])
         if len(at) == 1:
             return at[0] - n if at[0] >= n else None
     return None
@@ -307,4 +322,6 @@ def _find(known: Baseline, stored: Stored) -> int | None:
 
 def _check_whole(asset: SessionAsset) -> None:
     if asset.history.skipped:
-        raise ValueError("the asset is partial: only its changes can be saved, to the session that it was loaded from")
+        raise ValueError(
+            "the asset is partial: its turns can't be removed, nor can it be saved elsewhere"
+        )

@@ -16,7 +16,7 @@ from ..model.encoding import REFUSALS, attempt, check_refusal, encode, free_valu
 from ..model.raw import RawItem, content_of, raw_fault
 from ..model.sections import ConversationTurn, ToolCallRecord
 
-__all__ = ["are_encoded", "decode_turns", "encode_known_turn", "encode_turn", "id_of"]
+__all__ = ["are_encoded", "decode_id", "decode_turns", "encode_known_turn", "encode_turn", "id_of"]
 
 
 class _WireCall(ToolCallRecord, array_like=True, gc=False):
@@ -46,6 +46,7 @@ class _RawFields(msgspec.Struct, array_like=True):
 
 _decode_raw_fields = msgspec.msgpack.Decoder(_RawFields).decode
 _decode_wire_turns = msgspec.msgpack.Decoder(list[_WireTurn]).decode
+_decode_id = msgspec.msgpack.Decoder(str).decode
 _turn_is_sound = free_values_sound(ConversationTurn)
 
 
@@ -161,6 +162,12 @@ def are_encoded(turns: list[ConversationTurn], data: Sequence[bytes]) -> bool:
         return encode(list(map(_fields, turns))) == b"".join((array_header, *data))
 
     return attempt(compare, turns) == (True, None)
+
+
+def decode_id(data: bytes) -> str:
+    """Decode what `id_of` has returned; "" of no turn."""
+    id: str = _decode_id(data) if data else ""
+    return id
 
 
 def id_of(turn: bytes) -> bytes:
