@@ -117,8 +117,8 @@ class Sessions(Generic[A]):
                 written = yield Write(self._namespace, id, groups, lease=lease)
             except Outdated:
                 continue
-            except ConflictError as error:
-                if if_revision is not None or (error.actual == 0 and not create):
+            except ConflictError:
+                if if_revision is not None:
                     raise
                 continue  # it was deleted or made meanwhile
             return int(written.revision)
@@ -232,10 +232,7 @@ class Sessions(Generic[A]):
             groups.append(Group(b"q", (most,)))
         if records:
             groups.append(Group(b"O"))
-        try:
-            return int((yield Write(self._namespace, new_id, groups, kind=FORK, source=id)).revision)
-        except NotFoundError:
-            raise NotFoundError(id) from None
+        return int((yield Write(self._namespace, new_id, groups, kind=FORK, source=id)).revision)
 
     def _fork_elsewhere(
         self, id: str, new_id: str, length: int | None, expected: int | None, records: bool
