@@ -234,7 +234,7 @@ class _Check:
             elif base.born != state.born:
                 reasons.append("the session was made anew")
             else:
-                merged = _merged(base, op.args["mine"], state)
+                merged = _merged(base, op.args["mine"], state) or _without_turns(base, op.args["mine"], state)
                 if merged is None or merged.conflicts:
                     reasons.append(f"both have changed {merged.conflicts if merged else 'what was loaded'}")
                 else:
@@ -343,6 +343,9 @@ class _Check:
 
     def _base_after(self, op: Op, base: State | None) -> State | None:
         """Return what an asset is based on after it was saved or refreshed."""
+        if op.kind == "merge" and op.args.get("behind") and not op.result.get("idle"):
+            born = next((state.born for state in self._states(op.session, op.revision) if state), "")
+            return State.of(op.args["after"], born)
         if op.kind == "merge" and not op.result.get("idle"):
             return self._at(op.session, op.args["of"], op.args["after"])
         theirs = self._states(op.session, op.args["of"])
@@ -480,8 +483,10 @@ class _Check:
                 self._say("changed asset", f"{op} has made {after} of {mine}")
             return
         of = op.args["of"]
-        if op.writes and of < op.revision:
-            return  # what was saved was gone again
+        if op.writes and op.args.get("behind"):  # it could not be read again, or was gone
+            if after != mine:
+                self._say("refreshed", f"{op} has made {after} of {mine}")
+            return
         states = self._states(op.session, of)
         if not states:
             self._say("refreshed", f"{op}: the session had no revision {of}")
@@ -504,6 +509,15 @@ def _merged(base: State, mine: Mapping[str, Any], theirs: State) -> Merged | Non
     """Merge an asset with what is stored; None if that is not there any more of which the asset is a part."""
     there = aligned(base, theirs)
     return None if there is None else merge(base, State.of(mine), there)
+
+
+def _without_turns(base: State, mine: Mapping[str, Any], theirs: State) -> Merged | None:
+    """Merge an asset of which no turn has changed."""
+    here = State.of(mine)
+    if here.turns != base.turns:
+        return None
+    merged = merge(replace(base, turns=()), replace(here, turns=()), replace(theirs, turns=()))
+    return merged._replace(state=replace(merged.state, turns=theirs.turns, skipped=0))
 
 
 def _number(op: Op) -> int:
