@@ -313,7 +313,7 @@ def test_partial_asset() -> None:
     whole = read("r-1", 4, 3, ["c-1.0", "c-1.1", "a-1.0", "w-2.0"], a="c-1")
     assert rules(create(), loaded, pushed("a-1", 2), saved, whole) == set()
     torn = read("r-1", 4, 3, ["c-1.1", "a-1.0", "w-2.0"], a="c-1")
-    assert rules(create(), loaded, pushed("a-1", 2), saved, torn) == {"lost turn"}
+    assert "lost turn" in rules(create(), loaded, pushed("a-1", 2), saved, torn)
     cut = commit("t-1", 2, truncate=1, by="truncate")
     assert "answer" in rules(create(), loaded, cut, saved)
     refused = keep("merge", "w-3", 3, "w-1", mine, "ConflictError", actual_=2, parts_=[], after=mine, of=1)
