@@ -20,7 +20,7 @@ from .ops import NEVER, Known, Op, Violation
 
 __all__ = ["Moment", "Replay"]
 
-MOST_STATES = 300  # that are kept in mind at once
+MOST_STATES = 1000  # that are kept in mind at once
 
 
 class Node(NamedTuple):
