@@ -10,7 +10,8 @@
 - ops.py      the logs, read as operations
 - history.py  the checker of histories that grow, of revisions, lists and errors
 - model.py    what each write makes of a session, written without the store's own code
-- replay.py   the checker of sessions that are edited by parts: every write, applied to the model
+- states.py   the possible states of sessions that are edited by parts: every write, applied to the model
+- replay.py   the checker of those sessions
 - final.py    the checker of the server's final keys
 - watching.py the checker of watches: what was told, against the history and the final keys
 - leases.py   the checker of leases

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from orcs_redis import ConversationTurn, SessionAsset
 from orcs_redis.model.sections import ProjectContext
-from orcs_redis.protocol.baseline import baseline_of
+from orcs_redis.protocol.baseline import Baseline, baseline_of
 
 from .recorder import Recorder, Recording, told_revisions
 
@@ -206,7 +206,7 @@ class Editing(Recording):
             last = self._rng.randint(1, 8) if self._rng.random() < 0.25 else None
             asset = await self._store.load(session, last=last)
             found.append(asset)
-            result |= {"revision": self._revision_of(asset), **snapshot(asset)}
+            result |= {"revision": self._baseline_of(asset).revision, **snapshot(asset)}
             self._note(session, asset)
         for asset in found:
             for _ in range(self._rng.randint(1, 4)):
@@ -235,17 +235,17 @@ class Editing(Recording):
         if result["outcome"] in ("Interrupted", "Swallowed", "NotFoundError"):
             return False
         # What it is now, of which revision; after a failure it must be as it was.
-        of = self._revision_of(asset)
-        self._log.note(uid, after=snapshot(asset), of=of)
+        stored = self._baseline_of(asset)
+        self._log.note(uid, after=snapshot(asset), of=stored.revision, behind=stored.conflicting)
         self._note(asset.id, asset)
-        if result.get("actual") == 0 or (result["outcome"] == "ok" and of < result.get("revision", 0)):
+        if result.get("actual") == 0:
             return False
         return result["outcome"] == "ok" or self._rng.random() < 0.7
 
-    def _revision_of(self, asset: SessionAsset) -> int:
+    def _baseline_of(self, asset: SessionAsset) -> Baseline:
         stored = baseline_of(asset, self._incarnation)
         assert stored is not None
-        return stored.revision
+        return stored
 
     def _change(self, asset: SessionAsset) -> None:
         """Change an asset here."""

@@ -26,11 +26,12 @@ __all__ = [
     "Merged",
     "Refused",
     "State",
-    "aligned",
     "apply",
     "fork",
-    "merge",
+    "merged",
+    "merged_parts",
     "rebased",
+    "same_asset",
     "same_snapshot",
 ]
 
@@ -236,3 +237,27 @@ def rebased(base: State, theirs: State, conflicts: Sequence[str]) -> State:
             if name in base.parts:
                 parts[name] = base.parts[name]
     return State(theirs.born, tuple(turns), parts, theirs.records, theirs.skipped)
+
+
+def merged(base: State, mine: Mapping[str, Any], theirs: State) -> Merged | None:
+    """Merge an asset with what is stored; None if that is not there any more of which the asset is a part."""
+    there = aligned(base, theirs)
+    return None if there is None else merge(base, State.of(mine), there)
+
+
+def merged_parts(base: State, mine: Mapping[str, Any], theirs: State) -> Merged | None:
+    """Merge an asset of which no turn has changed."""
+    here = State.of(mine)
+    if here.turns != base.turns:
+        return None
+    result = merge(replace(base, turns=()), replace(here, turns=()), replace(theirs, turns=()))
+    return result._replace(state=replace(result.state, turns=theirs.turns, skipped=0))
+
+
+def same_asset(state: State, snapshot: Mapping[str, Any], conflicts: Sequence[str]) -> bool:
+    """Whether a snapshot is a state; where turns collide, their order is not looked at."""
+    if not any(part.startswith("turn/") for part in conflicts):
+        return same_snapshot(state, snapshot)
+    if state.skipped != snapshot.get("skipped", 0):
+        return False
+    return sorted(map(list, state.turns)) == sorted(snapshot["turns"]) and dict(state.parts) == snapshot["parts"]

@@ -301,3 +301,35 @@ def test_idle() -> None:
     """A pop came to nothing though there were turns."""
     assert rules(create(), commit("p-1", None, 2, pop=1, by="pop", popped_=[])) == {"answer"}
     assert rules(create(turns=()), commit("p-1", None, 2, pop=1, by="pop", popped_=[])) == set()
+
+
+def test_partial_asset() -> None:
+    """A save of an asset of the last turns changes those, and is told of a history that was cut below them."""
+    loaded, mine = read("w-1", 1.6, 1, ["c-1.1"], a="c-1"), snapshot(["c-1.1", "w-2.0"], a="c-1")
+    after = snapshot(["c-1.1", "a-1.0", "w-2.0"], a="c-1")
+    for asset in (loaded.result, mine, after):
+        asset["skipped"] = 1
+    saved = keep("merge", "w-3", 3, "w-1", mine, revision_=3, after=after, of=3)
+    whole = read("r-1", 4, 3, ["c-1.0", "c-1.1", "a-1.0", "w-2.0"], a="c-1")
+    assert rules(create(), loaded, pushed("a-1", 2), saved, whole) == set()
+    torn = read("r-1", 4, 3, ["c-1.1", "a-1.0", "w-2.0"], a="c-1")
+    assert "lost turn" in rules(create(), loaded, pushed("a-1", 2), saved, torn)
+    cut = commit("t-1", 2, truncate=1, by="truncate")
+    assert "answer" in rules(create(), loaded, cut, saved)
+    refused = keep("merge", "w-3", 3, "w-1", mine, "ConflictError", actual_=2, parts_=[], after=mine, of=1)
+    assert rules(create(), loaded, cut, refused) == set()
+    assert rules(create(), loaded, pushed("a-1", 2), refused) == {"conflict parts"}
+
+
+def test_save_that_could_not_read_again() -> None:
+    """A save that could not read what others have changed leaves its asset as it is, and the next one merges."""
+    loaded, theirs = read("w-1", 1.6, 1, BOTH, a="c-1"), commit("s-1", 2, set={"metadata.b": "s-1"})
+    mine = snapshot(BOTH, a="w-2")
+    saved = keep("merge", "w-3", 3, "w-1", mine, revision_=3, after=mine, of=3, behind=True)
+    both = snapshot(BOTH, a="w-2", b="s-1")
+    refreshed = keep("refresh", "w-4", 4, "w-1", mine, revision_=3, after=both, of=3)
+    assert rules(create(), loaded, theirs, saved, refreshed) == set()
+    refreshed.args["after"] = mine
+    assert rules(create(), loaded, theirs, saved, refreshed) == {"refreshed"}
+    saved.args["behind"] = False
+    assert rules(create(), loaded, theirs, saved) == {"refreshed"}

@@ -53,7 +53,7 @@ class Worker(Editing):
         actions: dict[Callable[[], Awaitable[None]], int] = {
             self.append: 40, self.save: 10, self.update: 8, self.load: 10, self.turns: 14, self.list: 4, self.page: 2,
             self.delete: 6, self.create: 4, self.put: 2, self.lease: 2, self.load_many: 2, self.save_many: 1,
-            self.edit: 60,
+            self.edit: 60, self.follow: 4,
         }  # fmt: skip
         names, weights = list(actions), list(actions.values())
         while time.monotonic_ns() < until:
@@ -164,6 +164,25 @@ class Worker(Editing):
             async with self._recorded(self._log.uid(), "release", session, token=lease.token):
                 await leasing.__aexit__(None, None, None)
 
+    async def follow(self) -> None:
+        """Keep an asset of a long history: refresh it, which is a read, and save turns, which is an append."""
+        loaded = await self._loaded(self._long())
+        while loaded is not None and self._rng.random() < 0.7:
+            asset, _ = loaded
+            uid, result = self._log.uid(), {"outcome": ""}
+            await asyncio.sleep(self._rng.uniform(0, 0.05))
+            if self._rng.random() < 0.5:
+                async with self._recorded(uid, "load", asset.id) as result:
+                    result |= observed(asset, await self._store.refresh(asset))
+            else:
+                ids = [f"{uid}.{n}" for n in range(self._rng.randint(1, 3))]
+                async with self._recorded(uid, "append", asset.id, ids=ids) as result:
+                    for turn in made(uid, ids):
+                        asset.add_turn(turn)
+                    result["revision"] = await self._store.save(asset)
+            if result["outcome"] != "ok":
+                return
+
     # Reads
 
     async def load(self) -> None:
@@ -213,9 +232,12 @@ class Worker(Editing):
     def _session(self) -> str:
         draw = self._rng.random()
         if draw < 0.55:
-            slot = self._rng.randrange(LONG)
-            return f"long-{slot}.{self._generation[slot]}"
+            return self._long()
         return f"mortal-{self._rng.randrange(MORTAL)}" if draw < 0.92 else self._rng.choice(BOARDS)
+
+    def _long(self) -> str:
+        slot = self._rng.randrange(LONG)
+        return f"long-{slot}.{self._generation[slot]}"
 
     async def _loaded(self, session: str) -> tuple[SessionAsset, int] | None:
         uid = self._log.uid()
