@@ -225,4 +225,4 @@ class Holding:
                 call.cancel()
             else:
                 self._keeper.stop()
-        Call(self.world, self.writer, self.writer.leases.release(self.id, self.token), lambda _: None, [])
+        Call(self.world, self.writer, self.writer.leases.release(self.id, self.token), lambda _: None)

@@ -15,20 +15,30 @@ _FAULTS = {
     "renew": 2, "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "spoil": 1, "pause": 2,
 }  # fmt: skip
 _ALL = {
-    "append": 6, "append_if": 1, "save_new": 1, "save": 1, "save_known": 2, "save_big": 1, "update": 2, "delete": 1,
-    "delete_if": 1, "load": 1, "lease": 2, "release": 1, "changes": 1,
+    "append": 5, "append_if": 1, "append_create": 1, "once": 2, "pop": 2, "truncate": 1, "replace": 1, "touch": 1,
+    "commit": 4, "records": 1, "fork": 2, "save_new": 1, "save": 1, "save_known": 4, "save_if": 1, "save_big": 1,
+    "overwrite": 1, "edit": 2, "refresh": 2, "update": 2, "delete": 1, "delete_if": 1, "load": 2, "lease": 2,
+    "release": 1, "changes": 1,
 }  # fmt: skip
 _RESTORES = {
     "watch": 6, "give_up": 8, "revive": 4, "snapshot": 3, "restore": 3, "catch_up": 4, "pause": 1,
 }  # fmt: skip
-_APPENDS = {"append": 6, "append_if": 1, "update": 1, "load": 1}
+_APPENDS = {"append": 6, "append_if": 1, "append_create": 1, "once": 1, "update": 1, "load": 1}
 _SAVES = {
-    "save_known": 4, "save_new": 1, "save": 1, "save_big": 1, "update": 2, "load": 2, "append": 1, "delete": 1,
+    "save_known": 6, "save_if": 2, "save_new": 1, "save": 1, "save_big": 1, "overwrite": 1, "edit": 2, "refresh": 3,
+    "update": 2, "load": 4, "append": 2, "commit": 2, "pop": 1, "delete": 1,
 }  # fmt: skip
-_DELETIONS = {"delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "append": 1, "changes": 1}
+_COMMITS = {
+    "commit": 8, "records": 4, "append": 2, "pop": 3, "once": 4, "truncate": 1, "replace": 2, "touch": 1, "fork": 2,
+    "load": 1, "delete": 1,
+}  # fmt: skip
+_DELETIONS = {
+    "delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "save_known": 2, "append": 1, "commit": 2, "fork": 2,
+    "load": 1, "changes": 1,
+}  # fmt: skip
 _LEASES = {"lease": 5, "release": 2, "append": 3, "save": 1, "update": 1}
 _LATE_CLAIMS = {"append": 4, "lease": 2, "save": 1}
-_MOODS = (_ALL, _APPENDS, _SAVES, _DELETIONS)
+_MOODS = (_ALL, _APPENDS, _SAVES, _COMMITS, _DELETIONS)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Consumer:
         if (
             entry is None
             or entry.record.id != change.id
-            or (entry.record.kind == DELETE) != (change.kind == "deleted")
+            or (entry.record.change.kind == DELETE) != (change.kind == "deleted")
             or entry.op[:8].hex() != change.origin
         ):
             raise Violation("watch", f"{change} came, the log has {entry}")
@@ -165,7 +165,7 @@ class Consumer:
             if (self.ids is not None and id not in self.ids) or session.revision <= self.start[number]:
                 continue
             change = last.get(id)
-            if change is None and session.turns is None and self.start[number] == 0:
+            if change is None and session.stored is None and self.start[number] == 0:
                 continue  # who begins with nothing needs to know of no deletion
             if change is None or change.revision != session.revision:
                 raise Violation("watch", f"the last state of {id}, {session.revision}, did not come, but {change}")
@@ -174,18 +174,32 @@ class Consumer:
 def check_messages(world: World, messages: Sequence[tuple[str, bytes]], before: Sequence[int]) -> None:
     """Judge what was published by calls before which the logs had these lengths."""
     heads = list(before)
+    last: tuple[str, bytes] | None = None
     for channel, message in messages:
         number = world.change_channels.get(channel)
         if number is None:
+            if ":changes:" in channel:
+                check_own_channel(channel, message, last)
+                last = None
             continue
+        if last is not None:
+            raise Violation("message", f"what {last[0]} had is not on the session's channel")
+        last = channel, message
         revision, _, kind, origin, id = _decode_message(message)
         heads[number] += 1
         entry = world.model.logs[number][heads[number] - 1] if heads[number] <= len(world.model.logs[number]) else None
-        wanted = entry and (entry.revision, entry.record.kind == DELETE, entry.op[:8], entry.record.id)
+        wanted = entry and (entry.revision, (entry.record.change.kind == DELETE), entry.op[:8], entry.record.id)
         if (revision, kind == 1, origin, id) != wanted:
             raise Violation("message", f"{id} at {revision} was published, the log has {entry}")
-    if heads != [len(log) for log in world.model.logs]:
+    if last is not None or heads != [len(log) for log in world.model.logs]:
         raise Violation("message", f"messages were published up to {heads} only")
+
+
+def check_own_channel(channel: str, message: bytes, last: tuple[str, bytes] | None) -> None:
+    """Judge what a session's own channel has: the same as the partition's, after it."""
+    id = _decode_message(message)[4]
+    if last is None or (channel, message) != (f"{last[0]}:{id}", last[1]):
+        raise Violation("message", f"{channel} has {message!r} after {last}")
 
 
 def check_since(world: World, number: int, since: Any, limit: int, reply: Reply) -> None:
@@ -201,9 +215,9 @@ def check_since(world: World, number: int, since: Any, limit: int, reply: Reply)
         if since != "" and 0 < int(since) < compacted:
             raise Violation("reset", f"deletions after {since} are unknown up to {compacted}, and it says nothing")
         wanted = sorted(
-            (session.revision, id, session.turns is None)
+            (session.revision, id, session.stored is None)
             for id, session in model.sessions.items()
-            if world.keyspace.of(id) is partition and (session.turns is not None or id in graves)
+            if world.keyspace.of(id) is partition and (session.stored is not None or id in graves)
             and since != "" and session.revision > int(since)
         )  # fmt: skip
         whole = len(wanted) < limit

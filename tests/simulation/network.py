@@ -1,0 +1,195 @@
+"""The network: what is on its way, and what the server does with it when it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+
+from orcs_redis.protocol import leases, request
+from orcs_redis.protocol.attempts import ConnectionLost
+from orcs_redis.protocol.commands import Argument, Batch, Command, batches
+from orcs_redis.protocol.writes import Write
+
+from .driver import Call
+from .leases import Requested
+from .lua import NOW
+from .model import AttemptToken
+from .rules import Violation
+from .watches import check_messages, check_since
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Member", "Network", "Transmission"]
+
+
+@dataclass(eq=False)
+class Member:
+    """A call's part of a transmission."""
+
+    call: Call
+    attempt: int
+    first: int  # of its commands
+    count: int
+    token: AttemptToken | None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the call still waits for this answer."""
+        return self.call.waiting and self.call.attempt == self.attempt
+
+
+@dataclass(eq=False)
+class Transmission:
+    """What goes out together; calls may have been merged, so that frames are fewer than commands."""
+
+    members: list[Member]
+    batches: list[Batch]
+    replies: list[Any] = field(default_factory=list)  # of each command
+
+    def __post_init__(self) -> None:
+        self.frames = [batch.frame() for batch in self.batches]
+        self.widths = [len(batch.commands) for batch in self.batches]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{member.call} #{member.attempt}" for member in self.members)
+
+
+class Network:
+    """What is on its way between the writers of a world and its server."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.out: list[Transmission] = []  # on their way to the server
+        self.stuck: list[Transmission] = []  # the same, of connections that were given up
+        self.back: list[Transmission] = []  # replies
+
+    def send(self, calls: Sequence[Call]) -> Transmission:
+        members: list[Member] = []
+        commands: list[Command] = []
+        for call in calls:
+            own = call.commands()
+            token = None if call.record is None else self.world.model.sent(call.record)
+            if isinstance(call.operation, leases._Claim):
+                self.world.model.identified(call.writer, call.operation)
+            members.append(Member(call, call.attempt, len(commands), len(own), token))
+            commands += own
+        merges = self.world.random.random() < 0.8
+        transmission = Transmission(
+            members, list(batches(commands)) if merges else [Batch([command]) for command in commands]
+        )
+        self.out.append(transmission)
+        self.world.count("transmissions")
+        if self.world.tracing:
+            self.world.say(f"sent: {transmission}")
+        return transmission
+
+    def lost(self, transmission: Transmission) -> None:
+        """Those who still wait for it learn that the connection broke; most reconnect."""
+        for member in transmission.members:
+            if member.awaited:
+                if self.world.random.random() < 0.3:
+                    member.call.writer.namespace.begin_epoch()
+                member.call.failed(ConnectionLost("the connection broke", sent=True))
+        if self.world.tracing:
+            self.world.say(f"lost: {transmission}")
+
+    def reply(self, transmission: Transmission) -> None:
+        self.back.remove(transmission)
+        for member in transmission.members:
+            if member.awaited:
+                member.call.answered(transmission.replies[member.first : member.first + member.count])
+
+    def arrive(self, transmission: Transmission, frames: int | None = None) -> None:
+        """Have the server execute it, or its first frames."""
+        self.out.remove(transmission)
+        self.execute(transmission, len(transmission.frames) if frames is None else frames)
+        self.back.append(transmission)
+
+    def execute(self, transmission: Transmission, count: int, *, forget_scripts: bool = False) -> None:
+        before = [len(log) for log in self.world.model.logs]
+        over = [self.world.keyspace.of(id).lease(id) for id in self.world.model.leases.expire()]
+        frames = [
+            ("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in transmission.frames[:count]
+        ]
+        if frames.count(("MULTI",)) > frames.count(("EXEC",)):
+            frames[-1:] = [("DISCARD",)] if frames[-1] != ("MULTI",) else [("PING",)]  # the connection broke
+        requests = self._requests(transmission)
+        setup: list[Command] = [("SET", NOW, self.world.clock.milliseconds()), *([("DEL", *over)] if over else [])]
+        looks: list[Command] = [("HGETALL", partition.state) for partition in self.world.partitions]
+        looks += [("PEXPIRETIME", self.world.keyspace.of(request.id).lease(request.id)) for request in requests.values()]
+        replies = self.world.server.run(*setup, *frames, *looks)
+        states = replies[len(setup) + count :]
+        transmission.replies = []
+        for n, (batch, width) in enumerate(zip(transmission.batches, transmission.widths, strict=True)):
+            if n >= count:
+                transmission.replies += [None] * width
+            elif forget_scripts and transmission.frames[n][0] == "EVALSHA":
+                transmission.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
+            else:
+                reply = replies[len(setup) + n]
+                if width > 1 and type(reply) is list and len(reply) != width:
+                    raise Violation("answer", f"{width} calls in one get {len(reply)} answers")
+                transmission.replies += batch.split(reply)
+        if self.world.tracing:
+            self.world.say(f"executed: {transmission}: {transmission.replies!r:.300}")
+        for partition, state in zip(self.world.partitions, states, strict=False):
+            self.world.model.forgotten[partition.number] = int(state[b"forgotten"])
+        self._judge(transmission, requests)
+        check_messages(self.world, messages := self.world.server.messages(), before)
+        for channel, message in messages:
+            for consumer in self.world.consumers:
+                consumer.publish(channel, message)
+            for waiting, wake in self.world.wakes:
+                if waiting == channel and (self.world.faultless or self.world.random.random() < 0.8):
+                    wake.set()
+        wrote = before != [len(log) for log in self.world.model.logs] and not requests  # a claim makes no room
+        for partition, state in zip(self.world.partitions, states, strict=False):
+            self.world.model.check_partition(partition, state, wrote)
+        if count == len(transmission.frames) and not forget_scripts:
+            for request, deadline in zip(requests.values(), states[len(self.world.partitions) :], strict=True):
+                self.world.model.leases.check_server(request, deadline)
+
+    def _requests(self, transmission: Transmission) -> dict[Member, Requested]:
+        found: dict[Member, Requested] = {}
+        for member in transmission.members:
+            if isinstance(member.call.operation, leases._Request):
+                frame = self._frame(transmission, member)
+                found[member] = Requested.read(member.call, frame)
+        return found
+
+    def _frame(self, transmission: Transmission, member: Member) -> tuple[Argument, ...]:
+        at = 0
+        for frame, width in zip(transmission.frames, transmission.widths, strict=True):
+            if at == member.first:
+                return frame
+            at += width
+        raise AssertionError("a member without a frame")
+
+    def _judge(self, transmission: Transmission, requests: dict[Member, Requested]) -> None:
+        for member in transmission.members:
+            operation = member.call.operation
+            replies = transmission.replies[member.first : member.first + member.count]
+            if None in replies[-1:] and isinstance(operation, (Write, leases._Request)):
+                continue  # it was cut off
+            if member.token is not None and member.call.record is not None:
+                item = replies[-1]
+                self.world.model.answered(member.call.record, member.token, item[0] if type(item) is list else item)
+            elif member in requests:
+                self.world.model.leases.judge(requests[member], replies[0])
+            elif isinstance(operation, request.Together):
+                self._judge_reads(transmission, member, replies)
+
+    def _judge_reads(self, transmission: Transmission, member: Member, replies: Sequence[Any]) -> None:
+        """Judge those of changes.lua."""
+        at = 0
+        for frame, width in zip(transmission.frames, transmission.widths, strict=True):
+            if member.first <= at < member.first + member.count and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
+                reply = transmission.replies[at]
+                if reply is not None:
+                    number = next(p.number for p in self.world.partitions if p.state == frame[3])
+                    check_since(self.world, number, frame[8], int(frame[9]), reply)
+            at += width
