@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..errors import ConflictError, NotFoundError
+from ..errors import ConflictError, NotFoundError, StorageError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
@@ -213,8 +213,8 @@ class Saving(Generic[A]):
             stored = yield ReadStored(self._namespace, self._codec, asset.id, start)
             if stored.reshaped > since and stored.reshaped != mine.revision:  # by others: what is before is not known
                 stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
-        except NotFoundError:
-            return  # what was saved is gone again: the next save says so
+        except StorageError:
+            return  # it was saved all the same; its changes count as made since the last save, until the next one
         if stored.start:
             turns = [*new.turns[: start - mine.skipped], *stored.turns]
         else:
@@ -243,13 +243,13 @@ class Saving(Generic[A]):
             yield Pause(random.uniform(0, delay))
             delay = min(2 * delay, 0.1)
         mine = self._baseline(id, new, written, 0)
-        set_baseline(asset, mine, turns)
         if written.before == known.revision:
+            set_baseline(asset, mine, turns)
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
         yield from self._follow_up(asset, mine, known.revision, turns, new, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
-        return Versioned(asset, now.revision)
+        return Versioned(asset, max(now.revision, written.revision))
 
     def _load(self, id: str) -> Plan[tuple[A, Baseline]]:
         stored = yield ReadStored(self._namespace, self._codec, id)
