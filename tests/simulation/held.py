@@ -39,9 +39,8 @@ class Held:
         self.mine = view_of(self.asset)
 
     def loaded(self) -> None:
-        """Note that it was loaded: it is what is stored."""
-        self.base = self.mine = view_of(self.asset)
-        self._note_baseline()
+        """Note that it was loaded: it is what is stored, but for changes of which the outcome could not be read."""
+        self.base = self._note_baseline().last(self.skipped)
 
     def synced(self, base: View, what: Intent) -> None:
         """Judge what a save or refresh made of it: what is stored, and its worker's changes since `base`."""
@@ -56,6 +55,11 @@ class Held:
         parts = {name: value for name, value in theirs.parts.items() if name not in wanted.conflicts} | kept
         in_turns = any(name.startswith("turn/") for name in wanted.conflicts)
         self.base = View(parts, base.turns if in_turns else theirs.turns)
+
+    def is_behind(self, entry: Entry) -> bool:
+        """Whether what came of its own write could not be read."""
+        known = baseline_of(self.asset, self.world.incarnation)
+        return known is not None and known.revision < entry.revision
 
     def _note_baseline(self) -> View:
         known = baseline_of(self.asset, self.world.incarnation)
@@ -140,6 +144,10 @@ class Save(_OfHeld):
             raise Violation("part", f"{self} takes away what others made of {sorted(conflicts)}")
         return State(changes(base, mine).made_to(old.view), old.records)
 
+    def same_turns(self, found: View, wanted: View, entry: Entry) -> bool:
+        base, mine = entry.record.goal
+        return found.turns == wanted.turns or (self.merges and changes(base, mine).are_made(found, wanted))
+
     def _whole(self, mine: View, before: State | None, revision: int) -> State:
         records = {} if before is None else before.records
         if self.held.skipped and before is not None and self._expected == self.held.revision == revision:
@@ -147,9 +155,12 @@ class Save(_OfHeld):
         return State(mine, records)
 
     def returned(self, result: Any) -> None:
+        base = self.begun_with
         if self.entry is not None:
             self._check_revision(result)
-        self.held.synced(self.begun_with, self)
+            if self.held.is_behind(self.entry) and self.held.base is not None:
+                base = self.held.base
+        self.held.synced(base, self)
         if self.entry is None and result != self.held.revision:
             raise Violation("lost", f"{self} returns {result}, it is at {self.held.revision}")
 
@@ -224,17 +235,19 @@ class Update(Intent):
         assert isinstance(result, Versioned)
         if self.entry is None:
             raise Violation("lost", f"{self} returns {result.revision}, and nothing was written")
-        self.world.model.loaded(self.id, result.revision, view_of(result.asset))
-        _take(self.world, self._writer, result.asset)
+        held = _take(self.world, self._writer, result.asset)
+        if not held.is_behind(self.entry):
+            self.world.model.loaded(self.id, result.revision, view_of(result.asset))
 
     def refused(self, error: StorageError) -> None:
         if isinstance(error, ConflictError):
             raise Violation("conflict", f"{self} ended in {error!r}")
 
 
-def _take(world: World, writer: Writer, asset: SessionAsset) -> None:
+def _take(world: World, writer: Writer, asset: SessionAsset) -> Held:
     held = Held(world, asset)
     held.loaded()
     writer.assets[asset.id] = held
+    return held
 
 

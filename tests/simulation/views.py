@@ -83,6 +83,14 @@ class Changes(NamedTuple):
         parts = {name: value for name, value in (view.parts | self.parts).items() if value is not ABSENT}
         return View(parts, tuple(turns))
 
+    def are_made(self, found: View, wanted: View) -> bool:
+        """Whether the turns are right. One that comes in the place of one that was removed may keep that place."""
+        if not (self.removed and self.added):
+            return found.turns == wanted.turns
+        groups = [[turn for turn in view.turns if turn not in self.added] for view in (found, wanted)]
+        own = [[turn for turn in view.turns if turn in self.added] for view in (found, wanted)]
+        return groups[0] == groups[1] and own[0] == own[1]
+
 
 def changes(base: View, mine: View) -> Changes:
     """Return what makes one view of the other."""
@@ -112,7 +120,6 @@ def rebase(base: View, mine: View, theirs: View) -> Rebased:
             parts[name] = value
     old_turns, here_turns, there_turns = dict(base.turns), dict(mine.turns), dict(theirs.turns)
     turns: list[Turn] = []
-    ordered = True
     for id, content in theirs.turns:
         before, own = old_turns.get(id), here_turns.get(id)
         if before is None:  # it was added
@@ -124,6 +131,7 @@ def rebase(base: View, mine: View, theirs: View) -> Rebased:
             if own not in (before, content) and content != before:
                 conflicts.add(f"turn/{id}")
             turns.append((id, content if own == before else own))
+    ordered = not (old_turns.keys() - here_turns.keys() and here_turns.keys() - old_turns.keys())
     for id, own in mine.turns:
         if id in there_turns:
             if id not in old_turns and own != there_turns[id]:
