@@ -55,9 +55,7 @@ def fields_of(stored: Stored) -> dict[bytes, bytes]:
 
 def _decoded(fields: dict[bytes, bytes]) -> dict[bytes, Any]:
     """Make them readable, and one map of labels equal to another."""
-    return {
-        name: data if name.startswith(b".") else msgspec.msgpack.decode(data) for name, data in fields.items()
-    }
+    return {name: data if name.startswith(b".") else msgspec.msgpack.decode(data) for name, data in fields.items()}
 
 
 def _check_indices(world: World, partition: Partition) -> None:

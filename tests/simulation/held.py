@@ -1,4 +1,4 @@
-"""Assets that workers hold and change, what their saves and refreshes are to do, and what they are to become by that."""
+"""Assets that workers hold and change; what their saves and refreshes are to do, and to make of them."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class Load(Intent):
         assert isinstance(result, Versioned)
         self.world.model.loaded(self.id, result.revision, view_of(result.asset))
         length = len(result.asset.history.turns)
-        if self._last is None and result.asset.history.skipped or self._last is not None and length > self._last:
+        if length > self._last if self._last is not None else result.asset.history.skipped:
             raise Violation("loaded", f"{self}, the last {self._last}, has {length} turns")
         _take(self.world, self._writer, result.asset)
 
@@ -249,5 +249,3 @@ def _take(world: World, writer: Writer, asset: SessionAsset) -> Held:
     held.loaded()
     writer.assets[asset.id] = held
     return held
-
-

@@ -107,8 +107,9 @@ class Intent:
         stored = entry.made.session
         assert stored is not None
         parts = found.view.parts
-        labels, names = labels_of(parts.get("metadata.labels")), tuple(
-            parts[f"project_context.{name}"] for name in ("name", "root_path")
+        labels, names = (
+            labels_of(parts.get("metadata.labels")),
+            tuple(parts[f"project_context.{name}"] for name in ("name", "root_path")),
         )
         if (stored.labels, stored.names) != (labels, names):
             raise Violation("index", f"{self} leaves {stored.labels} and {stored.names} in the index of {parts}")
@@ -166,7 +167,8 @@ class Append(Intent):
     def returned(self, result: Any) -> None:
         revision = getattr(result, "revision", result)
         if self.entry is not None or not self._once:
-            return self._check_revision(revision)
+            self._check_revision(revision)
+            return
         stored = self.world.model.at(self.id, revision)
         ids = set() if stored is None else {id for id, _ in view_of(stored).turns}
         if not ids.issuperset(id for id, _ in self.turns):
@@ -202,7 +204,8 @@ class Truncate(Intent):
 
     def returned(self, result: Any) -> None:
         if self.entry is not None:
-            return self._check_revision(result.revision)
+            self._check_revision(result.revision)
+            return
         stored = self.world.model.at(self.id, result.revision)
         if stored is None or len(stored.turns) > self._length:
             raise Violation("lost", f"{self} to {self._length} turns returns {result.revision}: {stored}")
@@ -303,7 +306,7 @@ class Commit(Intent):
         for name in arguments.unset:
             parts.pop(name, None)
         if arguments.labels:
-            labels = labels_of(parts.get("metadata.labels")) | arguments.labels
+            labels = {**labels_of(parts.get("metadata.labels")), **arguments.labels}
             parts["metadata.labels"] = {name: value for name, value in labels.items() if value is not None} or ABSENT
         return {name: value for name, value in parts.items() if value is not ABSENT}
 
@@ -320,5 +323,3 @@ class Commit(Intent):
                 if name == key or (key.endswith("*") and name.startswith(key[:-1]) and name not in kept):
                     del records[name.encode()]
         return records, placed
-
-

@@ -120,7 +120,9 @@ class Network:
         requests = self._requests(transmission)
         setup: list[Command] = [("SET", NOW, self.world.clock.milliseconds()), *([("DEL", *over)] if over else [])]
         looks: list[Command] = [("HGETALL", partition.state) for partition in self.world.partitions]
-        looks += [("PEXPIRETIME", self.world.keyspace.of(request.id).lease(request.id)) for request in requests.values()]
+        looks += [
+            ("PEXPIRETIME", self.world.keyspace.of(request.id).lease(request.id)) for request in requests.values()
+        ]
         replies = self.world.server.run(*setup, *frames, *looks)
         states = replies[len(setup) + count :]
         transmission.replies = []

@@ -303,9 +303,7 @@ def _records(groups: dict[str, list[Any]], old: dict[bytes, bytes]) -> tuple[dic
     return records, placed
 
 
-def _fork(
-    change: Change, source: Stored | None, source_id: str, now: int, revision: int, op: bytes
-) -> Outcome:
+def _fork(change: Change, source: Stored | None, source_id: str, now: int, revision: int, op: bytes) -> Outcome:
     groups = change.groups
     if source is None:
         raise _Refused(b"NOTFOUND")

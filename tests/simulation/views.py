@@ -1,4 +1,4 @@
-"""Sessions as their users see them, and how two of them are merged: the rules of `save` and `refresh`, told once more."""
+"""Sessions as their users see them, and how they are merged: the rules of `save` and `refresh`, told once more."""
 
 from __future__ import annotations
 

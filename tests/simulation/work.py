@@ -230,9 +230,7 @@ class Work:
         self._save(writer, held, expected, under)
         return None
 
-    def _save(
-        self, writer: Writer, held: Held, expected: int | None, under: Any, *, overwrite: bool = False
-    ) -> None:
+    def _save(self, writer: Writer, held: Held, expected: int | None, under: Any, *, overwrite: bool = False) -> None:
         writer.assets[held.asset.id] = held
         intent = Save(self.world, held, expected, overwrite)
         self._flow(writer, writer.saving.save(held.asset, expected, under, overwrite=overwrite), intent)
