@@ -113,6 +113,8 @@ class Saving(Generic[A]):
             except Outdated:
                 work, base = yield from self._merge(asset, known)
                 new = self._codec.encode(work, base)
+            except ConflictError as error:  # it was made anew; what is merged may be of a later revision than the asset
+                raise ConflictError(asset.id, known.revision, error.actual) from None
             except NotFoundError:
                 raise ConflictError(asset.id, known.revision, 0) from None
         if work is asset and written.before == known.revision:
