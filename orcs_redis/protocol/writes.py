@@ -253,6 +253,8 @@ class Write(Identified[Written]):
         item: list[Any] = [*reply[0], None, None]
         answer, value, more, *rest = item
         match answer:
+            case b"OK" if rest[1] == value and self._unanswered:  # not noted: an earlier attempt would be applied
+                raise OutcomeUnknownError("an answer was lost: there is nothing to do now, and may be when it arrives")
             case b"OK":
                 self._unanswered = 0
                 self._namespace.observe(self._partition, value)
