@@ -36,7 +36,10 @@ _DELETIONS = {
     "delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "save_known": 2, "append": 1, "commit": 2, "fork": 2,
     "load": 1, "changes": 1,
 }  # fmt: skip
-_LEASES = {"lease": 5, "release": 2, "append": 3, "save": 1, "update": 1}
+_CUTS = {"append": 4, "truncate": 4, "pop": 2, "commit": 2, "cut": 4}
+_LEASES = {
+    "lease": 5, "release": 2, "append": 3, "save": 1, "update": 1, "save_known": 1, "commit": 1, "pop": 1, "once": 1,
+}  # fmt: skip
 _LATE_CLAIMS = {"append": 4, "lease": 2, "save": 1}
 _MOODS = (_ALL, _APPENDS, _SAVES, _COMMITS, _DELETIONS)
 
@@ -83,7 +86,7 @@ PROFILES = {
             "abandoned",
             {"start": 24, "send": 26, "arrive": 9, "reply": 12, "tick": 2, "lose_sending": 2, "lose_reply": 2}
             | {"give_up": 8, "revive": 5, "cancel": 8, "renew": 3},
-            (_APPENDS, _LATE_CLAIMS),
+            (_APPENDS, _LATE_CLAIMS, _CUTS),
         ),
         Profile("clones", _TURNS | _FAULTS | {"clone": 3, "burst": 1}),
         Profile("leases", _TURNS | _FAULTS | {"start": 24, "tick": 10, "spoil": 3}, (_LEASES,)),

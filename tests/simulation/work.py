@@ -103,6 +103,11 @@ class Work:
     def _begin_commit(self, writer: Writer, id: str, under: Any) -> None:
         self._commit(writer, id, under, self._arguments())
 
+    def _begin_cut(self, writer: Writer, id: str, under: Any) -> None:
+        length = self.random.choice((None, 0, 1, 20))
+        arguments = CommitArguments(pop=1) if length is None else CommitArguments(truncate=length)
+        self._commit(writer, id, under, arguments)
+
     def _begin_records(self, writer: Writer, id: str, under: Any) -> None:
         self._commit(writer, id, under, self._records(CommitArguments()))
 
