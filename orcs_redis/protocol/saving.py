@@ -122,7 +122,7 @@ class Saving(Generic[A]):
         else:
             mine = self._baseline(asset.id, first, written, known.skipped)
             kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-            yield from self._follow_up(asset, mine, base.revision, objects, new, kept + base.skipped)
+            yield from self._follow_up(asset, mine, base, objects, new, kept)
         return int(written.revision)
 
     def _write_patch(
@@ -208,20 +208,32 @@ class Saving(Generic[A]):
         return _as_baseline(known, stored, stored.turns[skipped:], skipped)
 
     def _follow_up(
-        self, asset: A, mine: Baseline, since: int, objects: Sequence[Any], new: Encoded, start: int
+        self, asset: A, mine: Baseline, base: Baseline, objects: Sequence[Any], new: Encoded, kept: int
     ) -> Plan[None]:
-        """After a save that met others' changes: bring the asset up to what is stored."""
+        """After a save that met others' changes: bring the asset up to what is stored.
+
+        Args:
+            asset: that was saved.
+            mine: what it was, at the revision of the write.
+            base: what the write was made from.
+            objects: the asset's turns.
+            new: what was written.
+            kept: how many of its turns were not pushed by the write.
+
+        """
+        skipped: int | None = base.skipped
         try:
-            stored = yield ReadStored(self._namespace, self._codec, asset.id, start)
-            if stored.reshaped > since and stored.reshaped != mine.revision:  # by others: what is before is not known
+            stored = yield ReadStored(self._namespace, self._codec, asset.id, base.skipped + kept)
+            if stored.reshaped > base.revision and stored.reshaped != mine.revision:
+                # By others: what is before is not known.
                 stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
+                skipped = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0
         except StorageError:
             return  # it was saved all the same; its changes count as made since the last save, until the next one
-        if stored.start:
-            turns = [*new.turns[: start - mine.skipped], *stored.turns]
-        else:
-            turns = list(stored.turns[mine.skipped :])
-        bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, mine.skipped), objects)
+        if skipped is None:
+            return
+        turns = [*new.turns[:kept], *stored.turns] if stored.start else list(stored.turns[skipped:])
+        bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
 
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
         """Load, change and save, again and again until no other write came between to what was changed."""
@@ -249,7 +261,7 @@ class Saving(Generic[A]):
             set_baseline(asset, mine, turns)
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
-        yield from self._follow_up(asset, mine, known.revision, turns, new, kept)
+        yield from self._follow_up(asset, mine, known, turns, new, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
         return Versioned(asset, max(now.revision, written.revision))
 
