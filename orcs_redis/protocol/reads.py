@@ -199,7 +199,9 @@ class ReadNews(Request[News]):
         self._namespace.observe(self._partition, now)
         went_back = now < base.revision or (now == base.revision and operation_id != base.operation_id)
         reshapes = went_back or reshaped_at > base.revision
-        if not reshapes and turns != base.turn_count + len(pushed):
+        if not reshapes and turns < base.turn_count + len(pushed):  # fewer, and none was removed: the data went back
+            went_back = reshapes = True
+        if not reshapes and turns > base.turn_count + len(pushed):
             raise TornRead("a write came between")
         return News(now, operation_id, updated_at, pushed, went_back or parts_at > base.revision, reshapes, born_at)
 
