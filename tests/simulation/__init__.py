@@ -13,7 +13,7 @@ server. What lies between them is simulated: the clock, the network, the process
 - profiles.py what happens in a schedule, and how often
 - world.py    one schedule
 - run.py      many schedules, and a report
-- plants.py   a planted fault for each rule of the protocol, which must be caught
+- planting.py, plants.py, plants_parts.py   a planted fault for each rule of the protocol, which must be caught
 
 `python -m tests.simulation --seconds 600` runs all profiles; `--profile P --seed N --schedules 1 --trace` shows one.
 """

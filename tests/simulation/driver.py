@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .model import Record
     from .world import World
 
-__all__ = ["CANCELLED", "Call", "Flow", "Wake", "Writer"]
+__all__ = ["CANCELLED", "DEADLINE", "Call", "Flow", "Wake", "Writer"]
 
 DEADLINE = 5.0
 CANCELLED = "cancelled"

@@ -12,6 +12,7 @@ from orcs_redis.protocol.baseline import baseline_of
 from orcs_redis.protocol.writes import DELETE
 
 from .intents import Intent, State
+from .reference import Stored
 from .rules import Violation
 from .views import Turn, View, changes, rebase, view_of
 
@@ -40,11 +41,19 @@ class Held:
 
     def loaded(self) -> None:
         """Note that it was loaded: it is what is stored, but for changes of which the outcome could not be read."""
-        self.base = self._note_baseline().last(self.skipped)
+        stored = self._note_baseline()
+        self.base = view_of(stored).last(self.skipped)
 
-    def synced(self, base: View, what: Intent) -> None:
-        """Judge what a save or refresh made of it: what is stored, and its worker's changes since `base`."""
-        theirs = self._note_baseline().last(self.skipped)
+    def synced(self, base: View, what: Intent, *, whole: bool = False) -> None:
+        """Judge what a save or refresh made of it: what is stored, and its worker's changes since `base`.
+
+        whole: it may have become another session.
+        """
+        before = self.revision
+        stored = self._note_baseline()
+        if stored.born > before and not whole:
+            raise Violation("resurrected", f"{what} of {before}: made anew as {stored.born}")
+        theirs = view_of(stored).last(self.skipped)
         wanted, found = rebase(base, self.mine, theirs), view_of(self.asset)
         in_order = wanted.ordered and not wanted.conflicts
         same_turns = found.turns == wanted.view.turns if in_order else sorted(found.turns) == sorted(wanted.view.turns)
@@ -61,13 +70,13 @@ class Held:
         known = baseline_of(self.asset, self.world.incarnation)
         return known is not None and known.revision < entry.revision
 
-    def _note_baseline(self) -> View:
+    def _note_baseline(self) -> Stored:
         known = baseline_of(self.asset, self.world.incarnation)
         assert known is not None
         for stored in self.world.model.contents.get((self.asset.id, known.revision), ()):
             if stored.op == known.operation_id:
                 self.revision, self.skipped = known.revision, known.skipped
-                return view_of(stored)
+                return stored
         raise Violation("merged", f"{self.asset.id} is at {known.revision}, which nobody wrote")
 
 
@@ -160,7 +169,7 @@ class Save(_OfHeld):
             self._check_revision(result)
             if self.held.is_behind(self.entry) and self.held.base is not None:
                 base = self.held.base
-        self.held.synced(base, self)
+        self.held.synced(base, self, whole=not self.merges)
         if self.entry is None and result != self.held.revision:
             raise Violation("lost", f"{self} returns {result}, it is at {self.held.revision}")
 

@@ -13,6 +13,7 @@ _TURNS = {"start": 18, "send": 22, "arrive": 18, "reply": 16, "watch": 14, "tick
 _FAULTS = {
     "lose_sending": 2, "lose_reply": 4, "cut": 1, "give_up": 5, "revive": 2, "unreachable": 2, "refuse": 2, "cancel": 2,
     "renew": 2, "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "spoil": 1, "pause": 2,
+    "stall": 2,
 }  # fmt: skip
 _ALL = {
     "append": 5, "append_if": 1, "append_create": 1, "once": 2, "pop": 2, "truncate": 1, "replace": 1, "touch": 1,
@@ -32,6 +33,7 @@ _COMMITS = {
     "commit": 8, "records": 4, "append": 2, "pop": 3, "once": 4, "truncate": 1, "replace": 2, "touch": 1, "fork": 2,
     "load": 1, "delete": 1,
 }  # fmt: skip
+_FORKS = {"fork": 6, "records": 4, "commit": 2, "append": 1, "pop": 1, "save_known": 1, "delete": 3}
 _DELETIONS = {
     "delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "save_known": 2, "append": 1, "commit": 2, "fork": 2,
     "load": 1, "changes": 1,
@@ -41,7 +43,7 @@ _LEASES = {
     "lease": 5, "release": 2, "append": 3, "save": 1, "update": 1, "save_known": 1, "commit": 1, "pop": 1, "once": 1,
 }  # fmt: skip
 _LATE_CLAIMS = {"append": 4, "lease": 2, "save": 1}
-_MOODS = (_ALL, _APPENDS, _SAVES, _COMMITS, _DELETIONS)
+_MOODS = (_ALL, _APPENDS, _SAVES, _COMMITS, _FORKS, _DELETIONS)
 
 
 @dataclass(frozen=True)

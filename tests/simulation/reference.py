@@ -179,7 +179,7 @@ def _check_base(change: Change, current: Stored | None) -> None:
             or ("p" in groups and (more > _MAX_COMPARED or any(_id(turn) in others for turn in groups["p"])))
         ):
             raise _Refused(b"CHANGED", revision, b"turns")
-    names = [text(name) for name in (*groups.get("s", [])[::2], *groups.get("u", []))]
+    names = [text(name) for name in (*groups.get("s", [])[::2], *groups.get("u", []))] if "e" in groups else []
     for name, digest in zip(names, map(text, groups.get("e", [])), strict=True):
         value = current.fields.get(name)
         if name != "updated_at_ms" and (sha1(value).hexdigest() if value else "") != digest:

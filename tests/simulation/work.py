@@ -203,6 +203,8 @@ class Work:
         return turn
 
     def _value(self) -> str:
+        if self.random.random() < 0.25:
+            return "same"  # as somebody else's
         self._values += 1
         return f"v{self._values}"
 

@@ -23,7 +23,7 @@ from orcs_redis.protocol.writes import Identified
 
 from .audit import check_state
 from .clock import Clock
-from .driver import CANCELLED, Call, Wake, Writer
+from .driver import CANCELLED, DEADLINE, Call, Wake, Writer
 from .leases import Holding
 from .lua import NOW, Edit, Limits, instrumented
 from .model import Model
@@ -247,6 +247,13 @@ class World:
 
     def _do_pause(self, writer: Writer) -> None:
         self.clock.advance(self.random.choice((0.5, 2.0, 6.0)))
+
+    def _do_stall(self, writer: Writer) -> bool | None:
+        """Nothing is answered in time, while something is read."""
+        if not any(call.waiting and not isinstance(call.operation, Identified) for call in writer.calls):
+            return False
+        self.clock.advance(DEADLINE + 1.0)
+        return None
 
     def _do_lose_sending(self, writer: Writer) -> bool | None:
         if not self.network.out:
