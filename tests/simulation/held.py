@@ -11,7 +11,7 @@ from orcs_redis.model.meta import Versioned
 from orcs_redis.protocol.baseline import baseline_of
 from orcs_redis.protocol.writes import DELETE
 
-from .intents import Intent, State
+from .intents import Intent, State, state_of
 from .reference import Stored
 from .rules import Violation
 from .views import Turn, View, changes, rebase, view_of
@@ -32,7 +32,8 @@ class Held:
         self.epoch = world.model.epoch
         self.base: View | None = None
         self.revision = self.skipped = 0
-        self.busy = False
+        self.busy = 0  # saves and refreshes under way
+        self.muddled = False  # whether there was more than one of them: then what they do to the asset depends on them
         self.mine = view_of(asset)
 
     def changed(self) -> None:
@@ -49,6 +50,8 @@ class Held:
 
         whole: it may have become another session.
         """
+        if self.muddled:
+            return
         before = self.revision
         stored = self._note_baseline()
         if stored.born > before and not whole:
@@ -88,10 +91,10 @@ class _OfHeld(Intent):
         self.held = held
         self.begun_with = held.mine
         self.epoch = min(self.epoch, held.epoch)
-        held.busy = True
+        held.busy += 1
 
     def end(self, outcome: Any) -> None:
-        self.held.busy = False
+        self.held.busy -= 1
         super().end(outcome)
 
     def refused(self, error: StorageError) -> None:
@@ -107,6 +110,8 @@ class _OfHeld(Intent):
     def _check_conflict(self, error: ConflictError) -> None:
         """Judge a conflict: only where two have changed one part."""
         held = self.held
+        if held.muddled:
+            return
         if error.expected != held.revision:
             raise Violation("conflict", f"{self} ended in {error!r}: the asset is of {held.revision}")
         if error.actual == 0:
@@ -140,6 +145,8 @@ class Save(_OfHeld):
 
     def effect(self, before: State | None, entry: Entry) -> State | None:
         base, mine = entry.record.goal
+        if self.held.muddled:
+            return state_of(entry.made.session)
         if not self.merges:
             revision = 0 if entry.before is None else entry.before.revision
             if self._expected not in (None, revision):
@@ -170,7 +177,7 @@ class Save(_OfHeld):
             if self.held.is_behind(self.entry) and self.held.base is not None:
                 base = self.held.base
         self.held.synced(base, self, whole=not self.merges)
-        if self.entry is None and result != self.held.revision:
+        if self.entry is None and result != self.held.revision and not self.held.muddled:
             raise Violation("lost", f"{self} returns {result}, it is at {self.held.revision}")
 
     def refused(self, error: StorageError) -> None:
@@ -186,7 +193,7 @@ class Refresh(_OfHeld):
     def returned(self, result: Any) -> None:
         assert self.held.base is not None
         self.held.synced(self.held.base, self)
-        if result != self.held.revision:
+        if result != self.held.revision and not self.held.muddled:
             raise Violation("merged", f"{self} returns {result}, the asset is at {self.held.revision}")
 
     def refused(self, error: StorageError) -> None:

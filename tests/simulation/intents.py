@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .model import Entry
     from .world import World
 
-__all__ = ["Append", "Commit", "Delete", "Fork", "Intent", "Pop", "Replace", "State", "Touch", "Truncate"]
+__all__ = ["Append", "Commit", "Delete", "Fork", "Intent", "Pop", "Replace", "State", "Touch", "Truncate", "state_of"]
 
 _PENDING = "pending"
 
@@ -97,6 +97,8 @@ class Intent:
             if wanted is not found:
                 raise Violation("part", f"{self} made {found} of the session, not {wanted}")
             return
+        if len({*found.view.turns}) < len(found.view.turns):
+            raise Violation("turns", f"{self} doubles a turn: {found.view.turns}")
         if not self.same_turns(found.view, wanted.view, entry):
             raise Violation("turns", f"{self} made {found.view.turns} of the turns, not {wanted.view.turns}")
         for what, got, right in (

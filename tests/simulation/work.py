@@ -92,7 +92,7 @@ class Work:
             return False
         turn = self._turn()
         turn.id = stored.ids[self.random.randrange(len(stored.turns))]
-        turn.content = self._value()
+        turn.content = self._unique()
         plan = writer.sessions.replace_turn(id, turn, None, under)
         self._flow(writer, plan, Replace(self.world, id, turn))
         return None
@@ -205,6 +205,9 @@ class Work:
     def _value(self) -> str:
         if self.random.random() < 0.25:
             return "same"  # as somebody else's
+        return self._unique()
+
+    def _unique(self) -> str:
         self._values += 1
         return f"v{self._values}"
 
@@ -222,9 +225,12 @@ class Work:
         return held
 
     def _free(self, writer: Writer, id: str) -> Held | None:
-        """Return the asset that a writer holds, if nothing is done with it."""
+        """Return the asset that a writer holds, if nothing is done with it; or rarely, if something is."""
         held = writer.assets.get(id)
-        return None if held is None or held.busy else held
+        if held is None or (held.busy and self.random.random() < 0.8):
+            return None
+        held.muddled |= held.busy > 0
+        return held
 
     def _save_held(self, writer: Writer, id: str, under: Any, expected: int | None) -> bool | None:
         held = self._free(writer, id)
@@ -272,7 +278,7 @@ class Work:
         if choice < 0.5 or not known:
             turns += [self._turn() for _ in range(rng.choice((1, 1, 2)))]
         elif choice < 0.7:
-            rng.choice(known).content = self._value()
+            rng.choice(known).content = self._unique()
         elif held.asset.history.skipped:
             turns.append(self._turn())  # none of it can be removed
         elif choice < 0.85:
