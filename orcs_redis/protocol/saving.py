@@ -230,8 +230,8 @@ class Saving(Generic[A]):
                 skipped = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0
         except StorageError:
             return  # it was saved all the same; its changes count as made since the last save, until the next one
-        if skipped is None:
-            return
+        if skipped is None or stored.born > mine.revision:
+            return  # the next save says that it was cut, or made anew
         turns = [*new.turns[:kept], *stored.turns] if stored.start else list(stored.turns[skipped:])
         bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
 
