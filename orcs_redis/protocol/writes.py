@@ -253,12 +253,13 @@ class Write(Identified[Written]):
         item: list[Any] = [*reply[0], None, None]
         answer, value, more, *rest = item
         match answer:
-            case b"OK" if rest[1] == value and self._unanswered:  # not noted: an earlier attempt would be applied
-                raise OutcomeUnknownError("an answer was lost: there is nothing to do now, and may be when it arrives")
             case b"OK":
+                idle = rest[1] == value  # there was nothing to do: nothing was noted, nor barred
+                if idle and self._unanswered:
+                    raise OutcomeUnknownError("an answer was lost, and that attempt may find more to do")
                 self._unanswered = 0
                 self._namespace.observe(self._partition, value)
-                if token.barred or token.window.given_up:
+                if (token.barred or token.window.given_up) and not idle:
                     self._namespace.acknowledge(self._partition, token)
                 return Written(value, more, token.operation_id, rest[0], rest[1])
             case b"CONFLICT":
