@@ -87,6 +87,12 @@ def _answer_the_last_attempt(self: Write, *_: Any) -> None:
     self._unanswered = 1
 
 
+def _acknowledge(self: Write, replies: Any) -> None:
+    item = replies[-1][0] if type(replies[-1]) is list else None
+    if type(item) is list and item[0] == b"OK" and self._token is not None:
+        self._namespace.acknowledge(self._partition, self._token)
+
+
 def _one_less(_: Any, self: Load[Any], namespace: Any, codec: Any, id: str, last: int | None = None) -> None:
     if last:
         self._start += 1
@@ -207,6 +213,10 @@ PLANTS_OF_PARTS = (
     Plant(
         "answered-by-nothing", "a cut of nothing is no answer for an attempt on its way", "abandoned", 2000,
         patch=before(Write, "decode", _answer_the_last_attempt),
+    ),
+    Plant(
+        "idle-bars", "what is named to a write that finds nothing to do is not barred", "abandoned", 2500,
+        patch=before(Write, "decode", _acknowledge),
     ),
     Plant(
         "labels-unsaid", "a save says what its labels are", "calm", 200,

@@ -33,10 +33,11 @@ _COMMITS = {
     "commit": 8, "records": 4, "append": 2, "pop": 3, "once": 4, "truncate": 1, "replace": 2, "touch": 1, "fork": 2,
     "load": 1, "delete": 1,
 }  # fmt: skip
+_EXACTLY = {"load": 3, "save_if": 5, "save_known": 2, "append": 3, "commit": 1}
 _FORKS = {"fork": 6, "records": 4, "commit": 2, "append": 1, "pop": 1, "save_known": 1, "delete": 3}
 _DELETIONS = {
-    "delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "save_known": 2, "append": 1, "commit": 2, "fork": 2,
-    "load": 1, "changes": 1,
+    "delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "save_known": 3, "refresh": 3, "append": 1, "commit": 2,
+    "fork": 2, "load": 3, "changes": 1,
 }  # fmt: skip
 _CUTS = {"append": 4, "truncate": 4, "pop": 2, "commit": 2, "cut": 4}
 _LEASES = {
@@ -82,7 +83,7 @@ PROFILES = {
         Profile(
             "restores",
             _TURNS | _FAULTS | _RESTORES,
-            (_APPENDS, _SAVES, _ALL),
+            (_APPENDS, _SAVES, _ALL, _EXACTLY),
         ),
         Profile(
             "abandoned",
