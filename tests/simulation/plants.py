@@ -173,7 +173,7 @@ _ALL = (
         "if tonumber(expected) ~= (revision or 0) or expected_op ~=", "if expected_op ~=",
     ),
     write(
-        "no-maker", "a save of changes meets the operation that made the revision", "restores", 600,
+        "no-maker", "a save of changes meets the operation that made the revision", "restores", 2500,
         "(revision or 0) or expected_op ~= '' and op ~= expected_op then", "(revision or 0) then",
     ),
     write(

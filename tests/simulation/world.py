@@ -9,27 +9,24 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import hiredis
-
 from orcs_redis import scripts
 from orcs_redis.model import sections
 from orcs_redis.protocol import attempts, changes, leases, reads, saving, sessions
 from orcs_redis.protocol import writer as writers
-from orcs_redis.protocol.attempts import ConnectionLost
 from orcs_redis.protocol.keys import Keyspace
 from orcs_redis.protocol.namespace import Create
 from orcs_redis.protocol.writer import Namespace
-from orcs_redis.protocol.writes import Identified
 
 from .audit import check_state
 from .clock import Clock
-from .driver import CANCELLED, DEADLINE, Call, Wake, Writer
+from .driver import CANCELLED, Call, Wake, Writer
+from .faults import Faults
 from .leases import Holding
 from .lua import NOW, Edit, Limits, instrumented
 from .model import Model
 from .network import Network
 from .profiles import Profile
-from .rules import INJECTED, Violation
+from .rules import Violation
 from .server import Server
 from .watches import Consumer
 from .work import Work
@@ -40,7 +37,6 @@ _HEARTBEAT = 5.0
 _SNAPSHOTS = 4
 _DRAIN = 3000  # rounds
 _ATTEMPTS = 5  # when nothing fails
-_REFUSALS = tuple(code for code in INJECTED if code != "NOSCRIPT")
 
 
 class World:
@@ -69,6 +65,7 @@ class World:
         self.partitions = self.keyspace.partitions
         self.model = Model(self)
         self.network = Network(self)
+        self.faults = Faults(self)
         self.work = Work(self)
         self.counts: collections.Counter[str] = collections.Counter()
         self.writers: list[Writer] = []
@@ -143,7 +140,7 @@ class World:
         namespace = Namespace("sim", len(self.partitions), self.incarnation)
         self.change_channels = {namespace.channel(partition.changes): partition.number for partition in self.partitions}
         for _ in range(self.random.randint(1, 3)):
-            self._enter()
+            self.enter()
         for id in self.ids[:2]:
             self.work.make(self.writers[0], id)
             self._perform(self.writers[0])
@@ -152,7 +149,8 @@ class World:
         for _ in range(20):
             (action,) = self.random.choices(*self._actions)
             writer = self.random.choice(self.here)
-            if getattr(self, f"_do_{action}")(writer) is not False:
+            do = getattr(self, f"_do_{action}", None) or getattr(self.faults, f"do_{action}")
+            if do(writer) is not False:
                 return
 
     def _drain(self) -> None:
@@ -160,7 +158,7 @@ class World:
         for _ in range(_DRAIN):
             busy = bool(self.network.out or self.network.back or self.network.stuck)
             if self.network.stuck and self.random.random() < 0.2:
-                self._do_revive(self.writers[0])
+                self.faults.do_revive(self.writers[0])
             if self.network.out:
                 self.network.arrive(self.random.choice(self.network.out))
             if self.network.back:
@@ -248,119 +246,6 @@ class World:
     def _do_pause(self, writer: Writer) -> None:
         self.clock.advance(self.random.choice((0.5, 2.0, 6.0)))
 
-    def _do_stall(self, writer: Writer) -> bool | None:
-        """Nothing is answered in time, while something is read."""
-        if not any(call.waiting and not isinstance(call.operation, Identified) for call in writer.calls):
-            return False
-        self.clock.advance(DEADLINE + 1.0)
-        return None
-
-    def _do_lose_sending(self, writer: Writer) -> bool | None:
-        if not self.network.out:
-            return False
-        transmission = self.network.out.pop(self.random.randrange(len(self.network.out)))
-        self.network.lost(transmission)
-        return None
-
-    def _do_lose_reply(self, writer: Writer) -> bool | None:
-        if not self.network.back:
-            return False
-        transmission = self.network.back.pop(self.random.randrange(len(self.network.back)))
-        self.network.lost(transmission)
-        return None
-
-    def _do_cut(self, writer: Writer) -> bool | None:
-        """Only the first frames arrive before the connection breaks."""
-        long = [transmission for transmission in self.network.out if len(transmission.frames) > 1]
-        if not long:
-            return False
-        transmission = self.random.choice(long)
-        self.network.arrive(transmission, self.random.randrange(len(transmission.frames)))
-        self.network.back.remove(transmission)
-        self.network.lost(transmission)
-        return None
-
-    def _do_give_up(self, writer: Writer) -> bool | None:
-        """The writer gives the transmission up, and it arrives later."""
-        if not self.network.out:
-            return False
-        transmission = self.random.choice(self.network.out)
-        if self.random.random() < 0.6:  # much later
-            self.network.out.remove(transmission)
-            self.network.stuck.append(transmission)
-        self.network.lost(transmission)
-        return None
-
-    def _do_revive(self, writer: Writer) -> bool | None:
-        if not self.network.stuck:
-            return False
-        self.network.out.append(self.network.stuck.pop(self.random.randrange(len(self.network.stuck))))
-        return None
-
-    def _do_unreachable(self, writer: Writer) -> bool | None:
-        ready = [call for call in writer.calls if call.ready()]
-        for call in ready:
-            call.commands()  # as the drivers do, before they learn that there is no connection
-            if call.record is not None:
-                self.model.sent(call.record)
-            call.failed(ConnectionLost("no connection", sent=False))
-        return bool(ready)
-
-    def _do_refuse(self, writer: Writer) -> bool | None:
-        """The server refuses a transmission, or does not know its scripts."""
-        if not self.network.out:
-            return False
-        transmission = self.network.out.pop(self.random.randrange(len(self.network.out)))
-        code = self.random.choice((*_REFUSALS, "NOSCRIPT", "NOSCRIPT", "NOSCRIPT"))
-        if code == "NOSCRIPT":
-            self.network.execute(transmission, len(transmission.frames), forget_scripts=True)
-        else:
-            transmission.replies = [hiredis.ReplyError(f"{code} refused")] * sum(transmission.widths)
-        self.network.back.append(transmission)
-        return None
-
-    def _do_cancel(self, writer: Writer) -> bool | None:
-        calls = [call for call in writer.calls if isinstance(call.operation, Identified) and call.operation._token]
-        if not calls:
-            return False
-        self.random.choice(calls).cancel()
-        return None
-
-    def _do_renew(self, writer: Writer) -> None:
-        writer.namespace.begin_epoch()
-
-    def _do_break_watch(self, writer: Writer) -> bool | None:
-        if not self.consumers:
-            return False
-        self.random.choice(self.consumers).disconnect()
-        return None
-
-    def _do_lose_message(self, writer: Writer) -> bool | None:
-        if not self.consumers:
-            return False
-        self.random.choice(self.consumers).lose()
-        return None
-
-    def _do_leave(self, writer: Writer) -> None:
-        """The process is killed: what it sent may still arrive. Another begins."""
-        self._leave(writer)
-        self._enter()
-
-    def _do_take_away(self, writer: Writer) -> None:
-        """The server loses a lease, as by an eviction."""
-        id = self.random.choice(self.ids)
-        self.server.check(("DEL", self.keyspace.of(id).lease(id)))
-        self.model.leases.take_away(id)
-
-    def _do_spoil(self, writer: Writer) -> None:
-        """Somebody else's key is where a lease belongs, or is gone again."""
-        id = self.random.choice(self.ids)
-        key, there = self.keyspace.of(id).lease(id), id in self.model.leases.foreign
-        self.model.leases.take_away(id)
-        self.server.check(("DEL", key), *([] if there else [("SET", key, "x")]))
-        if not there:
-            self.model.leases.foreign.add(id)
-
     def _do_burst(self, writer: Writer) -> None:
         """Others come, write once, and go."""
         for _ in range(self.random.randint(1, min(self.limits.max_windows, 6) + 1)):
@@ -416,7 +301,7 @@ class World:
         self.here.append(writer)
         return writer
 
-    def _enter(self) -> Writer:
+    def enter(self) -> Writer:
         namespace = Namespace("sim", len(self.partitions), self.incarnation)
         writer = self._add(Writer(len(self.writers), namespace, _HEARTBEAT))
         if self.tracing:
@@ -425,7 +310,7 @@ class World:
         self._perform(writer)
         return writer
 
-    def _leave(self, writer: Writer) -> None:
+    def leave(self, writer: Writer) -> None:
         self.here.remove(writer)
         for call in list(writer.calls):
             call.cancel()
@@ -438,10 +323,10 @@ class World:
                 consumer.ended = CANCELLED
 
     def _pass_by(self, id: str) -> None:
-        writer = self._enter()
+        writer = self.enter()
         self.work.append(writer, id)
         self._perform(writer)
-        self._leave(writer)
+        self.leave(writer)
         if len(self.model.records[-1].ids) > 1:
             raise Violation("answer", f"the first write of a new store was forgotten: {self.model.records[-1]}")
 
