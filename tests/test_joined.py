@@ -379,7 +379,7 @@ class Chance:
             groups += [("q", [rng.randrange(4)])] * rng.randrange(2) + [("O", [])] * rng.randrange(2)
         elif kind == "w":
             whole = rng.random() < 0.2
-            changes = self._whole(number) if whole else self._changes(number)
+            changes = self._whole(number) if whole else self._changes(id, number)
             if whole or (rng.random() < 0.1 and not {"z", "q", "x", "p"} & {letter for letter, _ in changes}):
                 staged = rng.choice([0, 1, 3])
                 history = [("S", [staged])] if staged else [("h", self._new_turns(2))]
@@ -393,8 +393,8 @@ class Chance:
     def _conditions(self, kind: str, id: str, revision: int) -> list[tuple[str, list[Any]]]:
         rng, groups = self.rng, list[tuple[str, list[Any]]]()
         current = self._stored.field(id, ".revision")
-        if rng.random() < 0.3:
-            groups.append(("l", [rng.choice(["7", "8"])]))
+        if rng.random() < 0.15:
+            groups.append(("l", [rng.choice(["7", "7", "8"])]))
         if rng.random() < 0.3:
             expected = rng.choice([b"0", b"%d" % revision, current or b"0", current or b"0"])
             maker = b":" + self._stored.field(id, ".op") if kind != "f" and rng.random() < 0.3 else b""
@@ -443,7 +443,7 @@ class Chance:
         parts = ["version", b"\x01", "metadata.a", b"%d" % number]
         return [*kept, ("W", []), ("t", [1000 + number]), ("s", parts), *self._about(whole=True)]
 
-    def _changes(self, number: int) -> list[tuple[str, list[Any]]]:
+    def _changes(self, id: str, number: int) -> list[tuple[str, list[Any]]]:
         rng, groups = self.rng, list[tuple[str, list[Any]]]()
         if rng.random() < 0.3:
             groups.append(("c", [b"\xc0\xc0", "version", b"\x01", "metadata.new", b"\x01"]))
@@ -470,8 +470,9 @@ class Chance:
         elif choice < 0.4:
             groups.append(("y", [rng.randrange(3), turn(f"t{number}", "edited")]))
         elif choice < 0.5:
-            id = f"t{rng.randint(1, self._turns + 1)}"
-            groups.append(("v", [rng.choice([-1, 0]), msgspec.msgpack.encode(id), turn(id, "replaced")]))
+            index, stored = rng.choice([-1, 0]), self._stored.turns(id) or [turn("none")]
+            wanted = msgspec.msgpack.decode(stored[index])[0] if rng.random() < 0.8 else "other"
+            groups.append(("v", [index, msgspec.msgpack.encode(wanted), turn(wanted, "replaced")]))
         if rng.random() < 0.5 or not groups:
             groups.append(("p", self._new_turns(3)))
         return groups
