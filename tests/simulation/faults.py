@@ -91,9 +91,9 @@ class Faults:
         transmission = self.network.out.pop(self.random.randrange(len(self.network.out)))
         code = self.random.choice((*_REFUSALS, "NOSCRIPT", "NOSCRIPT", "NOSCRIPT"))
         if code == "NOSCRIPT":
-            self.network.execute(transmission, len(transmission.frames), forget_scripts=True)
+            self.network.execute(transmission, forget_scripts=True)
         else:
-            transmission.replies = [hiredis.ReplyError(f"{code} refused")] * sum(transmission.widths)
+            transmission.fill(hiredis.ReplyError(f"{code} refused"))
         self.network.back.append(transmission)
         return None
 

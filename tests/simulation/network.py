@@ -11,7 +11,6 @@ import hiredis
 from orcs_redis.protocol import leases, request
 from orcs_redis.protocol.attempts import ConnectionLost
 from orcs_redis.protocol.commands import Argument, Batch, Command, batches
-from orcs_redis.protocol.writes import Write
 
 from .driver import Call
 from .leases import Requested
@@ -37,6 +36,11 @@ class Member:
     token: AttemptToken | None
 
     @property
+    def last(self) -> int:
+        """The last of its commands."""
+        return self.first + self.count - 1
+
+    @property
     def awaited(self) -> bool:
         """Whether the call still waits for this answer."""
         return self.call.waiting and self.call.attempt == self.attempt
@@ -48,11 +52,24 @@ class Transmission:
 
     members: list[Member]
     batches: list[Batch]
-    replies: list[Any] = field(default_factory=list)  # of each command
+    replies: list[Any] = field(default_factory=list)  # of each command that was executed
+    done: int = 0  # frames that were executed
 
     def __post_init__(self) -> None:
         self.frames = [batch.frame() for batch in self.batches]
         self.widths = [len(batch.commands) for batch in self.batches]
+
+    def fill(self, reply: Any) -> None:
+        """Have this reply to what was not executed."""
+        self.replies += [reply] * (sum(self.widths) - len(self.replies))
+
+    def halts(self) -> list[int]:
+        """Return the numbers of frames after which other connections' may come."""
+        return [
+            n
+            for n in range(self.done + 1, len(self.frames))
+            if self.frames[:n].count(("MULTI",)) == self.frames[:n].count(("EXEC",))
+        ]
 
     def __str__(self) -> str:
         return ", ".join(f"{member.call} #{member.attempt}" for member in self.members)
@@ -103,62 +120,75 @@ class Network:
             if member.awaited:
                 member.call.answered(transmission.replies[member.first : member.first + member.count])
 
-    def arrive(self, transmission: Transmission, frames: int | None = None) -> None:
-        """Have the server execute it, or its first frames."""
+    def arrive(self, transmission: Transmission, cut: int | None = None) -> None:
+        """Have the server execute it; or only its first frames, before the connection breaks."""
         self.out.remove(transmission)
-        self.execute(transmission, len(transmission.frames) if frames is None else frames)
+        self.execute(transmission, cut, cut=cut is not None)
         self.back.append(transmission)
 
-    def execute(self, transmission: Transmission, count: int, *, forget_scripts: bool = False) -> None:
-        before = [len(log) for log in self.world.model.logs]
-        over = [self.world.keyspace.of(id).lease(id) for id in self.world.model.leases.expire()]
-        frames = [
-            ("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame for frame in transmission.frames[:count]
+    def execute(
+        self, transmission: Transmission, upto: int | None = None, *, cut: bool = False, forget_scripts: bool = False
+    ) -> None:
+        """Have the server execute more frames of it, up to one or all."""
+        model, clock = self.world.model, self.world.clock
+        before = [len(log) for log in model.logs]
+        over = [self.world.keyspace.of(id).lease(id) for id in model.leases.expire()]
+        start = transmission.done
+        transmission.done = stop = len(transmission.frames) if upto is None else max(upto, start)
+        frames: list[Command] = [
+            ("PING",) if forget_scripts and frame[0] == "EVALSHA" else frame
+            for frame in transmission.frames[start:stop]
         ]
         if frames.count(("MULTI",)) > frames.count(("EXEC",)):
             frames[-1:] = [("DISCARD",)] if frames[-1] != ("MULTI",) else [("PING",)]  # the connection broke
-        requests = self._requests(transmission)
-        setup: list[Command] = [("SET", NOW, self.world.clock.milliseconds()), *([("DEL", *over)] if over else [])]
+        done = range(sum(transmission.widths[:start]), sum(transmission.widths[:stop]))  # of the commands
+        requests = self._requests(transmission, done)
+        setup: list[Command] = [("SET", NOW, clock.milliseconds()), *([("DEL", *over)] if over else [])]
         looks: list[Command] = [("HGETALL", partition.state) for partition in self.world.partitions]
         looks += [
             ("PEXPIRETIME", self.world.keyspace.of(request.id).lease(request.id)) for request in requests.values()
         ]
         replies = self.world.server.run(*setup, *frames, *looks)
-        states = replies[len(setup) + count :]
-        transmission.replies = []
-        for n, (batch, width) in enumerate(zip(transmission.batches, transmission.widths, strict=True)):
-            if n >= count:
-                transmission.replies += [None] * width
-            elif forget_scripts and transmission.frames[n][0] == "EVALSHA":
-                transmission.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
-            else:
-                reply = replies[len(setup) + n]
-                if width > 1 and type(reply) is list and len(reply) != width:
-                    raise Violation("answer", f"{width} calls in one get {len(reply)} answers")
-                transmission.replies += batch.split(reply)
+        states = replies[len(setup) + len(frames) :]
+        for n, reply in enumerate(replies[len(setup) : len(setup) + len(frames)], start):
+            self._note_reply(transmission, n, reply, forget_scripts and transmission.frames[n][0] == "EVALSHA")
+        if cut:
+            transmission.fill(None)
         if self.world.tracing:
-            self.world.say(f"executed: {transmission}: {transmission.replies!r:.300}")
+            self.world.say(f"executed: {transmission}: {transmission.replies[done.start : done.stop]!r:.300}")
         for partition, state in zip(self.world.partitions, states, strict=False):
-            self.world.model.forgotten[partition.number] = int(state[b"forgotten"])
-        self._judge(transmission, requests)
+            model.forgotten[partition.number] = int(state[b"forgotten"])
+        self._judge(transmission, requests, done)
         check_messages(self.world, messages := self.world.server.messages(), before)
+        self._publish(messages)
+        wrote = before != [len(log) for log in model.logs] and not requests  # a claim makes no room
+        for partition, state in zip(self.world.partitions, states, strict=False):
+            model.check_partition(partition, state, wrote)
+        if not forget_scripts:
+            for request, deadline in zip(requests.values(), states[len(self.world.partitions) :], strict=True):
+                model.leases.check_server(request, deadline)
+
+    def _note_reply(self, transmission: Transmission, n: int, reply: Any, forgotten: bool) -> None:
+        width = transmission.widths[n]
+        if forgotten:
+            transmission.replies += [hiredis.ReplyError("NOSCRIPT No matching script")] * width
+            return
+        if width > 1 and type(reply) is list and len(reply) != width:
+            raise Violation("answer", f"{width} calls in one get {len(reply)} answers")
+        transmission.replies += transmission.batches[n].split(reply)
+
+    def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
         for channel, message in messages:
             for consumer in self.world.consumers:
                 consumer.publish(channel, message)
             for waiting, wake in self.world.wakes:
                 if waiting == channel and (self.world.faultless or self.world.random.random() < 0.8):
                     wake.set()
-        wrote = before != [len(log) for log in self.world.model.logs] and not requests  # a claim makes no room
-        for partition, state in zip(self.world.partitions, states, strict=False):
-            self.world.model.check_partition(partition, state, wrote)
-        if count == len(transmission.frames) and not forget_scripts:
-            for request, deadline in zip(requests.values(), states[len(self.world.partitions) :], strict=True):
-                self.world.model.leases.check_server(request, deadline)
 
-    def _requests(self, transmission: Transmission) -> dict[Member, Requested]:
+    def _requests(self, transmission: Transmission, done: range) -> dict[Member, Requested]:
         found: dict[Member, Requested] = {}
         for member in transmission.members:
-            if isinstance(member.call.operation, leases._Request):
+            if isinstance(member.call.operation, leases._Request) and member.last in done:
                 frame = self._frame(transmission, member)
                 found[member] = Requested.read(member.call, frame)
         return found
@@ -171,27 +201,24 @@ class Network:
             at += width
         raise AssertionError("a member without a frame")
 
-    def _judge(self, transmission: Transmission, requests: dict[Member, Requested]) -> None:
+    def _judge(self, transmission: Transmission, requests: dict[Member, Requested], done: range) -> None:
         for member in transmission.members:
-            operation = member.call.operation
-            replies = transmission.replies[member.first : member.first + member.count]
-            if None in replies[-1:] and isinstance(operation, (Write, leases._Request)):
-                continue  # it was cut off
+            if isinstance(member.call.operation, request.Together):
+                self._judge_reads(transmission, member, done)
+            if member.last not in done:
+                continue
+            item = transmission.replies[member.last]
             if member.token is not None and member.call.record is not None:
-                item = replies[-1]
                 self.world.model.answered(member.call.record, member.token, item[0] if type(item) is list else item)
             elif member in requests:
-                self.world.model.leases.judge(requests[member], replies[0])
-            elif isinstance(operation, request.Together):
-                self._judge_reads(transmission, member, replies)
+                self.world.model.leases.judge(requests[member], transmission.replies[member.first])
 
-    def _judge_reads(self, transmission: Transmission, member: Member, replies: Sequence[Any]) -> None:
+    def _judge_reads(self, transmission: Transmission, member: Member, done: range) -> None:
         """Judge those of changes.lua."""
         at = 0
         for frame, width in zip(transmission.frames, transmission.widths, strict=True):
-            if member.first <= at < member.first + member.count and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
-                reply = transmission.replies[at]
-                if reply is not None:
-                    number = next(p.number for p in self.world.partitions if p.state == frame[3])
-                    check_since(self.world, number, frame[8], int(frame[9]), reply)
+            own = at in done and member.first <= at <= member.last
+            if own and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
+                number = next(p.number for p in self.world.partitions if p.state == frame[3])
+                check_since(self.world, number, frame[8], int(frame[9]), transmission.replies[at])
             at += width

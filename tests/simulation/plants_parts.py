@@ -11,7 +11,8 @@ from orcs_redis.errors import ConflictError
 from orcs_redis.model import merge
 from orcs_redis.protocol import codec, commits, saving, sessions
 from orcs_redis.protocol.baseline import set_baseline
-from orcs_redis.protocol.reads import Load, ReadNews, ReadStored
+from orcs_redis.protocol.commands import as_map
+from orcs_redis.protocol.reads import Load, Read, ReadNews, ReadStored, ReadTail
 from orcs_redis.protocol.saving import Saving
 from orcs_redis.protocol.writes import Write
 
@@ -91,6 +92,14 @@ def _acknowledge(self: Write, replies: Any) -> None:
     item = replies[-1][0] if type(replies[-1]) is list else None
     if type(item) is list and item[0] == b"OK" and self._token is not None:
         self._namespace.acknowledge(self._partition, self._token)
+
+
+def _sewn(_: Read[Any], replies: Any) -> None:
+    replies[2] = as_map(replies[0]).get(b".revision")
+
+
+def _tail_sewn(_: ReadTail, replies: Any) -> None:
+    replies[0] = replies[2][0]
 
 
 def _one_less(_: Any, self: Load[Any], namespace: Any, codec: Any, id: str, last: int | None = None) -> None:
@@ -229,6 +238,14 @@ PLANTS_OF_PARTS = (
     Plant(
         "partial-of-one-less", "a partial asset has the last turns", "calm", 400,
         patch=after(Load, "__init__", _one_less),
+    ),
+    Plant(
+        "torn-loads", "a load is of one revision, whatever comes in between", "calm", 1000,
+        patch=before(Read, "decode", _sewn),
+    ),
+    Plant(
+        "torn-tails", "the same of the turns that are popped", "calm", 3000,
+        patch=before(ReadTail, "decode", _tail_sewn),
     ),
     Plant(
         "merges-nothing", "a save that meets others' changes keeps them", "calm", 1000,

@@ -9,7 +9,7 @@ __all__ = ["PROFILES", "Profile"]
 
 Weights: TypeAlias = dict[str, int]
 
-_TURNS = {"start": 18, "send": 22, "arrive": 18, "reply": 16, "watch": 14, "tick": 6}
+_TURNS = {"start": 18, "send": 22, "arrive": 18, "reply": 16, "watch": 14, "tick": 6, "halt": 6}
 _FAULTS = {
     "lose_sending": 2, "lose_reply": 4, "cut": 1, "give_up": 5, "revive": 2, "unreachable": 2, "refuse": 2, "cancel": 2,
     "renew": 2, "break_watch": 2, "lose_message": 1, "leave": 1, "take_away": 1, "spoil": 1, "pause": 2,

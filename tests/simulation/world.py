@@ -221,6 +221,15 @@ class World:
         self.network.arrive(self.network.out[0] if first else self.random.choice(self.network.out))
         return None
 
+    def _do_halt(self, writer: Writer) -> bool | None:
+        """The server executes a part of a transmission; others come in between."""
+        long = [transmission for transmission in self.network.out if transmission.halts()]
+        if not long:
+            return False
+        transmission = self.random.choice(long)
+        self.network.execute(transmission, self.random.choice(transmission.halts()))
+        return None
+
     def _do_reply(self, writer: Writer) -> bool | None:
         if not self.network.back:
             return False
