@@ -213,7 +213,7 @@ class StoreFullError(StorageError):
 
 
 class StoreResetError(StorageError):
-    """The data was wiped or went back in time."""
+    """The data was wiped or went back in time. `reopen` takes it as it is now."""
 
 
 class LayoutError(StorageError):

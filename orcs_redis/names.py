@@ -22,6 +22,7 @@ from .errors import (
 from .model.asset import SESSION_VERSION, SessionAsset
 from .model.ids import foreign_id
 from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
+from .model.raw import RawItem
 from .model.sections import (
     AutoTriggerConfig,
     CodingStylePrefs,
@@ -71,6 +72,7 @@ __all__ = [
     "Page",
     "PermissionDeniedError",
     "ProjectContext",
+    "RawItem",
     "SerializationError",
     "SessionAsset",
     "SessionMeta",

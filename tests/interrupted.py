@@ -209,6 +209,8 @@ class Work:
 
     def save(self) -> None:
         number = len(self.saved)
+        if not self.saved.get(number - 1, True):  # it may have been applied: then this one would collide with it
+            self.asset = self.face.call("load", "s")
         self.saved[number] = False
         asset = self.asset
         asset.metadata["n"] = number

@@ -595,7 +595,7 @@ async def test_foreign_descriptor(place: Place, connect: Connect, kind: str) -> 
 @few
 @pytest.mark.parametrize(
     "fields",
-    [{"version": "2"}, {"version": "x"}, {"partitions": "0"}, {"partitions": "99999"}, {"partitions": "x"}],
+    [{"version": "3"}, {"version": "x"}, {"partitions": "0"}, {"partitions": "99999"}, {"partitions": "x"}],
     ids=str,
 )
 async def test_descriptor_of_another_layout(place: Place, connect: Connect, fields: dict[Any, Any]) -> None:

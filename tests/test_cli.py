@@ -98,6 +98,24 @@ def test_files_come_back_byte_for_byte(run: Run, url: str, folder: Path, tmp_pat
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_a_namespace_that_is_not_there(run: Run, embedded: str, folder: Path, tmp_path: Path) -> None:
+    """Commands that look into it say so on stderr, and end as for an empty store; one that writes says nothing."""
+    where = ("--url", embedded, "--namespace", "mistyped")
+    warning = f"orcs-redis: no namespace 'mistyped' on {embedded.replace('://', ' ')}: nothing has been written to it\n"
+    listed = run("ls", *where, "--json")
+    assert (listed.code, listed.out, listed.err) == (0, "[]\n", warning)
+    exported = run("export", tmp_path / "out", *where)
+    assert (exported.code, exported.out, exported.err) == (0, "0 exported, 0 failed\n", warning)
+    shown = run("show", "s1", *where)
+    assert (shown.code, shown.err.startswith(warning)) == (3, True)
+    assert run("rm", "s1", *where).err.startswith(warning)
+    assert run("ping", *where).err == ""
+    assert run("ls", *where).err == warning
+    imported = run("import", folder, *where)
+    assert (imported.code, imported.err) == (0, "")
+    assert run("ls", *where).err == ""
+
+
 def test_if_absent_overwrites_nothing(run: Run, url: str, folder: Path) -> None:
     """With --if-absent a session that the store has is skipped, without it is overwritten."""
     mine = SessionAsset.new()

@@ -459,9 +459,10 @@ async def test_nonsense_later(
         return b"nonsense\r\n" if broken and command[0] in (b"HGETALL", b"EVALSHA") else None
 
     port = between(answer, server.port).port
-    store, hasty = await open_store(way, port), await open_store(way, port, deadline=DEADLINE)
+    store = await open_store(way, port)
     asset = session()
     await store.save(asset)
+    hasty = await open_store(way, port, deadline=DEADLINE)
     broken = True
     await fails(UnavailableError, hasty.load(asset.id))
     await fails(OutcomeUnknownError, hasty.append(asset.id, turn()))
@@ -546,11 +547,13 @@ async def test_missing_right(acl_server: tuple[str, redis.Redis], open_store: Op
 @every_server
 @ways
 async def test_no_right_to_create(start_server: StartServer, open_store: Open, way: str) -> None:
-    """Where nothing is yet and nothing may be written, opening is denied and nothing is written."""
+    """Where nothing is yet and nothing may be written, there is nothing to read, and nothing is written."""
     server = start_server()
     raw = server.raw()
     acl(raw, "SETUSER", "default", "-@write")
-    await fails(PermissionDeniedError, open_store(way, server))
+    store = await open_store(way, server)
+    assert await store.list() == []
+    await fails(PermissionDeniedError, store.save(session()))
     assert raw.dbsize() == 0
 
 
@@ -578,17 +581,20 @@ async def test_reader(start_server: StartServer, open_store: Open, way: str) -> 
 @every_server
 @ways
 async def test_replica(start_server: StartServer, open_store: Open, way: str) -> None:
-    """A replica serves reads once the namespace exists; writes are unavailable there."""
+    """A replica serves reads, also while there is nothing yet; writes are unavailable there."""
     primary = start_server("--repl-diskless-sync-delay", "0")
     replica = start_server("--replicaof", "127.0.0.1", str(primary.port))
     raw = replica.raw()
     status: Callable[[], Any] = raw.info
     await until(lambda: status().get("master_link_status") == "up")
-    await fails(UnavailableError, open_store(way, replica, deadline=DEADLINE))
+    early = await open_store(way, replica, deadline=DEADLINE)
+    assert await early.list() == []
     asset = session()
+    await fails(UnavailableError, early.save(asset))
     writer = await open_store(way, primary)
     await writer.save(asset)
     await until(lambda: raw.exists(f"{{orcs/0}}:session:{asset.id}"))
+    assert await early.load(asset.id) == asset
     store = await open_store(way, replica, deadline=DEADLINE)
     assert await store.load(asset.id) == asset
     assert [meta.id for meta in await store.list()] == [asset.id]

@@ -344,6 +344,24 @@ def test_numbers_of_the_protocol() -> None:
     windows, mib = int(numbers["MAX_WINDOWS"]), int(numbers["MAX_DEDUP_BYTES"]) >> 20
     assert f"{windows:,} windows and {mib} MiB are kept" in " ".join(protocol.split())
     assert f"{int(numbers['MAX_TOMBSTONES']):,} tombstones are kept" in protocol
+    assert f"a map of at most {numbers['MAX_LABELS']} names" in protocol
+    assert f"or there are more than {numbers['MAX_COMPARED']}" in protocol
+    most = re.search(r"if n > (\d+) then return redis.error_reply", script)
+    assert most is not None
+    assert f"several of a partition, {int(most[1]):,} at most" in " ".join(protocol.split())
+
+
+def test_groups_of_the_protocol() -> None:
+    """The groups of arguments that the writing script knows are those that the protocol describes."""
+    script, protocol = (PACKAGE / "scripts/write.lua").read_text(), read("docs/protocol.md")
+    chapter = protocol.partition("### write.lua")[2].partition("#### What is made of them")[0]
+    known = re.findall(r"^--       (\w)( \d)? *: ", script, re.MULTILINE)
+    shown = {row[0]: row[1] for row in re.findall(r"^\| `(\w)` \| ([^|]*) \| ", chapter, re.MULTILINE)}
+    assert {letter for letter, _ in known} == shown.keys()
+    assert {letter: number.strip() for letter, number in known if number} == {
+        letter: number for letter, number in shown.items() if number.isdigit()
+    }
+    assert set(re.findall(r"(?:first|last)\.(\w)\b", script)) <= shown.keys()
 
 
 def test_windows_are_written_once() -> None:
@@ -402,10 +420,24 @@ def test_rights_suffice(start_server: Callable[..., Server]) -> None:
         assert store.load("s").history.turns[-1].content == "x"
         assert len(store.turns("s", -2)) == 2
         store.update("s", SessionAsset.touch)
+        store.refresh(asset)
+        records: Any = {"put": {"a": b"1"}, "put_new": {"b": b"2"}, "drop": ["c", "d*"]}
+        store.commit("u", set={"metadata.a": 1}, labels={"a": "b"}, append=asset.history.turns, create=True, **records)
+        store.commit("u", unset=["metadata.a"], labels={"a": None})
+        store.fork("u", "v", length=1, records=True)
+        store.pop("u")
+        store.replace_turn("u", asset.history.turns[0])
+        store.touch("v")
+        store.delete("u")
+        store.delete("v")
         assert store.exists("s")
         assert len(store.list()) == 2
         page = store.page(1)
         page = store.page(1, page.cursor, updated_after=asset.created_at)
+        assert store.list(labels={"a": "b"}) == []
+        assert store.count(labels={"a": "b"}, project_path="/p") == 0
+        assert store.records("s") == []
+        assert store.get_records("s", ["a"]) == {}
         store.ping()
         with store.lease("s"), pytest.raises(LeaseHeldError), store.lease("s", wait=0.1):
             pass

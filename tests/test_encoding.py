@@ -31,7 +31,8 @@ from orcs_redis.model.sections import (
     SkillConfig,
     ToolCallRecord,
 )
-from orcs_redis.protocol.codec import Baseline, Codec
+from orcs_redis.protocol.baseline import Baseline
+from orcs_redis.protocol.codec import Codec
 
 SECRET = "hunter2"
 
@@ -368,7 +369,7 @@ def turn(n: int, text: str = "") -> ConversationTurn:
 
 def stored(asset: SessionAsset) -> Baseline:
     encoded = CODEC.encode(asset, None)
-    return Baseline("", asset.id, 1, b"", encoded.sections, encoded.turns)
+    return Baseline(b"", asset.id, 1, b"", encoded.fields, encoded.turns)
 
 
 EDITS = st.lists(

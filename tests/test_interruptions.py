@@ -107,8 +107,8 @@ async def test_decoding_interrupted(store: Any, raised: type[Exception]) -> None
         ("turns._decode_wire_turns", lambda: store.load("a")),
         ("turns._decode_wire_turns", lambda: store.turns("a")),
         ("codec._decode_int", lambda: store.load("a")),
-        ("lists._decode_meta", store.list),
-        ("lists._decode_meta", lambda: store.list(limit=5)),
+        ("index._decode_meta", store.list),
+        ("index._decode_meta", lambda: store.list(limit=5)),
     ):
         with mock.patch(f"orcs_redis.protocol.{name}", side_effect=raised), pytest.raises(raised):
             await call()

@@ -418,7 +418,7 @@ class Chance:
         names = [*named.get("s", [])[::2], *named.get("u", [])]
         if names:
             stored = [self._stored.field(id, name) if rng.random() < 0.9 else b"other" for name in names]
-            digests = [hashlib.sha1(data, usedforsecurity=False).hexdigest() if data else "" for data in stored]
+            digests = [hashlib.sha1(data, usedforsecurity=False).hexdigest()[:16] if data else "" for data in stored]
             groups.append(("e", digests))
         return groups + changes
 

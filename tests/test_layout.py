@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import msgspec
@@ -40,34 +41,93 @@ def dump(place: Place) -> Dump:
 
 
 async def test_keys_of_a_session(place: Place, store: Any) -> None:
-    """A session is a hash of msgpack sections and a list of msgpack turns, in the indexes under its id."""
+    """A session is a hash of msgpack parts and a list of msgpack turns, in the indexes under its id."""
     raw: Any = place.raw
-    asset = SessionAsset(id="s", updated_at_ms=5000)
+    asset = SessionAsset(id="s", updated_at_ms=5000, created_at_ms=4000)
     asset.add_turn(ConversationTurn.user("hello"))
     asset.updated_at_ms = 5000
-    asset.metadata["a"] = 1
+    asset.metadata |= {"a": 1, "b.c": [], "labels": {"user": "u1", "a": "é"}}
+    asset.project_context.root_path = "/p"
+    asset.extra = {"new": 1, "with.dot": 2}
     await store.save(asset)
-    sections = raw.hgetall(place.key("session:s"))
-    assert msgspec.msgpack.decode(sections[b"metadata"]) == {"a": 1}
-    assert msgspec.msgpack.decode(sections[b"updated_at_ms"]) == 5000
-    assert set(msgspec.msgpack.decode(sections[b"history"])) == {"compacted", "max_turns"}
-    assert sections[b".revision"] == b"1"
-    assert sections[b".turns"] == b"1"
+    fields = raw.hgetall(place.key("session:s"))
+    names = {
+        "version", "created_at_ms", "updated_at_ms", "history", "preferences", "project_context", "granted_commands",
+        "metadata.a", "metadata.b.c", "metadata.labels", "new", "..with.dot",
+    }  # fmt: skip
+    marks = {".revision": b"1", ".turns": b"1", ".born": b"1", ".reshaped": b"1", ".parts": b"1"}
+    assert fields.keys() == {name.encode() for name in {*names, *marks, ".op"}}
+    assert {name: fields[name.encode()] for name in marks} == marks
+    assert len(fields[b".op"]) == 20
+    assert msgspec.msgpack.decode(fields[b"metadata.a"]) == 1
+    assert msgspec.msgpack.decode(fields[b"updated_at_ms"]) == 5000
+    assert set(msgspec.msgpack.decode(fields[b"history"])) == {"compacted", "max_turns"}
     (turn,) = raw.lrange(place.key("turns:s"), 0, -1)
     assert msgspec.msgpack.decode(turn)[2:] == ["user", "hello", [], [], {}]
     assert raw.zrange(place.key("updated"), 0, -1, withscores=True) == [(b"s", 5000.0)]
     assert raw.zrange(place.key("changes"), 0, -1, withscores=True) == [(b"s", 1.0)]
-    assert msgspec.msgpack.decode(raw.hget(place.key("meta"), "s"))[:3] == [1, 5000, 1]
+    assert raw.zrange(place.key("labels"), 0, -1) == [
+        b"\0\0\0\0\2/ps", b"\1a\0\0\0\2\xc3\xa9s", b"\4user\0\0\0\2u1s"
+    ]  # fmt: skip
+    meta = raw.hget(place.key("meta"), "s")
+    written_at_ms = int.from_bytes(meta[35:43])
+    assert abs(written_at_ms - time.time() * 1000) < 60_000
+    tail = [{"a": "é", "user": "u1"}, None, "/p"]
+    assert meta == b"".join(
+        (
+            b"\x99\xcf" + (1).to_bytes(8) + b"\xcf" + (5000).to_bytes(8) + b"\xce" + (1).to_bytes(4),
+            b"\xc4\x08" + bytes.fromhex(store.origin),
+            b"\xcf" + written_at_ms.to_bytes(8) + b"\xcf" + (4000).to_bytes(8),
+            *map(msgspec.msgpack.encode, tail),
+        )
+    )
     layout = raw.hgetall(f"{place.namespace}:layout")
-    assert (layout[b"version"], layout[b"partitions"]) == (b"1", b"1")
+    assert (layout[b"version"], layout[b"partitions"]) == (b"2", b"1")
+
+
+async def test_what_a_write_moves(place: Place, store: Any) -> None:
+    """Each write moves `.revision`; `.parts` moves with parts, `.reshaped` with turns that are not pushed."""
+    raw: Any = place.raw
+    asset = SessionAsset(id="s")
+    asset.add_turn(ConversationTurn.user("x"))
+    await store.save(asset)
+    writes: list[Any] = [
+        (store.append, ["s", ConversationTurn.user("y")], {}, ("1", "1")),
+        (store.commit, ["s"], {"set": {"metadata.a": 1}}, ("1", "3")),
+        (store.touch, ["s"], {}, ("1", "3")),
+        (store.commit, ["s"], {"put": {"k": b"v"}}, ("1", "3")),
+        (store.pop, ["s"], {}, ("6", "3")),
+        (store.commit, ["s"], {"labels": {"a": "b"}}, ("6", "7")),
+    ]
+    for revision, (write, arguments, options, (reshaped, parts)) in enumerate(writes, 2):
+        await write(*arguments, **options)
+        marks = raw.hmget(place.key("session:s"), ".revision", ".born", ".reshaped", ".parts")
+        assert marks == [str(revision).encode(), b"1", reshaped.encode(), parts.encode()], write
+
+
+async def test_keys_of_records(place: Place, store: Any) -> None:
+    """Records are a hash and the set of their keys; the last one takes both away, and so does a deletion."""
+    raw: Any = place.raw
+    keys = [place.key(name) for name in ("records:s", "names:s")]
+    await store.save(SessionAsset(id="s"))
+    await store.commit("s", put={"b": b"1", "a/1": b"\0"})
+    assert raw.hgetall(keys[0]) == {b"b": b"1", b"a/1": b"\0"}
+    assert raw.zrange(keys[1], 0, -1, withscores=True) == [(b"a/1", 0.0), (b"b", 0.0)]
+    await store.commit("s", drop=["b", "a/*"])
+    assert raw.exists(*keys) == 0
+    await store.commit("s", put={"b": b"1"})
+    await store.delete("s")
+    assert raw.exists(*keys) == 0
 
 
 async def test_a_deleted_session_leaves_a_tombstone(place: Place, store: Any) -> None:
     """After a deletion only the tombstone is left, and a session made again takes it away."""
     raw: Any = place.raw
-    await store.save(SessionAsset(id="s"))
+    asset = SessionAsset(id="s")
+    asset.metadata["labels"] = {"a": "b"}
+    await store.save(asset)
     await store.delete("s")
-    assert raw.exists(place.key("session:s"), place.key("turns:s")) == 0
+    assert raw.exists(place.key("session:s"), place.key("turns:s"), place.key("labels")) == 0
     assert raw.hexists(place.key("meta"), "s") is False
     assert raw.zscore(place.key("changes"), "s") == 2.0
     assert raw.zscore(place.key("deleted"), "s") == 2.0
@@ -77,28 +137,31 @@ async def test_a_deleted_session_leaves_a_tombstone(place: Place, store: Any) ->
 
 
 async def test_messages(place: Place, store: Any) -> None:
-    """Every change is published as msgpack on the channel that is named like the index of changes."""
+    """Every change is published as msgpack on the partition's channel of changes, and on its session's."""
     raw: Any = place.raw
+    first = await store.save(SessionAsset(id="t"))
     subscription = raw.pubsub()
-    subscription.subscribe(place.channel("changes"))
-    assert subscription.get_message(timeout=5)["type"] == "subscribe"
-    revisions = [await store.save(SessionAsset(id="s", updated_at_ms=7))]
-    revisions.append(await store.append("s", ConversationTurn.user("x")))
+    own = raw.pubsub()
+    for pubsub, name in ((subscription, place.channel("changes")), (own, place.channel("changes") + ":s")):
+        pubsub.subscribe(name)
+        assert pubsub.get_message(timeout=5)["type"] == "subscribe"
+    await store.save(SessionAsset(id="other"))
+    await store.save(SessionAsset(id="s", updated_at_ms=7))
+    await store.append("s", ConversationTurn.user("x"))
     await store.delete("s")
-    messages: list[Any] = []
-    while len(messages) < 3:
-        message = subscription.get_message(timeout=5)
-        assert message is not None
-        messages.append(msgspec.msgpack.decode(message["data"]))
-    assert [(m[0], m[2], m[4]) for m in messages] == [
-        (revisions[0], 0, "s"),
-        (revisions[1], 0, "s"),
-        (revisions[1] + 1, 1, "s"),
+    messages = [subscription.get_message(timeout=5)["data"] for _ in range(4)]
+    assert [own.get_message(timeout=5)["data"] for _ in range(3)] == messages[1:]
+    decoded = [msgspec.msgpack.decode(message) for message in messages]
+    assert [(m[0], m[2], m[4]) for m in decoded] == [
+        (first + 1, 0, "other"),
+        (first + 2, 0, "s"),
+        (first + 3, 0, "s"),
+        (first + 4, 1, "s"),
     ]
-    assert messages[0][1] == 7
-    assert len(messages[0][3]) == 8
-    assert len({m[3] for m in messages}) == 1
+    assert decoded[1][1] == 7
+    assert {m[3].hex() for m in decoded} == {store.origin}
     subscription.close()
+    own.close()
 
 
 async def test_nothing_is_left_staged(place: Place, store: Any) -> None:
@@ -115,10 +178,10 @@ async def test_nothing_is_left_staged(place: Place, store: Any) -> None:
 @pytest.mark.parametrize(
     "layout",
     [
-        {"version": 2, "partitions": 1, "incarnation": "x"},
-        {"version": 0, "partitions": 1, "incarnation": "x"},
-        {"version": 1, "partitions": 0, "incarnation": "x"},
-        {"version": 1, "partitions": 1},
+        {"version": 1, "partitions": 1, "incarnation": "x"},
+        {"version": 3, "partitions": 1, "incarnation": "x"},
+        {"version": 2, "partitions": 0, "incarnation": "x"},
+        {"version": 2, "partitions": 1},
         {"version": "one", "partitions": 1, "incarnation": "x"},
         {"something": "else"},
         "a string",
@@ -140,8 +203,9 @@ async def test_foreign_layouts_are_not_touched(place: Place, connect: Connect, l
 
 async def test_another_number_of_partitions(place: Place, connect: Connect) -> None:
     """The number of partitions is fixed when the namespace is created."""
-    await connect(partitions=3)
-    await connect(partitions=3)
+    for id in ("s", "t"):
+        store = await connect(partitions=3)
+        await store.save(SessionAsset(id=id))
     before = dump(place)
     with pytest.raises(LayoutError, match="3 partitions, not 4"):
         await connect(partitions=4)
@@ -164,6 +228,7 @@ async def test_a_wiped_namespace(place: Place, connect: Connect) -> None:
     store = await connect()
     asset = SessionAsset(id="s")
     await store.save(asset)
+    asset.metadata["a"] = 1  # without a change nothing would be written
     place.raw.delete(*dump(place))
     for call in (store.save(asset), store.append("s", ConversationTurn.user("x")), store.delete("s")):
         with pytest.raises(StoreResetError):
@@ -209,8 +274,10 @@ async def test_a_harmed_session(place: Place, store: Any, harm: Any) -> None:
     with pytest.raises(CorruptSessionError) as caught:
         await store.load("s")
     assert caught.value.id == "s"
-    with pytest.raises(CorruptSessionError):
-        await store.append("s", ConversationTurn.user("y"))
+    for call in (store.append("s", ConversationTurn.user("y")), store.fork("s", "new")):
+        with pytest.raises(CorruptSessionError) as caught:
+            await call
+        assert caught.value.id == "s"
     assert dump(place) == before
     assert {meta.id for meta in await store.list()} == {"s", "other"}
     assert len((await store.load("other")).history) == 1
@@ -223,33 +290,33 @@ async def test_a_harmed_session(place: Place, store: Any, harm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "data"),
+    ("part", "data"),
     [
-        ("metadata", b"\xc1"),
-        ("metadata", b""),
-        ("metadata", b"\x81\xa1"),
-        ("metadata", msgspec.msgpack.encode([1])),
+        ("metadata.a", b"\xc1"),
+        ("metadata.a", b""),
+        ("metadata.a", b"\x81\xa1"),
+        ("component_snapshots.a", msgspec.msgpack.encode([1])),
         ("history", b"\x80"),
         ("preferences", msgspec.msgpack.encode({"coding_style": 1})),
         ("version", b"\xa1x"),
         ("created_at_ms", msgspec.msgpack.encode(-1)),
-        ("skill_configs", b"\x81\xa1\xff\x80"),
+        ("skill_configs.a", b"\x81\xa1\xff\x80"),
         ("unknown", b"\xc1"),
     ],
 )
-async def test_garbage_in_a_section(place: Place, store: Any, section: str, data: bytes) -> None:
-    """A section that can't be decoded is named, without what is in it."""
+async def test_garbage_in_a_part(place: Place, store: Any, part: str, data: bytes) -> None:
+    """A part that can't be decoded is named, without what is in it."""
     await store.save(SessionAsset(id="s"))
-    place.raw.hset(place.key("session:s"), section, data)
+    place.raw.hset(place.key("session:s"), part, data)
     with pytest.raises(CorruptSessionError) as caught:
         await store.load("s")
-    assert caught.value.field == section
+    assert caught.value.field == part
     assert len(await store.list()) == 1
 
 
-@pytest.mark.parametrize("section", ["metadata", "history", "version", ".revision", "created_at_ms"])
-async def test_a_missing_section(place: Place, store: Any, section: str) -> None:
-    """A section that a session must have is missed."""
+@pytest.mark.parametrize("section", ["preferences", "history", "version", ".revision", "created_at_ms"])
+async def test_a_missing_part(place: Place, store: Any, section: str) -> None:
+    """A part that a session must have is missed."""
     await store.save(SessionAsset(id="s"))
     place.raw.hdel(place.key("session:s"), section)
     with pytest.raises(CorruptSessionError, match=section):
@@ -273,17 +340,18 @@ async def test_garbage_in_a_turn(place: Place, store: Any, data: bytes) -> None:
     assert len(await store.turns("s", 2)) == 1
 
 
-@pytest.mark.parametrize("key", ["state", "meta", "updated", "changes", "deleted", "deleted:meta"])
+@pytest.mark.parametrize("key", ["state", "meta", "updated", "changes", "deleted", "deleted:meta", "labels"])
 async def test_a_foreign_partition_key(place: Place, store: Any, key: str) -> None:
     """A partition's own key of a foreign type is an error, and nothing is written."""
     asset = SessionAsset(id="s", updated_at_ms=1)
-    asset.updated_at_ms = 1
     await store.save(asset)
     place.raw.delete(place.key(key))
     place.raw.set(place.key(key), "x")
     before = dump(place)
     writes = [store.delete("s"), store.save(SessionAsset(id="new"))]
-    if not key.startswith("deleted"):
+    if key == "labels":
+        writes += [store.commit("s", labels={"a": "b"}), store.fork("s", "new")]
+    elif not key.startswith("deleted"):
         writes += [store.append("s", ConversationTurn.user("x")), store.save(SessionAsset(id="s"))]
     for write in writes:
         with pytest.raises(LayoutError):
@@ -307,6 +375,34 @@ async def test_harmed_bookkeeping(place: Place, store: Any, field: str) -> None:
     assert dump(place) == before
     await store.delete("s")
     assert await store.list() == []
+
+
+@pytest.mark.parametrize("name", ["created_at_ms", "updated_at_ms"])
+async def test_times_that_no_list_shows(place: Place, store: Any, name: str) -> None:
+    """A commit refuses a time after the year 9999, as a save does: the session would be missing in lists."""
+    await store.save(SessionAsset(id="s"))
+    before = dump(place)
+    with pytest.raises(SerializationError, match="9999"):
+        await store.commit("s", set={name: 253_402_300_800_000})
+    assert dump(place) == before
+    await store.commit("s", set={name: 253_402_300_799_999})
+    assert [meta.id for meta in await store.list()] == ["s"]
+
+
+@pytest.mark.parametrize("field", [".born", ".reshaped"])
+async def test_harmed_marks(place: Place, store: Any, field: str) -> None:
+    """Without the marks of what has changed nothing can be merged: an error, and nothing is written."""
+    asset = SessionAsset(id="s")
+    await store.save(asset)
+    await store.touch("s")
+    place.raw.hset(place.key("session:s"), field, "abc")
+    before = dump(place)
+    asset.metadata["a"] = 1
+    for call in (store.refresh(asset), store.save(asset)):
+        with pytest.raises(CorruptSessionError):
+            await call
+    assert dump(place) == before
+    assert (await store.load("s")).metadata == {}
 
 
 async def test_many_unknown_fields(connect: Connect) -> None:

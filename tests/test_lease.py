@@ -22,8 +22,9 @@ from orcs_redis import (
     SessionAsset,
 )
 
-from .conftest import Connect, Place, Server, connected
+from .conftest import Connect, Place, Server, channel, connected
 from .faults.proxy import SWALLOW, Proxy
+from .support import until
 
 
 @contextlib.asynccontextmanager
@@ -67,13 +68,14 @@ async def test_one_holder(connect: Connect) -> None:
 async def test_writes_under_a_lease(connect: Connect) -> None:
     """Every write takes a lease; once it has passed to another, none is applied."""
     one, other = await connect(), await connect()
-    asset = SessionAsset(id="s")
     async with leased(one, "s") as lease:
-        await one.save(asset, lease=lease)
+        await one.save(SessionAsset(id="s"), lease=lease)
         await one.append("s", ConversationTurn.user("x"), lease=lease)
         await one.update("s", lambda asset: asset.metadata.update(a=1), lease=lease)
         await one.delete("s", lease=lease)
+        asset = SessionAsset(id="s")
         await one.save(asset, lease=lease)
+        asset.metadata["b"] = 1
     async with leased(other, "s") as successor:
         before = await other.load_versioned("s")
         for write in (
@@ -115,6 +117,38 @@ async def test_waiting_is_woken_by_release(connect: Connect) -> None:
         assert not got.is_set()
         released = time.monotonic()
     assert await task - released < 5
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_channel_of_a_wait(start_server: Callable[..., Server], way: str) -> None:
+    """Who waits for a lease hears of that one's release alone."""
+    server = start_server()
+    raw: Any = server.raw()
+    one, other = await connected(way, server.url), await connected(way, server.url)
+
+    async def wait() -> None:
+        async with leased(other, "s", wait=30):
+            pass
+
+    def claims() -> int:
+        return int(raw.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    async with leased(one, "s", ttl=60), leased(one, "t", ttl=60):
+        task = asyncio.create_task(wait())
+        own = channel(raw, "{orcs/0}:leases") + ":s"
+        await until(lambda: raw.pubsub_channels() == [own.encode()])
+        await asyncio.sleep(0.2)
+        before = claims()
+        for n in range(3):
+            async with leased(one, f"u{n}"):
+                pass
+        await asyncio.sleep(0.1)
+        assert claims() - before == 6
+        assert not task.done()
+    await asyncio.wait_for(task, 5)
+    await until(lambda: raw.pubsub_channels() == [])
+    for store in (one, other):
+        await store.aclose()
 
 
 async def test_many_wait(connect: Connect) -> None:
@@ -249,16 +283,17 @@ async def test_bad_arguments(store: Any) -> None:
 async def test_a_late_claim(start_server: Callable[..., Server]) -> None:
     """The first attempt at a claim that arrives when the lease was given back, or refused, gives it to nobody."""
     store = await RedisSessionStore.connect(start_server().url)
+    await store.save(SessionAsset())
     leases, loop = store._core.leases, asyncio.get_running_loop()
     claim = leases.acquire("s", 30)
     commands = claim.commands()
-    token = await store._driver.perform(claim)
-    await store._driver.perform(leases.release("s", token))
+    token = await store._driver.send(claim)
+    await store._driver.send(leases.release("s", token))
     refused = leases.acquire("s", 30)
     late = refused.commands()
     async with leased(store, "s"):
         with pytest.raises(LeaseHeldError):
-            await store._driver.perform(refused)
+            await store._driver.send(refused)
     for again in (commands, late):
         (reply,) = await store._driver.link.call(again, loop.time() + 5)
         assert reply[0] == b"FORGOTTEN"

@@ -285,7 +285,7 @@ async def test_a_finalizer_uses_the_store(start_server: StartServer) -> None:
 
     # A store that is closed by the thread that its changes come in.
     closed = threading.Event()
-    other._driver.listen("channel", lambda message: None)
+    other._driver.listen({"channel": lambda message: None})
     other._driver._listeners[0].call(lambda: (other.close(), closed.set()))
     assert closed.wait(10)
     store.close()

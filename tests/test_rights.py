@@ -12,6 +12,7 @@ import pytest
 from orcs_redis import (
     LeaseHeldError,
     PermissionDeniedError,
+    ProjectContext,
     RedisSessionStore,
     SessionAsset,
     StorageError,
@@ -57,22 +58,44 @@ async def edited(store: Any, known: SessionAsset) -> int:
     return int(await store.save(known))
 
 
-class Case:
-    """A kind of write, and what there is afterwards if it was applied."""
-
-    def __init__(self, name: str, write: Callable[[Any, SessionAsset], Any], after: list[str] | None) -> None:
-        self.name = name
-        self.write = write
-        self.after = after
+async def renewed(store: Any, known: SessionAsset) -> int:
+    known.history.turns[1].content = "renewed"
+    return int(await store.replace_turn("s", known.history.turns[1]))
 
 
-CASES = [
-    Case("append", lambda store, known: store.append("s", turn("new")), ["a", "b", "c", "new"]),
-    Case("save over", lambda store, known: store.save(asset("s", "x")), ["x"]),
-    Case("staged save", lambda store, known: store.save(asset("s", *map(str, range(20)))), [*map(str, range(20))]),
-    Case("edit", edited, ["edited", "c", "after"]),
-    Case("delete", lambda store, known: store.delete("s"), None),
-]
+EVERYTHING: dict[str, Any] = {
+    "set": {"metadata.set": 1, "project_context": ProjectContext(name="n", root_path="/elsewhere")},
+    "unset": ["metadata.gone", "extra.x"],
+    "put": {"put": b"1"},
+    "put_new": {"a": b"other", "new": b"1"},
+    "drop": ["b", "c*"],
+}
+
+# Kinds of writes: together they use every group of arguments of the script.
+CASES: dict[str, Callable[[Any, SessionAsset], Any]] = {
+    "append": lambda store, known: store.append("s", turn("new")),
+    "append if absent": lambda store, known: store.append("n", turn("new"), create=True),
+    "append once": lambda store, known: store.append("s", known.history.turns[0], turn("new"), once=True),
+    "save over": lambda store, known: store.save(asset("s", "x")),
+    "save nothing over": lambda store, known: store.save(asset("s")),
+    "staged save": lambda store, known: store.save(asset("s", *map(str, range(20)))),
+    "edit": edited,
+    "delete": lambda store, known: store.delete("s"),
+    "pop": lambda store, known: store.pop("s"),
+    "pop all": lambda store, known: store.pop("s", 3),
+    "truncate": lambda store, known: store.truncate("s", 1),
+    "replace a turn": renewed,
+    "touch": lambda store, known: store.touch("s"),
+    "fork": lambda store, known: store.fork("s", "n", length=1, records=True),
+    "commit": lambda store, known: store.commit("s", append=[turn("new")], pop=1, **EVERYTHING),
+    "commit over": lambda store, known: store.commit("s", append=[turn("new")], truncate=0, **EVERYTHING),
+    "commit anew": lambda store, known: store.commit("n", append=[turn("new")], create=True, **EVERYTHING),
+    "commit if last": lambda store, known: store.commit("s", pop=1, if_last=known.history.turns[-1].id),
+    "label": lambda store, known: store.commit("s", labels={"l": "other", "m": "1"}),
+    "last label": lambda store, known: store.commit("s", labels={"l": None}),
+    "records alone": lambda store, known: store.commit("s", put={"put": b"1"}),
+    "drop": lambda store, known: store.commit("s", drop=["*"]),
+}
 
 
 def dump(raw: Any) -> dict[bytes, Any]:
@@ -95,30 +118,52 @@ def dump(raw: Any) -> dict[bytes, Any]:
     return found
 
 
-async def check(raw: Any, admin: RedisSessionStore[SessionAsset], store: Any, case: Case) -> None:
+async def seen(store: RedisSessionStore[SessionAsset]) -> dict[str, Any]:
+    """What a caller sees of all sessions, but for times and revisions."""
+    found: dict[str, Any] = {}
+    for meta in await store.list():
+        loaded = await store.load(meta.id)
+        loaded.metadata.pop("forked_from", None)
+        found[meta.id] = (
+            [each.content for each in loaded.history.turns],
+            meta.turn_count,
+            loaded.metadata,
+            loaded.extra,
+            loaded.project_context,
+            meta.labels,
+            meta.name,
+            meta.project_path,
+            await store.records(meta.id),
+        )
+    for name, value in (("l", "1"), ("l", "other"), ("m", "1")):
+        found[f"{name}={value}"] = [meta.id for meta in await store.list(labels={name: value})]
+    found["project"] = [meta.id for meta in await store.list(project_path="/elsewhere")]
+    return found
+
+
+async def check(raw: Any, admin: RedisSessionStore[SessionAsset], store: Any, name: str, expected: Any) -> None:
     """Try a write, and see that it is as it says."""
     known = await store.load("s")
     before = dump(raw)
     try:
-        await case.write(store, known)
+        await CASES[name](store, known)
     except (PermissionDeniedError, UnsupportedServerError):
         assert dump(raw) == before
     else:
-        assert (await admin.exists("s")) == (case.after is not None)
-        listed = {meta.id: meta.turn_count for meta in await admin.list()}
-        if case.after is None:
-            assert "s" not in listed
-            return
-        loaded = await admin.load("s")
-        assert [each.content for each in loaded.history.turns] == case.after
-        assert listed["s"] == len(case.after)
+        assert await seen(admin) == expected
 
 
 async def settled(admin: RedisSessionStore[SessionAsset]) -> None:
+    for meta in await admin.list():
+        if meta.id != "beside":
+            await admin.delete(meta.id)
     first = asset("s", "a", "b", "c")
     first.extra["x"] = 1
+    first.metadata |= {"gone": 1, "labels": {"l": "1"}}
     await admin.save(first)
-    await admin.save(asset("beside", "untouched"))
+    await admin.commit("s", put={"a": b"a", "b": b"b", "c1": b"c", "c2": b"c"})
+    if not await admin.exists("beside"):
+        await admin.save(asset("beside", "untouched"))
 
 
 @pytest.fixture
@@ -141,6 +186,14 @@ async def test_rights_taken(admin: tuple[Server, RedisSessionStore[SessionAsset]
     """Of each command in turn the right is taken away: every write is whole or absent, and says which."""
     server, full = admin
     raw: Any = server.raw()
+    expected, called = {}, {}
+    for name, write in CASES.items():
+        await settled(full)
+        known = await full.load("s")
+        raw.config_resetstat()
+        await write(full, known)
+        called[name] = {command.removeprefix("cmdstat_") for command in raw.info("commandstats")}
+        expected[name] = await seen(full)
     for command in ALL:
         if when == "before opening":
             url = limited(server, f"-{command}")
@@ -153,14 +206,14 @@ async def test_rights_taken(admin: tuple[Server, RedisSessionStore[SessionAsset]
         else:
             store = await RedisSessionStore.connect(limited(server))
         async with store:
-            for case in CASES:
+            for name in CASES:
+                if command not in called[name] or command in ("hgetall", "hget", "lrange"):
+                    continue  # or it can't even load
                 raw.execute_command("ACL", "SETUSER", "worker", "+@all")
                 await settled(full)
                 raw.execute_command("ACL", "SETUSER", "worker", f"-{command}")
                 store._driver.lifecycle._denied_until = 0.0  # ask, do not remember
-                if command in ("hgetall", "hget", "lrange"):
-                    continue  # it can't even load
-                await check(raw, full, store, case)
+                await check(raw, full, store, name, expected[name])
         left = await full.load("beside")
         assert [each.content for each in left.history.turns] == ["untouched"]
         assert [each for each in dump(raw).items() if each[1][1]] == []

@@ -25,8 +25,9 @@ from orcs_redis import (
 from orcs_redis.protocol.attempts import ConnectionLost, copy_of_error
 from orcs_redis.protocol.codec import Codec
 from orcs_redis.protocol.commands import Batch, Command, Reply
-from orcs_redis.protocol.lists import AllMeta, MetaRun
+from orcs_redis.protocol.index import ALL, AllMeta, IndexSizes, LabelRun, MetaRun
 from orcs_redis.protocol.namespace import Create, ReadLayout
+from orcs_redis.protocol.records import RecordKeys, RecordValues
 from orcs_redis.protocol.request import Plan, Request
 from orcs_redis.protocol.sessions import Sessions
 from orcs_redis.protocol.writer import Namespace
@@ -86,7 +87,11 @@ def requests() -> list[Request[Any]]:
         sessions.append("s", [ConversationTurn.user("x")], None, None),
         sessions.delete("s", None, None),
         AllMeta(partition),
-        MetaRun(partition, 2, ("-inf", "+inf"), ("+inf", b"")),
+        MetaRun(partition, 2, ALL, None, ()),
+        LabelRun(partition, 2, 2, ALL, None, b"", [b"label"]),
+        IndexSizes(partition, ALL, [b"label"]),
+        RecordKeys(namespace, "s", b"-", b"+", 10, False),
+        RecordValues(namespace, "s", ["a"]),
     ]
 
 
@@ -96,10 +101,10 @@ async def test_a_reply_that_is_no_answer(reply: Reply) -> None:
     asynchronous, blocking = Nonsense(reply), BlockingNonsense(reply)
     for at in range(len(requests())):
         one, other = requests()[at], requests()[at]
-        performing = driver.Driver(Lifecycle(0.1), asynchronous).perform(one)
+        performing = driver.Driver(Lifecycle(0.1), asynchronous).send(one)
         outcomes: list[Any] = [*await asyncio.gather(performing, return_exceptions=True)]
         try:
-            outcomes.append(threads.Driver(Lifecycle(0.1), blocking).perform(other))  # type: ignore[arg-type]
+            outcomes.append(threads.Driver(Lifecycle(0.1), blocking).send(other))  # type: ignore[arg-type]
         except StorageError as error:
             outcomes.append(error)
         assert type(outcomes[0]) is type(outcomes[1])
@@ -113,7 +118,7 @@ async def test_what_follows_nonsense_is_not_read() -> None:
     """The connection over which it came is not used any more: what follows may be another's."""
     link = Nonsense([b"x"])
     with pytest.raises(StorageError, match="no answer"):
-        await driver.Driver(Lifecycle(1.0), link).perform(requests()[2])
+        await driver.Driver(Lifecycle(1.0), link).send(requests()[2])
     assert link.drops == 1
 
 
@@ -133,10 +138,10 @@ def test_what_is_refused_here_says_nothing_of_the_server() -> None:
     lifecycle = Lifecycle(1.0)
     performer = threads.Driver(lifecycle, BlockingNonsense(0))  # type: ignore[arg-type]
     with pytest.raises(SerializationError):
-        performer.perform(Refused())
-    assert [type(error) for error in performer.each([plan()])] == [SerializationError]
+        performer.send(Refused())
+    assert [type(error) for error in performer.each(lambda _: plan(), [None])] == [SerializationError]
     assert lifecycle.last_answer_at < 0
-    performer.perform(requests()[4])
+    performer.send(requests()[4])
     assert lifecycle.last_answer_at > 0
 
 

@@ -153,8 +153,8 @@ async def test_messages_lost(place: Place, connect: Connect) -> None:
 
 async def test_slow_consumer(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow consumer's changes merge into each session's latest, and beyond a bound they are read again."""
-    monkeypatch.setattr("orcs_redis.protocol.changes._MAX_PENDING", 5)
-    monkeypatch.setattr("orcs_redis.protocol.changes._MAX_READ", 3)
+    monkeypatch.setattr("orcs_redis.protocol.watching._MAX_PENDING", 5)
+    monkeypatch.setattr("orcs_redis.protocol.watching._MAX_READ", 3)
     store, writer = await connect(), await connect()
     seen: list[Change] = []
     started, finish = asyncio.Event(), asyncio.Event()
@@ -193,6 +193,7 @@ async def test_cursors(connect: Connect) -> None:
     for bad in ("", "x", "AAAA"):
         with pytest.raises(ValueError, match="cursor"):
             await take(store, 1, since=bad)
+    await other.save(SessionAsset(id="s"))
     with pytest.raises(StoreResetError):
         await take(store, 1, since=await other.cursor())
 

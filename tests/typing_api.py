@@ -13,6 +13,7 @@ from orcs_redis import (
     ConversationTurn,
     LocalFileStore,
     Page,
+    RawItem,
     RedisSessionStore,
     SessionAsset,
     SessionMeta,
@@ -65,7 +66,11 @@ async def asyncio_stores(client: redis.asyncio.Redis, turn: ConversationTurn) ->
         assert_type(await store.update("id", raise_priority), Versioned[Ticket])
         assert_type(await store.update("id", touch), Versioned[Ticket])
         assert_type(await store.list(limit=1), list[SessionMeta])
+        assert_type(await store.list(project_path=None, labels={"user": "u1"}), list[SessionMeta])
         assert_type(await store.page(10, None), Page[SessionMeta])
+        assert_type(await store.count(labels={"user": "u1"}), int)
+        assert_type(await store.records("s", "checkpoint/", limit=1, reverse=True), list[tuple[str, bytes]])
+        assert_type(await store.get_records("s", ["a"]), dict[str, bytes])
         assert_type((await store.page(10)).items, list[SessionMeta])
         assert_type((await store.page(10)).cursor, str | None)
         assert_type(await store.exists("id"), bool)
@@ -111,6 +116,8 @@ def blocking_stores(client: redis.Redis, turn: ConversationTurn) -> None:
         assert_type(store.update("id", raise_priority), Versioned[Ticket])
         assert_type(store.list(limit=1), list[SessionMeta])
         assert_type(store.page(10), Page[SessionMeta])
+        assert_type(store.count(labels={"user": "u1"}), int)
+        assert_type(store.records("s"), list[tuple[str, bytes]])
         assert_type(store.exists("id"), bool)
         for saved in store.save_many([ticket]):
             assert_type(saved, int | StorageError)
@@ -137,6 +144,7 @@ async def pools() -> None:
     StorePool(Path("p"))  # type: ignore[call-overload]
     StorePool(client=None)  # type: ignore[call-overload]
     assert_type(foreign_id("a", "b"), str)
+    assert_type(ConversationTurn.from_raw(RawItem("a/1", b"x")).raw, RawItem | None)
 
 
 async def any_store(store: SessionStore[SessionAsset], asset: SessionAsset) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from orcs_redis import SessionAsset
 from orcs_redis.protocol.commands import Command, ScriptCall, merge, pack
-from orcs_redis.protocol.lists import decode_meta
+from orcs_redis.protocol.index import decode_meta
 
 from ..harness import (
     HISTORY,

@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:  # they are in the extra "cli"; a traceback
 from ..errors import ConflictError, NotFoundError, StorageError
 from ..model.asset import SessionAsset
 from ..sync import LocalFileStore, RedisSessionStore
-from ..transport.address import Address, FileFolder, resolve
+from ..transport.address import Address, FileFolder, Target, resolve
 from .terminal import (
     change_line,
     complain,
@@ -90,14 +90,23 @@ class CommonOptions(NamedTuple):
     json: bool
 
     @contextmanager
-    def open(self) -> Iterator[Store]:
-        """Open the store."""
+    def open(self, *, creates: bool = False) -> Iterator[Store]:
+        """Open the store; warn of a namespace that is not there, unless the command creates it."""
         where = resolve(self.url)
         if isinstance(where, FileFolder):
             yield Files(where.path)
             return
-        with RedisSessionStore.connect(self.url, namespace=self.namespace or "orcs") as store:
+        name = self.namespace or "orcs"
+        with RedisSessionStore.connect(self.url, namespace=name) as store:
+            if not creates and store._core.lifecycle.absent is not None:
+                place = f"{where.kind} {address_of(where)}".rstrip()
+                complain(f"no namespace {name!r} on {place}: nothing has been written to it")
             yield store
+
+
+def address_of(where: Target) -> str:
+    """Return an address without its user and password; nothing for a place that has none."""
+    return str(where if isinstance(where, Address) else getattr(where, "path", None) or "")
 
 
 UrlOption = Annotated[str | None, typer.Option("--url", metavar="URL", help="default: $ORCS_REDIS_URL, else embedded:")]
@@ -209,7 +218,7 @@ def import_(
     imported, skipped, failed = 0, 0, list[dict[str, str]]()
     files = Files(folder)
     names = sorted(path.stem for path in folder.iterdir() if path.suffix == ".json" and path.name[0] != ".")
-    with options.open() as store, progress_bar("importing", len(names)) as advance:
+    with options.open(creates=True) as store, progress_bar("importing", len(names)) as advance:
 
         def save_absent(asset: SessionAsset) -> int:
             if isinstance(store, RedisSessionStore):
@@ -276,11 +285,10 @@ def ping(
 ) -> None:
     """Print whether the store can be reached, and how long a round trip takes."""
     where = resolve(options.url)
-    # As text an address has no user and no password.
-    address = str(where if isinstance(where, Address) else getattr(where, "path", None) or "")
+    address = address_of(where)
     found: dict[str, object] = {"kind": where.kind, "address": address}
     text = f"{found['kind']} {address}".rstrip()
-    with options.open() as store:
+    with options.open(creates=True) as store:
         if isinstance(store, RedisSessionStore):
             median = statistics.median(store.ping() for _ in range(count)) * 1000
             found |= {"namespace": options.namespace or "orcs", "round_trip_ms": round(median, 4)}

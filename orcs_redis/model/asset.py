@@ -16,6 +16,7 @@ import msgspec
 from ..errors import CorruptSessionError, SerializationError, VersionIncompatibleError
 from .encoding import attempt, dump_json, encode, f32_text, named, pack, parse_json, parse_written, repeated_field
 from .ids import MAX_ID_BYTES
+from .raw import content_of, embedded, extracted, raw_fault
 from .schema import MAX_TIME_MS, U32, U64, FreeForm, Noted, initial
 from .sections import (
     CommandGrant,
@@ -147,6 +148,7 @@ class SessionAsset(Noted, kw_only=True):
         Raises:
             SerializationError: for what JSON can't hold.
             VersionIncompatibleError: for another version than 1.
+            ValueError: the asset is partial (`load(id, last=n)`).
 
         """
         pack(self.extra, FreeForm, "", level=1)
@@ -154,6 +156,9 @@ class SessionAsset(Noted, kw_only=True):
         document = _document(self)
         for key, hint, _ in json_fields(type(self)).values():
             pack(document[key], hint, key)
+        if self.history.skipped:
+            raise ValueError(f"the asset is partial: {self.history.skipped} of its turns were not loaded")
+        document["history"] = _with_raw_embedded(self.history)
         context = self.project_context
         facts = [msgspec.structs.replace(f, confidence=f32_text(f.confidence)) for f in context.learned_facts]
         document["project_context"] = msgspec.structs.replace(context, learned_facts=facts)
@@ -174,9 +179,10 @@ class SessionAsset(Noted, kw_only=True):
             raise CorruptSessionError("")
         data = whole if isinstance(text, str) else text
         asset = parse_written(data, cls, _document)
-        if asset is not None and asset.version == SESSION_VERSION:
-            return asset
-        return _parse(cls, data)
+        if asset is None or asset.version != SESSION_VERSION:
+            asset = _parse(cls, data)
+        _extract_raw(asset.history)
+        return asset
 
 
 class JsonField(NamedTuple):
@@ -197,6 +203,36 @@ def json_fields(cls: type[SessionAsset]) -> dict[str, JsonField]:
 def _document(asset: SessionAsset) -> dict[str, Any]:
     """Return the top-level fields by their names in JSON, without ``extra``."""
     return {field.key: getattr(asset, name) for name, field in json_fields(type(asset)).items()}
+
+
+def _with_raw_embedded(history: ConversationHistory) -> ConversationHistory:
+    """Return a history as orcs has it: raw items in the metadata of their turns."""
+    turns = [
+        turn if turn.raw is None and "raw" not in turn.metadata else _embed(turn, f"history.turns[{n}]")
+        for n, turn in enumerate(history.turns)
+    ]
+    return msgspec.structs.replace(history, turns=turns)
+
+
+def _embed(turn: ConversationTurn, where: str) -> ConversationTurn:
+    if turn.raw is None:
+        if extracted(turn.metadata["raw"], turn.content) is not None:
+            raise SerializationError(f"{where}.metadata.raw", "it would come back as a raw item")
+        return turn
+    if fault := raw_fault(turn.raw, turn.role, turn.content, turn.metadata):
+        raise SerializationError(f"{where}.{fault[0]}", fault[1])
+    content = content_of(turn.raw, turn.role)
+    metadata = turn.metadata | {"raw": embedded(turn.raw, content)}
+    return msgspec.structs.replace(turn, content=content, metadata=metadata, raw=None)
+
+
+def _extract_raw(history: ConversationHistory) -> None:
+    """Bring raw items back from the metadata of their turns."""
+    for turn in history.turns:
+        turn.raw = extracted(turn.metadata["raw"], turn.content) if "raw" in turn.metadata else None
+        if turn.raw is not None:
+            del turn.metadata["raw"]
+            turn.content = content_of(turn.raw, turn.role)
 
 
 def _parse(cls: type[A], data: bytes) -> A:
@@ -226,16 +262,20 @@ def check_version(version: int) -> None:
         raise VersionIncompatibleError(version, SESSION_VERSION)
 
 
+def check_time(name: str, ms: object) -> None:
+    """Raise SerializationError unless it is a time that lists can show."""
+    if type(ms) is not int or ms > MAX_TIME_MS:
+        pack(ms, U64, name)
+        raise SerializationError(name, "after the year 9999")
+
+
 def check_asset(asset: SessionAsset) -> None:
     """Check of an asset to be stored what its fields' own types don't say; each field is packed by the caller."""
     if asset.version != SESSION_VERSION:
         pack(asset.version, U32, "version")
         check_version(asset.version)
-    for name, ms in (("created_at_ms", asset.created_at_ms), ("updated_at_ms", asset.updated_at_ms)):
-        if type(ms) is not int or ms > MAX_TIME_MS:
-            pack(ms, U64, name)
-            if ms > MAX_TIME_MS:
-                raise SerializationError(name, "after the year 9999")
+    check_time("created_at_ms", asset.created_at_ms)
+    check_time("updated_at_ms", asset.updated_at_ms)
     extra = asset.extra
     if type(extra) is not dict or {*map(type, extra)} - {str} or attempt(encode, [*extra])[1] is not None:
         pack(extra, FreeForm, "", level=1)

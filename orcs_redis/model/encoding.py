@@ -117,6 +117,16 @@ def pack(value: object, hint: Any, where: str, level: int = 2) -> bytes:
     raise SerializationError(*(fault or (where, f"unsupported {type(value).__name__}")))
 
 
+def utf8_of(text: str, what: str) -> bytes:
+    """Return text as UTF-8; ValueError, which begins with `what`, if it is none."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is a str, not {type(text).__name__}")
+    data, refusal = attempt(str.encode, text)
+    if refusal is not None:
+        raise ValueError(f"{what} has no lone surrogates")
+    return cast(bytes, data)
+
+
 def named(name: str) -> str:
     """Return a key as a path has it: printable, and shortened to 40 characters."""
     return _shortened(name if name.isprintable() else repr(name[:_MAX_NAME])[1:-1])

@@ -24,6 +24,7 @@ from msgspec.structs import FieldInfo
 
 from .asset import SessionAsset, json_fields
 from .encoding import attempt, f32_text, named, parse_json
+from .raw import content_of
 
 __all__ = [
     "MAPS",
@@ -127,8 +128,13 @@ def digests(asset: SessionAsset) -> Digests:
 
 
 def _entry(path: str, item: Any) -> Entry:
-    # orcs keeps the confidence with the precision of 32 bits.
-    known = msgspec.structs.replace(item, confidence=f32_text(item.confidence)) if path == _FACTS else item
+    known = item
+    if path == _FACTS:
+        # orcs keeps the confidence with the precision of 32 bits.
+        known = msgspec.structs.replace(item, confidence=f32_text(item.confidence))
+    elif path == _TURNS and item.raw is not None and item.content == content_of(item.raw, item.role):
+        # Derived: given or not, it is the same, and so it is to another version of the projection.
+        known = msgspec.structs.replace(item, content="")
     data = digest(known)
     return (getattr(item, _KEYS[path]) if path in _KEYS else data.hex()), data
 

@@ -43,6 +43,7 @@ class _PartMeta(StructMeta):
     """Keeps what `initial` declares from msgspec, and fills it in when the class is called."""
 
     _initial: dict[str, Callable[[], Any]]
+    _derive: Any
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **config: Any) -> Any:
         own = {key: value.make for key, value in namespace.items() if isinstance(value, _Initial)}
@@ -57,13 +58,17 @@ class _PartMeta(StructMeta):
                 # With a plain make() CPython's adaptive interpreter would soon skip this very method: once it
                 # has seen `dict` there, it calls types by their own vectorcall, which msgspec's have.
                 fields[name] = make(*())
-        return super().__call__(*args, **fields)
+        part = super().__call__(*args, **fields)
+        if cls._derive is not None:
+            cls._derive(part)
+        return part
 
 
 class Part(Struct, metaclass=_PartMeta):
     """What parts have in common: no repr shows what a user or a model wrote."""
 
     _shown: ClassVar[tuple[str, ...]] = ()  # the fields that a repr may show; of a container, its length
+    _derive: ClassVar[Any] = None  # a method that sets fields by others when a part is made in Python
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         fields = [(name, getattr(self, name)) for name in self._shown]

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Self, TypeAlias
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, field
 
+from .raw import Projection, RawItem, content_of
 from .schema import F32, U8, U32, U64, FreeForm, Noted, Part, initial
 
 __all__ = [
@@ -66,12 +67,16 @@ class ToolCallRecord(Part, kw_only=True, gc=False):
     duration_ms: U64 = initial(int)
 
 
-class ConversationTurn(Part, kw_only=True, gc=False):
-    """One message, with the tool calls made in it. ``role`` is "user", "assistant" or "system"."""
+class ConversationTurn(Part, kw_only=True, gc=False, omit_defaults=True):
+    """One message, with the tool calls made in it. ``role`` is "user", "assistant" or "system".
+
+    With ``raw``, an agent framework's own item, ``content`` is derived: what the item says, or for a format that is
+    not known role, format and size. No other content can be stored but that or "".
+    """
 
     _shown = ("id", "role")
 
-    # In Redis an array in this order, as in codec.py: new fields only at the end (docs/decisions/0006).
+    # In Redis an array in this order, as in turns.py: new fields only at the end (docs/decisions/0006).
     id: str = initial(new_id)
     timestamp_ms: U64 = initial(now_ms)
     role: str
@@ -79,6 +84,12 @@ class ConversationTurn(Part, kw_only=True, gc=False):
     tool_calls: list[ToolCallRecord] = initial(list)
     tags: list[str] = initial(list)
     metadata: FreeForm = initial(dict)
+    # In orcs' JSON it has another place; under its own name, what a file has there would be taken for it.
+    raw: RawItem | None = field(default=None, name="orcs_redis.raw")
+
+    def _derive(self) -> None:
+        if self.raw is not None and self.content == "" and isinstance(self.raw, RawItem):
+            self.content = content_of(self.raw, self.role)
 
     @classmethod
     def user(cls, content: str) -> Self:
@@ -94,6 +105,20 @@ class ConversationTurn(Part, kw_only=True, gc=False):
     def system(cls, content: str) -> Self:
         """Make a turn of the system, now."""
         return cls(role="system", content=content)
+
+    @classmethod
+    def from_raw(
+        cls, raw: RawItem, *, role: str | None = None, id: str | None = None, timestamp_ms: int | None = None
+    ) -> Self:
+        """Make a turn of an agent framework's item.
+
+        What is not given is taken from the item if it has it: role (else "system"), id (else a UUID), time (else now).
+        """
+        item = raw.projection or Projection("")
+        turn = cls(role=role or item.role or "system", content="", raw=raw)
+        turn.id = next(known for known in (id, item.id, turn.id) if known is not None)
+        turn.timestamp_ms = next(ms for ms in (timestamp_ms, item.timestamp_ms, turn.timestamp_ms) if ms is not None)
+        return turn
 
     def with_tags(self, tags: Iterable[str]) -> Self:
         """Replace the tags; return the turn."""

@@ -13,7 +13,7 @@ from ..interrupts import raise_interruption
 from ..model.asset import SESSION_VERSION, SessionAsset, check_asset, check_version, json_fields
 from ..model.encoding import attempt, encode, named, pack
 from ..model.labels import labels_of
-from ..model.parts import MAPS, Place
+from ..model.parts import MAPS, Place, drop_part
 from ..model.sections import ConversationHistory, ConversationTurn
 from .baseline import Baseline
 from .turns import are_encoded, decode_turns, encode_known_turn, encode_turn
@@ -136,6 +136,12 @@ class Codec(Generic[A]):
         self._maps = [key for key, section in self._sections.items() if section.is_map]
         self._decode = msgspec.msgpack.Decoder(asset_type).decode
 
+    def of(self, asset: A) -> Codec[A]:
+        """Return a codec of an asset's own type, which may be a subclass."""
+        if type(asset) is self.asset_type:
+            return self
+        return Codec(type(asset), self.max_asset_bytes, self.max_turn_bytes, self.max_fields)
+
     def encode(self, asset: A, known: Baseline | None) -> Encoded:
         """Encode an asset, checking only what differs from what is known to be stored.
 
@@ -193,6 +199,25 @@ class Codec(Generic[A]):
             return stored_name(key)
         name = json_fields(self.asset_type)[section].key
         return name if key is None else f"{name}.{key}"
+
+    def is_required(self, field: str) -> bool:
+        """Whether every session has this field."""
+        return field in self._sections and self._sections[field].required
+
+    def part_of(self, field: str) -> str:
+        """Return the name of the part that a field is (`model.parts`)."""
+        if field in self._sections:
+            return self._sections[field].name
+        section = field.partition(".")[0]
+        return field if section and section != field else f"extra.{_unescape(field)}"
+
+    def field_of_part(self, part: str) -> str | None:
+        """Return the field that a part is stored in; None: it is a turn."""
+        section, _, key = part.partition(".")
+        if section in MAPS:
+            return part
+        known = json_fields(self.asset_type).get(section)
+        return stored_name(key) if section == "extra" else known.key if known else None
 
     def new_session(self) -> Encoded:
         """Encode what a session of this type has at first.
@@ -303,13 +328,12 @@ class Codec(Generic[A]):
             setattr(asset, self._sections[field].name, value)
 
     def drop_field(self, asset: A, field: str) -> None:
-        """Remove a field, or set it to its default."""
+        """Remove a field that is not required, or set it to its default."""
         owner, key = self._owner(asset, field)
         if key is not None:
             owner.pop(key, None)
         else:
-            name = self._sections[field].name
-            setattr(asset, name, getattr(self.asset_type(), name))
+            drop_part(asset, self._sections[field].name)
 
     def _owner(self, asset: A, field: str) -> tuple[Any, str | None]:
         """Return the map that a field lies in, and its key there; None: it is a section."""
@@ -347,11 +371,14 @@ class Codec(Generic[A]):
         for name, data in hash.items():
             if known := self._names.get(name):
                 parts[known] = data
-            elif not name.startswith(b".") or name.startswith(b".."):
-                try:
-                    parts[name.decode()] = data
-                except UnicodeDecodeError:
-                    continue  # not from any orcs: left alone
+                continue
+            try:
+                field = name.decode()
+            except UnicodeDecodeError:
+                continue  # not from any orcs: left alone
+            section, _, _ = field.partition(".")
+            if field.startswith("..") or section == field or section in self._maps:
+                parts[field] = data  # else the store's own, or of what is not known here
         return parts
 
     @staticmethod
@@ -360,7 +387,7 @@ class Codec(Generic[A]):
         return Patch(
             {name: data for name, data in new.fields.items() if stored.fields.get(name) != data},
             [name for name in stored.fields if name not in new.fields],
-            _compare_turns(stored.turns, new.turns),
+            _edited_turns(stored.turns, new.turns) if stored.skipped else _compare_turns(stored.turns, new.turns),
         )
 
     def _turns(self, turns: list[ConversationTurn], old: Sequence[bytes]) -> list[bytes]:
@@ -421,6 +448,14 @@ def _map_of(items: list[tuple[str, bytes]]) -> bytes:
     items.sort()
     header = b"\xdf" + len(items).to_bytes(4)
     return header + b"".join([encode(key) + data for key, data in items])
+
+
+def _edited_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | None:
+    """Compare the last turns of a history, of which none can be dropped."""
+    if len(turns) < len(old):
+        return None
+    edits = [(i, turn) for i, turn in enumerate(turns[: len(old)]) if old[i] != turn]
+    return TurnsPatch(_ALL_TURNS, edits, turns[len(old) :])
 
 
 def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | None:

@@ -6,18 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import SerializationError
-from ..model.encoding import attempt, encode, named
+from ..model.asset import check_time
+from ..model.encoding import encode, named
 from ..model.labels import check_labels, valid_labels
 from ..model.meta import Committed
-from ..model.parts import settable
+from ..model.parts import TIMES, settable
 from ..model.sections import ConversationTurn, ProjectContext
 from .codec import Codec
 from .commands import Argument
+from .records import check_record_key
 from .writes import Group, Written
 
 __all__ = ["CommitArguments", "commit_groups", "committed"]
 
-MAX_RECORD_KEY_BYTES = 1024
 _NO_LABELS = encode({})
 
 
@@ -84,6 +85,8 @@ def _part_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
     for name, value in (changes.set or {}).items():
         place = settable(name, codec.asset_type)
         field, data = codec.encode_part(place, value)
+        if field in TIMES:
+            check_time(field, value)
         values += (field, data)
         fields.add(field)
         if field == "metadata.labels":
@@ -134,7 +137,7 @@ def _record_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
         if "*" in prefix:
             raise ValueError("drop: a prefix has one star, at its end")
         if prefix:
-            _check_key(prefix)
+            check_record_key(prefix)
     named_keys = [*put, *new, *keys]
     if len({*named_keys}) < len(named_keys) or len({*prefixes}) < len(prefixes):
         raise ValueError("a record is put or dropped twice")
@@ -162,7 +165,6 @@ def _records(codec: Codec[Any], records: Mapping[str, bytes]) -> list[Argument]:
     return values
 
 
-def _check_key(key: object) -> None:
-    data = attempt(str.encode, key)[0] if isinstance(key, str) else None
-    if not data or len(data) > MAX_RECORD_KEY_BYTES or data.endswith(b"*"):
-        raise ValueError(f"a record's key is 1 to {MAX_RECORD_KEY_BYTES} bytes of UTF-8 and does not end in a star")
+def _check_key(key: str) -> None:
+    if check_record_key(key).endswith(b"*"):
+        raise ValueError("the key of a record does not end in a star")

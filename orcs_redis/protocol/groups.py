@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Mapping
 
 from ..model.asset import SessionAsset
-from .baseline import Baseline
+from .baseline import Baseline, digest, turn_id
 from .codec import Encoded, Patch, TurnsPatch
 from .commands import Argument
+from .turns import id_of
 from .writes import Group
 
 __all__ = ["STAGED_TURNS", "base_groups", "pairs", "patch_groups", "place", "whole_groups"]
@@ -36,10 +37,7 @@ def place(known: Baseline) -> bytes:
 def base_groups(known: Baseline, patch: Patch) -> list[Group]:
     """Return what the write is made from, and of what it changes what it was."""
     names = [*patch.set, *patch.removed]
-    digests = [
-        hashlib.sha1(data, usedforsecurity=False).hexdigest() if (data := known.fields.get(name)) else ""
-        for name in names
-    ]
+    digests = [digest(data).hex() if (data := known.fields.get(name)) else "" for name in names]
     return [Group(b"g", (place(known), known.turn_count)), *([Group(b"e", digests)] if digests else [])]
 
 
@@ -50,18 +48,23 @@ def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patc
         ValueError: turns of a partial asset were removed.
 
     """
-    groups = [Group(b"t", (asset.updated_at_ms,))]
+    groups = []
+    if "updated_at_ms" in patch.set or patch.turns is None or not patch.turns.is_empty:
+        groups.append(Group(b"t", (asset.updated_at_ms,)))
     if patch.set:
         groups.append(Group(b"s", pairs(patch.set)))
     if patch.removed:
         groups.append(Group(b"u", patch.removed))
-    if not patch.set.keys().isdisjoint(("created_at_ms", "project_context")):
-        groups.append(Group(b"m", new.about[:2]))
+    # Of what is not changed here, others may have another value by now.
+    created_at = new.about.created_at if "created_at_ms" in patch.set else b""
+    names = new.about.names if "project_context" in patch.set else b""
+    if created_at or names:
+        groups.append(Group(b"m", (created_at, names)))
     if "metadata.labels" in patch.set or "metadata.labels" in patch.removed:
         groups.append(Group(b"L", new.about[2:]))
+    if known.skipped and turns.edits and _lost(known, new):
+        raise ValueError("the asset is partial: no turn of it can be removed")
     if turns.keep != (0, -1):
-        if known.skipped:
-            raise ValueError("the asset is partial: no turn of it can be removed")
         groups.append(Group(b"x", turns.keep))
     if turns.edits:
         edits: list[Argument] = []
@@ -71,6 +74,11 @@ def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patc
     if turns.pushed:
         groups.append(Group(b"p", turns.pushed))
     return groups
+
+
+def _lost(known: Baseline, new: Encoded) -> bool:
+    """Whether a turn is not there any more, whatever is in it."""
+    return bool(Counter(map(turn_id, known.turns)) - Counter(map(id_of, new.turns)))
 
 
 def pairs(fields: Mapping[str, bytes]) -> list[Argument]:

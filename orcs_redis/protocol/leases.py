@@ -27,11 +27,11 @@ from ..interrupts import raise_interruption
 from ..model.ids import check_id
 from .commands import Argument, Command, Reply
 from .keys import Partition
-from .request import Listener, Pause, Plan, Request, Together
+from .request import Pause, Plan, Request, Together
 from .writer import Namespace
 from .writes import Identified, check_not_stopped, script_error
 
-__all__ = ["LeaseInfo", "Leases", "check_terms", "waking"]
+__all__ = ["LeaseInfo", "Leases", "check_terms"]
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TTL = 7 * 86400.0
@@ -168,8 +168,8 @@ class Leases:
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{namespace.origin.hex()}"
 
     def channel(self, id: str) -> str:
-        """Return the channel on which releases are published."""
-        return self._namespace.channel(self._namespace.keyspace.of(id).leases)
+        """Return the channel on which the releases of a session's lease are published."""
+        return self._namespace.channel(self._namespace.keyspace.of(id).leases, id)
 
     def acquire(self, id: str, ttl: float) -> _Claim:
         """Take the lease; LeaseHeldError if another has it."""
@@ -224,17 +224,6 @@ class Leases:
         held = [_Holders(*pair) for pair in zip(partitions, ids, strict=True) if pair[1]]
         found = (yield Together(held)) if held else []
         return sorted(itertools.chain.from_iterable(found), key=lambda lease: lease.until)
-
-
-def waking(wake: Any, id: str) -> Listener:
-    """Return a listener that sets an event when a session's lease may be free."""
-    wanted = id.encode()
-
-    def listen(message: bytes | None) -> None:
-        if message is None or message == wanted:
-            wake.set()
-
-    return listen
 
 
 def check_terms(id: str, ttl: float, wait: float) -> tuple[str, float, float]:

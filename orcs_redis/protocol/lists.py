@@ -1,41 +1,31 @@
-"""Lists of sessions: requests for runs of the index, and plans that merge those of the partitions."""
+"""Lists of sessions: plans that merge what the indexes of the partitions have (protocol/index.py)."""
 
 from __future__ import annotations
 
 import base64
 import builtins
 import itertools
-import logging
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from .. import scripts
-from ..errors import CorruptSessionError, LayoutError
 from ..interrupts import raise_interruption
-from ..model.asset import to_datetime
-from ..model.encoding import attempt
-from ..model.meta import Page, SessionMeta, SyncState
-from ..model.schema import Time
-from .commands import Argument, Command, Reply, as_error, as_map
+from ..model.filters import Filters, check_limit
+from ..model.meta import Page, SessionMeta
+from .index import ALL, AllMeta, Bounds, IndexSizes, LabelRun, MetaRun, Place, Row, Sizes, decode_rows, label_key
 from .keys import Partition
-from .request import Plan, Request, Together
+from .request import Plan, Together
 from .writer import Namespace
 
-__all__ = ["AllMeta", "Lists", "MetaRun", "Position", "decode_meta"]
+__all__ = ["Lists"]
 
-_log = logging.getLogger("orcs_redis")
-Position: TypeAlias = tuple[Argument, Argument]  # a place in the index: updated_at_ms and id
-_ALL: tuple[Argument, Argument] = ("-inf", "+inf")
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_LIST_CHUNK = 10_000  # sessions looked at in one go, in all partitions, where few may be wanted
-
-_decode_meta = msgspec.msgpack.Decoder(
-    tuple[int, Time, int, bytes, Time, Time, dict[str, str], str | None, str | None]
-).decode
+_CHUNK = 1_000  # sessions looked at in one go, in all partitions: about 2 ms in which the server does nothing else
+_LEAST = 16  # in one partition: a call costs as much as several sessions
 
 
 class Lists:
@@ -44,182 +34,218 @@ class Lists:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
 
-    def list(
-        self,
-        limit: int | None,
-        project_path: str | None,
-        updated_after: datetime | None,
-        updated_before: datetime | None,
-    ) -> Plan[builtins.list[SessionMeta]]:
-        """Metadata, newest first."""
-        span = _span(updated_after, updated_before)
-        if limit is None and span == _ALL:
-            runs = yield Together(map(AllMeta, self._namespace.keyspace.partitions))
-            found = builtins.list(itertools.chain.from_iterable(runs))
-            found = [meta for meta in found if project_path is None or meta.project_path == project_path]
-            found.sort(key=_position, reverse=True)
-            return found
-        if limit is not None:
-            limit = _limit(limit, least=0)
-        return (yield from self._run(limit, project_path, span, None))
+    @property
+    def _partitions(self) -> Sequence[Partition]:
+        return self._namespace.keyspace.partitions
 
-    def page(
-        self,
-        limit: int,
-        cursor: str | None,
-        project_path: str | None,
-        updated_after: datetime | None,
-        updated_before: datetime | None,
-    ) -> Plan[Page[SessionMeta]]:
+    def list(self, limit: int | None, filters: Filters) -> Plan[builtins.list[SessionMeta]]:
+        """Metadata, newest first."""
+        if limit is not None:
+            limit = check_limit(limit)
+        query = _query(filters)
+        if limit is None and query == _EVERYTHING:
+            runs = yield Together(map(AllMeta, self._partitions))
+            return decode_rows(sorted(itertools.chain.from_iterable(runs), reverse=True))
+        return (yield from self._newest(limit, query, None))
+
+    def page(self, limit: int, cursor: str | None, filters: Filters) -> Plan[Page[SessionMeta]]:
         """One page of metadata, newest first, and where the next begins."""
         after = None if cursor is None else _decode_cursor(cursor)
-        span = _span(updated_after, updated_before)
-        found = yield from self._run(_limit(limit, least=1) + 1, project_path, span, after)
+        found = yield from self._newest(check_limit(limit, least=1) + 1, _query(filters), after)
         if len(found) <= limit:
             return Page(found, None)
         items = found[:limit]
-        return Page(items, _encode_cursor(_position(items[-1])))
+        return Page(items, _encode_cursor(items[-1]))
 
-    def _run(
-        self,
-        limit: int | None,
-        project_path: str | None,
-        span: tuple[Argument, Argument],
-        after: tuple[int, str] | None,
-    ) -> Plan[builtins.list[SessionMeta]]:
-        """Collect runs of all partitions, until none can have more of the first `limit`."""
-        found: builtins.list[SessionMeta] = []
-        positions: dict[Partition, Position] = {}
-        if limit != 0:
-            positions = dict.fromkeys(self._namespace.keyspace.partitions, after or ("", ""))
-        while positions:
-            share = 1 + _LIST_CHUNK // len(positions)
-            if limit is not None and project_path is None:
-                share = min(limit, share, 2 + 2 * limit // len(positions))  # about as many as each has of the first
-            runs = yield Together(MetaRun(partition, share, span, at) for partition, at in positions.items())
-            positions = {partition: end for partition, (end, _) in zip(positions, runs, strict=True) if end is not None}
-            for _, metas in runs:
-                found += [meta for meta in metas if project_path is None or meta.project_path == project_path]
+    def count(self, filters: Filters) -> Plan[int]:
+        """How many sessions."""
+        query = _query(filters)
+        sizes = yield from self._sizes(query)
+        if not query.labels:
+            return sum(size.within for size in sizes)
+        if len(query.labels) == 1 and query.bounds == ALL:
+            return sum(size.labels[0] for size in sizes)
+        scans = [_LabelScan(query, size, _share(len(sizes)), 0, None) for size in sizes]
+        number = 0
+        while scans:
+            runs = yield Together(scan.request(None) for scan in scans)
+            for scan, run in zip(scans, runs, strict=True):
+                scan.take(run)
+                number += run.found
+            scans = [scan for scan in scans if not scan.ended]
+        return number
+
+    def _newest(self, limit: int | None, query: _Query, after: Place | None) -> Plan[builtins.list[SessionMeta]]:
+        broken = 0  # so many more are asked for
+        while True:
+            rows = yield from self._rows(None if limit is None else limit + broken, query, after)
+            metas = decode_rows(rows)
+            if limit is None or len(metas) >= limit or len(rows) < limit + broken:
+                return metas[:limit]
+            broken = len(rows) - len(metas)
+
+    def _rows(self, limit: int | None, query: _Query, after: Place | None) -> Plan[builtins.list[Row]]:
+        """Scan the partitions at the same time, until none can have more of the first `limit`."""
+        found: builtins.list[Row] = []
+        scans: builtins.list[_Scan] = [] if limit == 0 else (yield from self._scans(limit, query, after))
+        last: Place | None = None  # of the first `limit`
+        while scans:
+            runs = yield Together(scan.request(last) for scan in scans)
+            for scan, run in zip(scans, runs, strict=True):
+                found += scan.take(run)
             if limit is not None and len(found) >= limit:
-                found.sort(key=_position, reverse=True)
+                found.sort(reverse=True)
                 del found[limit:]
-                milliseconds, id = _position(found[-1])
-                last: Any = milliseconds, id.encode()
-                positions = {partition: end for partition, end in positions.items() if end > last}
-        found.sort(key=_position, reverse=True)
+                last = found[-1][:2]
+            scans = [following for scan in scans if (following := scan.following(last)) is not None]
+        found.sort(reverse=True)
         return found
 
+    def _scans(self, limit: int | None, query: _Query, after: Place | None) -> Plan[builtins.list[_Scan]]:
+        if query.labels:
+            sizes = yield from self._sizes(query)
+            return [_cheapest(limit, query, after, size, len(sizes)) for size in sizes]
+        number = len(self._partitions)
+        share = _share(number)
+        count = share if limit is None else min(limit, _most(limit / number))
+        return [_TimeScan(query, partition, count, share, after) for partition in self._partitions]
 
-class AllMeta(Request[list[SessionMeta]]):
-    """The metadata of every session of a partition, in no order."""
+    def _sizes(self, query: _Query) -> Plan[builtins.list[Sizes]]:
+        """Of the partitions that can have what is wanted."""
+        requests = [IndexSizes(partition, query.bounds, query.labels) for partition in self._partitions]
+        sizes: builtins.list[Sizes] = yield Together(requests)
+        return [size for size in sizes if size.within and all(size.labels)]
 
-    __slots__ = ("_partition",)
 
-    def __init__(self, partition: Partition) -> None:
-        super().__init__()
+class _Query(NamedTuple):
+    """Filters as the index has them."""
+
+    bounds: Bounds
+    labels: tuple[bytes, ...]
+
+
+_EVERYTHING = _Query(ALL, ())
+
+
+class _TimeScan:
+    """Looks at a partition's sessions from the newest on, `count` at first, then more at a time, up to `share`.
+
+    Of those with labels it may meet few: if it has looked at as many as `instead` has, that goes on in its place.
+    """
+
+    def __init__(
+        self,
+        query: _Query,
+        partition: Partition,
+        count: int,
+        share: int,
+        at: Place | None,
+        instead: _LabelScan | None = None,
+    ) -> None:
+        self._query = query
         self._partition = partition
+        self._count = min(count, share)
+        self._share = share
+        self._at = at
+        self._instead = instead
+        self._looked_at = 0
 
-    def commands(self) -> Sequence[Command]:
-        """One plain command; the metadata holds what they are to be ordered by."""
-        return [("HGETALL", self._partition.meta)]
+    def request(self, last: Place | None) -> MetaRun:
+        return MetaRun(self._partition, self._count, self._query.bounds, self._at, self._query.labels)
 
-    def decode(self, replies: Sequence[Reply]) -> list[SessionMeta]:
-        """Decode them, without those that can't be: they show themselves when loaded."""
-        _check_index(self._partition, replies)
-        self._check(replies)
-        return _metas(as_map(replies[0]).items())
+    def take(self, run: tuple[Place | None, list[Row]]) -> list[Row]:
+        self._at, rows = run
+        self._looked_at += self._count
+        self._count = min(2 * self._count, self._share)
+        return rows
 
-
-class MetaRun(Request["tuple[Position | None, list[SessionMeta]]"]):
-    """A run of a partition's index (scripts/page.lua): where it ended (None: at the end) and its metadata."""
-
-    __slots__ = ("_arguments", "_limit", "_partition")
-
-    def __init__(self, partition: Partition, limit: int, span: tuple[Argument, Argument], after: Position) -> None:
-        super().__init__()
-        self._partition = partition
-        self._limit = limit
-        self._arguments = (limit, *span, *after)
-
-    def commands(self) -> Sequence[Command]:
-        """Call the script."""
-        keys = (self._partition.updated, self._partition.meta)
-        return [self._script(scripts.PAGE, keys, self._arguments)]
-
-    def decode(self, replies: Sequence[Reply]) -> tuple[Position | None, list[SessionMeta]]:
-        """Return the end, and the metadata of those where it can be decoded."""
-        _check_index(self._partition, replies)
-        self._check(replies)
-        time_of_last, *flat = replies[0]
-        ids = flat[::2]
-        last = (int(float(time_of_last)), ids[-1]) if len(ids) == self._limit else None
-        return last, _metas(zip(ids, flat[1::2], strict=True))
+    def following(self, last: Place | None) -> _Scan | None:
+        """Return what goes on, None if there is nothing more above `last`."""
+        if self._at is None or (last is not None and self._at <= last):
+            return None
+        if self._instead is not None and self._looked_at >= self._instead.size:
+            self._instead.after = self._at
+            return self._instead
+        return self
 
 
-def decode_meta(id: str, packed: bytes) -> SessionMeta:
-    """Decode a session's index metadata; CorruptSessionError if it is none."""
-    found, refusal = attempt(_decode_meta, packed)
-    if refusal is not None:
-        raise CorruptSessionError(id, "meta")
-    revision, updated, turns, _, written, created, labels, name, root_path = found
-    return SessionMeta(
-        id=id,
-        name=name,
-        created_at=to_datetime(created),
-        updated_at=to_datetime(updated),
-        project_path=root_path,
-        turn_count=turns,
-        sync_state=SyncState.SYNCED,
-        revision=revision,
-        labels=labels,
-        written_at=to_datetime(written),
-    )
+class _LabelScan:
+    """Looks at a partition's sessions with a label, the rarest one asked for, in the order of their ids."""
+
+    def __init__(self, query: _Query, sizes: Sizes, share: int, limit: int | None, after: Place | None) -> None:
+        by_size = sorted(zip(sizes.labels, query.labels, strict=True))
+        self.size = by_size[0][0]
+        self._labels = [label for _, label in by_size]
+        self._bounds = query.bounds
+        self._partition = sizes.partition
+        self._count = share
+        self._limit = share if limit is None else min(limit, share)
+        self.after = after
+        self.ended = False
+        self._at = b""
+
+    def request(self, last: Place | None) -> LabelRun:
+        first, stop = self._bounds
+        if last is not None:
+            first = last[0] if first == "-inf" else max(int(first), last[0])
+        bounds = first, stop
+        return LabelRun(self._partition, self._count, self._limit, bounds, self.after, self._at, self._labels)
+
+    def take(self, run: LabelRun.Result) -> list[Row]:
+        self._at, self.ended = run.end or b"", run.end is None
+        return run.rows
+
+    def following(self, last: Place | None) -> _Scan | None:
+        """Return what goes on, None if it has ended."""
+        return None if self.ended else self
 
 
-def _metas(pairs: Any) -> list[SessionMeta]:
-    metas = []
-    for id, packed in pairs:
-        try:
-            metas.append(decode_meta(id.decode(), packed))
-        except (CorruptSessionError, UnicodeDecodeError):
-            _log.warning("a list leaves out session %r: its metadata can't be decoded", id)
-    return metas
+_Scan: TypeAlias = _TimeScan | _LabelScan
 
 
-def _check_index(partition: Partition, replies: Sequence[Reply]) -> None:
-    if "WRONGTYPE" in (as_error(replies[0]) or ""):
-        raise LayoutError(f"the index of {partition.prefix} is not of this store's layout")
+def _cheapest(limit: int | None, query: _Query, after: Place | None, size: Sizes, partitions: int) -> _Scan:
+    """Return the scan that is likely to look at the fewest sessions of one of so many partitions."""
+    share = _share(partitions)
+    by_label = _LabelScan(query, size, share, limit, after)
+    expected = size.within
+    if limit is not None and by_label.size > share:
+        # They are found among the newest, if these have the label as often as all have it.
+        expected = min(expected, _most(limit * size.total / (by_label.size * partitions)))
+    if 2 * expected >= by_label.size:
+        return by_label
+    return _TimeScan(query, size.partition, expected, share, after, by_label)
 
 
-def _position(meta: SessionMeta) -> tuple[int, str]:
-    """Return a session's place in the order of lists, in which equal times are ordered by id."""
-    return (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id
+def _most(mean: float) -> int:
+    """Return how many a partition has at most, but for one in some hundred, if each has so many on average."""
+    return math.ceil(mean + 3 * math.sqrt(mean)) + 1
 
 
-def _span(after: datetime | None, before: datetime | None) -> tuple[Argument, Argument]:
-    """Return the bounds in ms: the first included, the second not."""
-    return "-inf" if after is None else _ms(after), "+inf" if before is None else _ms(before)
+def _share(partitions: int) -> int:
+    """Return how many sessions of each partition to look at in one go."""
+    return max(_CHUNK // partitions, _LEAST)
+
+
+def _query(filters: Filters) -> _Query:
+    after, before = filters.updated_after, filters.updated_before
+    labels = [label_key(name, value) for name, value in filters.labels.items()]
+    if filters.project_path is not None:
+        labels.append(label_key("", filters.project_path))
+    return _Query(("-inf" if after is None else _ms(after), "+inf" if before is None else _ms(before)), tuple(labels))
 
 
 def _ms(moment: datetime) -> int:
-    if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise ValueError("a datetime with a time zone is needed")
     return -((_UNIX_EPOCH - moment) // _MILLISECOND)  # rounded up
 
 
-def _limit(limit: int, least: int) -> int:
-    if type(limit) is not int or limit < least:
-        raise ValueError(f"limit is {least} or more")
-    return min(limit, 2**53)
+def _encode_cursor(meta: SessionMeta) -> str:
+    place = (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id.encode()
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode()
 
 
-def _encode_cursor(position: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).decode()
-
-
-def _decode_cursor(cursor: str) -> tuple[int, str]:
+def _decode_cursor(cursor: str) -> Place:
     try:
-        return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, str])
+        return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, bytes])
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise_interruption(error)
         raise ValueError("that is not a cursor of a page") from None

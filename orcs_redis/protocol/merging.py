@@ -7,19 +7,27 @@ three-way merge of whole assets (`model.merge`).
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeVar
 
+from ..errors import SerializationError
 from ..model.asset import SessionAsset
-from ..model.merge import merge
+from ..model.encoding import attempt
+from ..model.merge import Merged, merge
+from ..model.parts import Digests, Entry, digests
 from ..model.sections import ConversationTurn, now_ms
-from .baseline import Baseline, loaded_turns, set_baseline
+from .baseline import Baseline, Digest, loaded_turns, resolved, set_baseline, turn_id
 from .codec import Codec
-from .turns import decode_turns
+from .turns import are_encoded, decode_id, decode_turns, encode_known_turn
 
 __all__ = ["bring_up", "merged"]
 
 A = TypeVar("A", bound=SessionAsset)
+
+_SECTIONS: Final = ("history", "preferences", "project_context")  # of which there are smaller parts
+_TURNS: Final = "history.turns"
+_UNKNOWN: Final = b""  # as a digest: of nothing that there is
 
 
 def bring_up(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline, objects: Sequence[Any] | None = None) -> None:
@@ -35,46 +43,80 @@ def bring_up(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline, object
         objects: the asset's turns as they were in `base`; without it, as they were when it was loaded.
 
     """
+    codec = codec.of(asset)
     objects = loaded_turns(asset, base.incarnation) if objects is None else objects
-    if not base.conflicting and _fast_forward(codec, asset, base, theirs, objects):
+    if not (base.conflicting or base.digested) and _fast_forward(codec, asset, base, theirs, objects):
         return
     result, conflicts = merged(codec, asset, base, theirs)
     codec.assign(asset, result)
-    if conflicts:
-        set_baseline(asset, _retained(base, theirs, conflicts), None)
-    else:
-        set_baseline(asset, theirs, _stored_turns(asset, theirs))
+    known = _retained(codec, base, theirs, conflicts) if conflicts else theirs
+    set_baseline(asset, known, _stored_turns(asset, known))
 
 
 def merged(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline) -> tuple[A, tuple[str, ...]]:
-    """Merge an asset with what is stored: a new asset, and the names of the parts that collide."""
-    old = codec.decode(base.id, base.fields, base.turns)
+    """Merge an asset with what is stored: a new asset, and the names of the parts that collide.
+
+    Raises:
+        SerializationError: the asset has a value that would not come back.
+
+    """
+    codec = codec.of(asset)
     new = codec.decode(theirs.id, theirs.fields, theirs.turns)
-    result = merge(old, asset, new, now=now_ms())
+    base = resolved(base, theirs.fields, theirs.turns)
+
+    def merge_with(base: Baseline) -> Merged[A]:
+        return merge(_digests(codec, base, theirs, asset, new), asset, new, now=now_ms())
+
+    result, refusal = attempt(merge_with, base)
+    if refusal is not None:
+        codec.encode(asset, theirs)  # says what it is
+        raise SerializationError("asset", "it has no encoding")
     return result.asset, result.conflicts
 
 
-def _retained(base: Baseline, theirs: Baseline, conflicts: Sequence[str]) -> Baseline:
+def _digests(codec: Codec[A], base: Baseline, stored: Baseline, mine: A, theirs: A) -> Digests:
+    """Return the digests of what both had. Of what is not known any more, both have something else now."""
+    fields = {name: data for name, data in base.fields.items() if type(data) is not Digest}
+    turns = [data for data in base.turns if type(data) is not Digest]
+    unknown = base.fields.keys() - fields.keys()
+    if not unknown and len(turns) == len(base.turns):
+        return digests(codec.decode(base.id, fields, turns))
+    here, there = digests(mine), digests(theirs)
+    filled = {name: stored.fields[name] for name in unknown & stored.fields.keys()} | fields
+    found = digests(codec.decode(base.id, filled, turns))
+    for part in map(codec.part_of, unknown):
+        for name in here.values.keys() | there.values.keys() | {part}:
+            if name == part or (part in _SECTIONS and name.startswith(f"{part}.")):
+                found.values[name] = _UNKNOWN
+        for path in found.lists:
+            if path != _TURNS and path.partition(".")[0] == part:
+                found.lists[path] = _either(here.lists[path], there.lists[path])
+    known = iter(found.lists[_TURNS])
+    found.lists[_TURNS] = [_turn_entry(data, known) for data in base.turns]
+    return found
+
+
+def _turn_entry(data: bytes, known: Iterator[Entry]) -> Entry:
+    return (decode_id(turn_id(data)), _UNKNOWN) if type(data) is Digest else next(known)
+
+
+def _either(mine: Sequence[Entry], theirs: Sequence[Entry]) -> list[Entry]:
+    """Return what a list may have had: what both have; and of what one of them has, something else."""
+    common = Counter(mine) & Counter(theirs)
+    differing = dict.fromkeys(key for key, _ in [*(Counter(mine) - common), *(Counter(theirs) - common)])
+    return [*common.elements(), *((key, _UNKNOWN) for key in differing)]
+
+
+def _retained(codec: Codec[A], base: Baseline, theirs: Baseline, conflicts: Sequence[str]) -> Baseline:
     """Return what is stored, but for the parts that collide: of those, what they were before."""
     fields = dict(theirs.fields)
-    for part in conflicts:
-        name = _field_of(part, theirs.fields.keys() | base.fields.keys())
+    for name in filter(None, map(codec.field_of_part, conflicts)):
         if name in base.fields:
             fields[name] = base.fields[name]
         else:
             fields.pop(name, None)
     turns = base.turns if any(part.startswith("turn/") for part in conflicts) else theirs.turns
-    return theirs._replace(fields=fields, turns=turns, conflicting=True)
-
-
-def _field_of(part: str, fields: Any) -> str:
-    """Return the field of the hash that a part lies in."""
-    if part in fields:
-        return part
-    section, _, key = part.partition(".")
-    if section == "extra":
-        return f"..{key}" if "." in key else key
-    return section
+    return theirs._replace(fields=fields, turns=turns, conflicting=True, digested=base.digested)
 
 
 def _fast_forward(
@@ -94,6 +136,8 @@ def _fast_forward(
         name for name in base.fields.keys() | theirs.fields.keys() if base.fields.get(name) != theirs.fields.get(name)
     ]
     if any(codec.encode_field(asset, name) != base.fields.get(name) for name in names):
+        return False
+    if any(codec.is_required(name) for name in names if name not in theirs.fields):
         return False
     values = {name: codec.decode_part(theirs.id, name, data) for name in names if (data := theirs.fields.get(name))}
     for name in names:
@@ -115,7 +159,16 @@ def _insertion(old: Sequence[bytes], new: Sequence[bytes]) -> int | None:
     return at if len(new) > len(old) and list(new[-tail:]) == list(old[at:]) else None
 
 
-def _stored_turns(asset: SessionAsset, theirs: Baseline) -> tuple[ConversationTurn, ...] | None:
-    """Return the asset's turns as they are in what is stored; None if they are others."""
-    turns = asset.history.turns[: len(theirs.turns)]
-    return tuple(turns) if len(turns) == len(theirs.turns) else None
+def _stored_turns(asset: SessionAsset, known: Baseline) -> tuple[ConversationTurn, ...]:
+    """Return the turns of a baseline: the asset's own, where it has them."""
+    turns = asset.history.turns[: len(known.turns)]
+    if are_encoded(turns, known.turns):
+        return tuple(turns)
+    own = {encode_known_turn(turn): turn for turn in asset.history.turns}
+    return tuple([own.get(data) or _turn_of(known.id, data) for data in known.turns])
+
+
+def _turn_of(id: str, data: bytes) -> ConversationTurn:
+    if type(data) is Digest:  # all that is known of it
+        return ConversationTurn(id=decode_id(data.id), role="", content="")
+    return decode_turns(id, [data])[0]

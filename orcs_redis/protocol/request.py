@@ -41,13 +41,16 @@ class Request(Generic[T]):
         """Whether a refusal also means that no earlier attempt, still on its way perhaps, will be applied."""
         return True
 
+    def in_absence(self) -> StorageError | None:
+        """Return what a write comes to where there is no namespace; None: one is made for it."""
+        return None
+
     def end(self) -> None:
         """Note that it is finished, however it ended, and will not be sent again."""
 
     def _script(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Command:
-        if self._evaluate:
-            return ("EVAL", script.source, len(keys), *keys, *arguments)
-        return ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        verb, text = ("EVAL", script.source) if self._evaluate else ("EVALSHA", script.sha)
+        return (verb, text, b"%d" % len(keys), *keys, *arguments)
 
     def _check(self, replies: Sequence[Reply]) -> None:
         try:

@@ -11,7 +11,7 @@ from ..errors import ConflictError, NotFoundError, StorageError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
-from .baseline import Baseline, baseline_of, set_baseline
+from .baseline import Baseline, baseline_of, resolved, set_baseline, turn_id
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
@@ -58,8 +58,8 @@ class Saving(Generic[A]):
     def _save_whole(
         self, asset: A, expected: int | None, known: Baseline | None, lease: LeaseToken | None
     ) -> Plan[int]:
-        _check_whole(asset)
         new = self._codec.encode(asset, known)
+        _check_whole(asset)
         objects = tuple(asset.history.turns)
         groups = [] if expected is None else [Group(b"r", (expected,))]
         if known is not None:  # of a known session updated_at_ms is not lowered; a new asset brings its own time
@@ -77,6 +77,7 @@ class Saving(Generic[A]):
     def _save_exactly(self, asset: A, known: Baseline, lease: LeaseToken | None) -> Plan[int]:
         """Save over the revision that the asset was made from."""
         new = self._codec.encode(asset, known)
+        known = resolved(known, new.fields, new.turns)
         objects = tuple(asset.history.turns)
         patch = self._codec.compare(known, new)
         if patch.turns is None or known.conflicting:
@@ -97,8 +98,9 @@ class Saving(Generic[A]):
 
     def _save_changes(self, asset: A, known: Baseline, lease: LeaseToken | None) -> Plan[int]:
         """Apply an asset's changes to what is stored now."""
-        work, base = asset, known
         new = first = self._codec.encode(asset, known)
+        known = resolved(known, new.fields, new.turns)
+        work, base = asset, known
         objects = tuple(asset.history.turns)
         if known.conflicting:
             work, base = yield from self._merge(asset, known)
@@ -113,14 +115,14 @@ class Saving(Generic[A]):
             except Outdated:
                 work, base = yield from self._merge(asset, known)
                 new = self._codec.encode(work, base)
-            except ConflictError as error:  # it was made anew; what is merged may be of a later revision than the asset
-                raise ConflictError(asset.id, known.revision, error.actual) from None
             except NotFoundError:
                 raise ConflictError(asset.id, known.revision, 0) from None
+            except ConflictError as error:  # gone, or made anew
+                raise ConflictError(asset.id, known.revision, error.actual) from None
         if work is asset and written.before == known.revision:
             self._remember(asset, new, objects, written, base.skipped)
         else:
-            mine = self._baseline(asset.id, first, written, known.skipped)
+            mine = self._baseline(asset.id, first, written, base.skipped)
             kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
             yield from self._follow_up(asset, mine, base, objects, new, kept)
         return int(written.revision)
@@ -170,8 +172,11 @@ class Saving(Generic[A]):
         if news.revision == known.revision and not news.reshaped:
             return known.revision
         theirs = yield from self._latest(known, news)
-        if baseline_of(asset, self._namespace.incarnation) is not known:  # another task was quicker
+        if self._known(asset) is not known:  # another task was quicker
             return (yield from self.refresh(asset))
+        if known.digested:
+            mine = self._codec.encode(asset, known)
+            known = resolved(known, mine.fields, mine.turns)
         bring_up(self._codec, asset, known, theirs)
         return theirs.revision
 
@@ -187,7 +192,7 @@ class Saving(Generic[A]):
             news = yield ReadNews(self._namespace, known)
         if news.born > known.revision:
             raise ConflictError(known.id, known.revision, news.revision)
-        if known.conflicting or news.reshaped:
+        if known.conflicting or known.digested or news.reshaped:
             return (yield from self._read_again(known))
         fields = {**known.fields, "updated_at_ms": news.updated_at}
         turns = [*known.turns, *news.pushed]
@@ -213,26 +218,26 @@ class Saving(Generic[A]):
         """After a save that met others' changes: bring the asset up to what is stored.
 
         Args:
-            asset: that was saved.
-            mine: what it was, at the revision of the write.
-            base: what the write was made from.
-            objects: the asset's turns.
-            new: what was written.
-            kept: how many of its turns were not pushed by the write.
+            asset: was saved.
+            mine: what it had when it was.
+            base: what was stored before.
+            objects: its turns.
+            new: what was stored by that, but for what others pushed.
+            kept: how many of these turns are where they were.
 
         """
         skipped: int | None = base.skipped
+        turns = new.turns[:kept]
         try:
             stored = yield ReadStored(self._namespace, self._codec, asset.id, base.skipped + kept)
-            if stored.reshaped > base.revision and stored.reshaped != mine.revision:
-                # By others: what is before is not known.
+            if stored.reshaped > base.revision and stored.reshaped != mine.revision:  # by others
                 stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
-                skipped = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0
+                skipped, turns = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0, []
         except StorageError:
-            return  # it was saved all the same; its changes count as made since the last save, until the next one
+            return  # it was saved all the same; what it changed counts as changed until the next save
         if skipped is None or stored.born > mine.revision:
-            return  # the next save says that it was cut, or made anew
-        turns = [*new.turns[:kept], *stored.turns] if stored.start else list(stored.turns[skipped:])
+            return  # its turns were cut, or it was made anew: the next save says so
+        turns += stored.turns if stored.start else stored.turns[skipped:]
         bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
 
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
@@ -308,7 +313,7 @@ def _find(known: Baseline, stored: Stored) -> int | None:
     for n, turn in enumerate(stored.turns):
         places.setdefault(id_of(turn), []).append(n)
     for n, turn in enumerate(known.turns):
-        at = places.get(id_of(turn), [])
+        at = places.get(turn_id(turn), [])
         if len(at) == 1:
             return at[0] - n if at[0] >= n else None
     return None
@@ -316,4 +321,6 @@ def _find(known: Baseline, stored: Stored) -> int | None:
 
 def _check_whole(asset: SessionAsset) -> None:
     if asset.history.skipped:
-        raise ValueError("the asset is partial: only its changes can be saved, to the session that it was loaded from")
+        raise ValueError(
+            "the asset is partial: its turns can't be removed, nor can it be saved elsewhere"
+        )

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from ..errors import ConflictError, NotFoundError
+from ..errors import ConflictError, CorruptSessionError, NotFoundError
 from ..model.asset import SessionAsset
 from ..model.encoding import attempt, encode
 from ..model.ids import check_id
@@ -236,6 +236,8 @@ class Sessions(Generic[A]):
             return int((yield Write(self._namespace, new_id, groups, kind=FORK, source=id)).revision)
         except NotFoundError:
             raise NotFoundError(id) from None
+        except CorruptSessionError as error:
+            raise CorruptSessionError(id, error.field) from None
 
     def _fork_elsewhere(
         self, id: str, new_id: str, length: int | None, expected: int | None, records: bool

@@ -108,18 +108,36 @@ _Barred: TypeAlias = tuple[DedupWindow, int, int]
 
 
 class Namespace:
-    """What a store knows of its namespace once it is open: keys, the windows of its writes, revisions."""
+    """What a store knows of its namespace once it is open: keys, the windows of its writes, revisions.
 
-    def __init__(self, name: str, partitions: int, incarnation: bytes) -> None:
-        self.keyspace = Keyspace(name, partitions)
-        self.incarnation = incarnation
+    It may be absent: then it has no incarnation, the partitions that it would get here, and no write is sent to it.
+    Once it is known it remains the same: another incarnation is another Namespace.
+    """
+
+    def __init__(self, name: str, partitions: int, incarnation: bytes = b"", asked: int | None = None) -> None:
+        """`asked`: the only number of partitions that it may be found with."""
+        self.name = name
+        self.asked = asked
         self.origin = os.urandom(8)
+        self.known = False
+        self._epoch_number = 0  # for the next write to each partition
+        self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
+        self._set(partitions, incarnation)
+
+    def _set(self, partitions: int, incarnation: bytes) -> None:
+        self.keyspace = Keyspace(self.name, partitions)
         self.high_water_marks = [0] * partitions  # the highest revision that this store has observed
         self.prefixes = [_call_prefixes(partition, incarnation) for partition in self.keyspace.partitions]
-        self._epoch_number = 0  # for the next write to each partition
-        self._windows = [DedupWindow(self.origin, 0) for _ in range(partitions)]
+        self._windows = [DedupWindow(self.origin, self._epoch_number) for _ in range(partitions)]
         self._retired: list[list[DedupWindow]] = [[] for _ in range(partitions)]
-        self._lock = threading.RLock()  # a signal handler or finalizer may write while its thread is in `begin`
+        self.incarnation = incarnation
+        self.known = incarnation != b""  # whether it is there; set last: other threads ask for it without the lock
+
+    def adopt(self, partitions: int, incarnation: bytes) -> None:
+        """Take it as it was found, if it was absent until now."""
+        with self._lock:
+            if not self.known:
+                self._set(partitions, incarnation)
 
     def begin(self, partition: Partition) -> OperationToken:
         """Return a new write's token."""
@@ -170,9 +188,18 @@ class Namespace:
         if revision > self.high_water_marks[partition.number]:
             self.high_water_marks[partition.number] = revision
 
-    def channel(self, key: str) -> str:
-        """Return the channel that goes with a key: pub/sub knows no databases, and no other namespace has this name."""
-        return f"{key}:{self.incarnation.decode()}"
+    def channel(self, key: str, id: str | None = None) -> str:
+        """Return the channel that goes with a key, of one session with `id`.
+
+        Pub/sub knows no databases, and no other namespace has this name.
+        """
+        channel = f"{key}:{self.incarnation.decode()}"
+        return channel if id is None else f"{channel}:{id}"
+
+    @property
+    def creation_channel(self) -> str:
+        """The channel on which its creation is published: named like the first state."""
+        return self.keyspace.partitions[0].state
 
     def _retire(self, number: int, window: DedupWindow) -> DedupWindow:
         new = DedupWindow(self.origin, self._epoch_number)

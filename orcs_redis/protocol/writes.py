@@ -122,8 +122,8 @@ class Write(Identified[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_arguments", "_expected", "_id", "_keys", "_kind_and_groups", "_more_keys", "_staged", "_staging", "_stagings",
-        "_wiped",
+        "_arguments", "_expected", "_id", "_keys", "_kind_and_groups", "_may_create", "_more_keys", "_staged",
+        "_staging", "_stagings", "_wiped",
     )  # fmt: skip
 
     def __init__(
@@ -152,6 +152,7 @@ class Write(Identified[Written]):
         super().__init__(namespace, id)
         self._id = id
         self._expected = 0
+        self._may_create = False  # whether the session may be absent
         partition = self._partition
         self._keys = [partition.session(id), partition.turns(id)]
         self._more_keys: list[str] = []
@@ -168,6 +169,7 @@ class Write(Identified[Written]):
             if letter in b"rg":
                 self._expected = _revision_of(values[0])
             records |= letter in b"PNDR"
+            self._may_create |= letter in b"Wc"
             if letter in b"cshpyvPN" and b"" in values:
                 raise SerializationError("", "no bytes at all")
         if staged:
@@ -220,6 +222,12 @@ class Write(Identified[Written]):
             arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in token.barred]))
         arguments[0] = _pack_header(len(arguments) - 1, len(keys), *token.fields()) + letters
         return ScriptCall(prefix, keys, arguments)
+
+    def in_absence(self) -> StorageError | None:
+        """No namespace is made for what needs a session."""
+        if self._expected:
+            return ConflictError(self._id, self._expected, 0)
+        return None if self._may_create else NotFoundError(self._id)
 
     def is_conclusive(self, error: StorageError) -> bool:
         """A late attempt is refused for the same reason only if that can't pass, as revisions and fencing tokens grow.

@@ -6,7 +6,7 @@ import hashlib
 import pkgutil
 from typing import cast
 
-__all__ = ["CHANGES", "CREATE", "LEASE", "PAGE", "PROBE", "WRITE", "Script"]
+__all__ = ["CHANGES", "CREATE", "LABEL", "LEASE", "PAGE", "PROBE", "WRITE", "Script"]
 
 
 class Script:
@@ -20,6 +20,7 @@ class Script:
 
 CHANGES = Script("changes")
 CREATE = Script("create")
+LABEL = Script("label")
 LEASE = Script("lease")
 PAGE = Script("page")
 PROBE = Script("probe")

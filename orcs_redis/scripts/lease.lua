@@ -29,7 +29,7 @@
 -- A claim that was answered is in its dedup window like a write: should it arrive again after the release, nobody would
 -- give the lease back.
 --
--- Message, on the channel {p}:leases:<incarnation>: the session id, when its lease was released.
+-- Message, on the channel {p}:leases:<incarnation>:<id>: the session id, when its lease was released.
 
 local MAX_WINDOWS = 10000 -- as in write.lua
 local STATE_FIELDS = 5    -- beside the windows
@@ -89,7 +89,7 @@ local function not_callable(command)
     refusal = false
     if redis.acl_check_cmd then -- fakeredis has no rights to check
       local known, allowed
-      if command == 'RENAME' then
+      if command == 'RENAME' or command == 'COPY' then
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], KEYS[1])
       elseif command == 'UNLINK' then
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1])
@@ -217,7 +217,7 @@ local function release(token)
     or error_refusal(redis.pcall('ZREM', leases_key, id), 'LAYOUT', 'leases')
   if refusal then return refusal end
   redis.call('UNLINK', lease_key)
-  redis.pcall('PUBLISH', leases_key .. ':' .. ARGV[1], id)
+  redis.pcall('PUBLISH', leases_key .. ':' .. ARGV[1] .. ':' .. id, id)
   return {'OK', tonumber(token)}
 end
 

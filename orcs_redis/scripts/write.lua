@@ -41,7 +41,8 @@
 --            given up without an answer; counter 0xffffffff: an epoch all of whose operations are finished
 --       g 2: what the write was made from: a revision and its operation as in r, and the number of turns. Others may
 --            have written since, but not what this write changes
---       e  : with g: for each part of s and then u, the SHA-1 of its value in that revision (hexadecimal), "" if absent
+--       e  : with g: for each part of s and then u, the first 16 digits of the SHA-1 of its value in that revision, "" if
+--            it was absent
 --       i 1: id of the last turn, msgpack
 --       existence and time
 --       W 0: the session becomes what is named here, whatever it was, and may be absent
@@ -197,6 +198,12 @@ local function pack_integer(n)
   if n < 65536 then return '\205' .. struct_pack('>I2', n) end
   if n < 4294967296 then return '\206' .. struct_pack('>I4', n) end
   return '\207' .. struct_pack('>I8', n)
+end
+
+local function parse_integer(packed) -- nil: it is none, or negative
+  local byte, widths = packed:byte(), {[204] = '>I1', [205] = '>I2', [206] = '>I4', [207] = '>I8'}
+  if not byte or byte < 128 then return byte end
+  return widths[byte] and #packed == 1 + 2 ^ (byte - 204) and (struct_unpack(widths[byte], packed, 2)) or nil
 end
 
 local function pack_text(text)
@@ -480,9 +487,9 @@ local function flush()
   if growth ~= 0 or new > 0 then bytes = redis.pcall('HINCRBY', state_key, 'dedup_bytes', growth) end
   if bytes and not error_refusal(bytes) and (new > 0 or bytes > MAX_DEDUP_BYTES) then evict_windows(bytes, new) end
   local channel = changes_key .. ':' .. ARGV[1]
-  for i = 1, #messages, 2 do
-    redis.pcall('PUBLISH', channel, messages[i + 1])
-    redis.pcall('PUBLISH', channel .. ':' .. messages[i], messages[i + 1])
+  for _, message in ipairs(messages) do
+    redis.pcall('PUBLISH', channel, message)
+    redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message) -- it ends with the id
   end
   updated, changes, packed_metas, messages = {}, {}, {}, {}
 end
@@ -528,9 +535,8 @@ local function applied(operation, before, time, turns, about, bits)
   else
     written_metas[id] = false
   end
-  local n = #messages
-  messages[n + 1] = id
-  messages[n + 2] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin .. STR .. string.char(#id) .. id
+  messages[#messages + 1] = ARRAY_5 .. revision_and_time .. message_kind .. BIN_8 .. origin
+    .. STR .. string.char(#id) .. id
   return {'OK', partition.revision, time.ms, answer, before}
 end
 
@@ -592,8 +598,9 @@ local function indexed_labels(id, tail)
     members[string.char(#name) .. name .. struct_pack('>I4', #value) .. value .. id] = true
   end
   local last = text_bounds(tail, names_at)
-  local root_last, root_first = text_bounds(tail, (last or names_at) + 1)
-  if root_last and root_last > root_first then
+  local root_at = (last or names_at) + 1
+  local root_last, root_first = text_bounds(tail, root_at)
+  if root_last and tail:byte(root_at) ~= 192 then -- it is a text, perhaps an empty one
     members['\0' .. struct_pack('>I4', root_last - root_first + 1) .. tail:sub(root_first, root_last) .. id] = true
   end
   return members
@@ -669,7 +676,7 @@ end
 local CALLED = {
   W = {'HKEYS', 'HDEL', 'UNLINK'}, c = {'ZREM', 'HDEL'}, u = {'HDEL'}, x = {'LTRIM', 'RPUSH'}, z = {'LTRIM', 'RPUSH'},
   q = {'LTRIM', 'RPUSH'}, y = {'LSET'}, v = {'LSET'}, h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'},
-  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'},
+  N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'}, j = {'HDEL'},
 }
 -- Where the values are that must not be empty: the first of them, the distance to the next, and what they are; parts
 -- have their names before them.
@@ -722,11 +729,11 @@ local function check_base(operation, revision, turns, op)
       return {'CHANGED', revision, 'turns'}
     end
     if first.p and more > 0 then
-      local ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
+      local pushed_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
       if error_refusal(others) then return error_refusal(others, 'CORRUPT', 'history.turns') end
-      for i = first.p, last.p do ids[id_of(ARGV[i]) or ''] = true end
+      for i = first.p, last.p do pushed_ids[id_of(ARGV[i]) or ''] = true end
       for i = 1, #others do
-        if ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
+        if pushed_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
       end
     end
   end
@@ -741,12 +748,13 @@ local function check_base(operation, revision, turns, op)
     local values = redis.pcall('HMGET', operation.session_key, unpack(names, at, to))
     for i = at, to do
       local name, value = names[i], values[i - at + 1]
-      if name == 'updated_at_ms' then -- never collides: the later one holds
-        if value and first.s and #value == #ARGV[first.s + 2 * i - 1] and less(ARGV[first.s + 2 * i - 1], value) then
-          operation.later_time = value
+      if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
+        if name ~= 'updated_at_ms' then return changed end
+        -- It never collides: the later one holds, at most now.
+        local mine, theirs = parse_integer(ARGV[first.s + 2 * i - 1]), value and parse_integer(value)
+        if mine and theirs and now then
+          operation.later_time = pack_integer(math.min(math.max(mine, theirs), now.ms))
         end
-      elseif (value and redis.sha1hex(value) or '') ~= ARGV[first.e + i - 1] then
-        return changed
       end
     end
   end
@@ -1032,9 +1040,12 @@ local function fork(operation)
   local refusal = error_refusal(stored, 'CORRUPT', 'session') or write_refusal or check_labels()
     or check_groups(operation) or not_callable('COPY') or not_callable('LTRIM') or not_callable('ZREM')
     or not_callable('HDEL') or error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
-    or error_refusal(redis.pcall('LLEN', source[2]), 'CORRUPT', 'history.turns')
+  if refusal then return refusal end
+  local found = redis.pcall('LLEN', source[2])
+  refusal = error_refusal(found, 'CORRUPT', 'history.turns')
   if refusal then return refusal end
   local revision, turns = whole_number(stored[1]), whole_number(stored[3])
+  if not revision and redis.pcall('EXISTS', source[1]) == 1 then return {'CORRUPT', '.revision'} end
   if not revision then return {'NOTFOUND'} end
   if first.r and tonumber(ARGV[first.r]) ~= revision then return {'CONFLICT', revision} end
   if stored[2] ~= ARGV[2] then return {'VERSION', stored[2] or ''} end
@@ -1042,6 +1053,7 @@ local function fork(operation)
   if meta == nil then meta = redis.pcall('HGET', meta_key, source_id) end
   local _, _, tail = parse_meta(meta)
   if not tail or not turns then return {'CORRUPT', 'meta'} end
+  if found ~= turns then return {'CORRUPT', 'history.turns'} end
   refusal = add_to_indexes(operation.id, now, string.format('%d', partition.revision + 1), nil)
   if refusal then return refusal end
 

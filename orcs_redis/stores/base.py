@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import builtins
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, Unpack
 
 from ..model.asset import SessionAsset
+from ..model.filters import FilterArguments
 from ..model.meta import SessionMeta, SyncStatus
 
 __all__ = ["SessionStore"]
@@ -24,8 +25,12 @@ class SessionStore(Protocol[A]):
         """Read a session; NotFoundError if it is absent."""
         ...
 
-    async def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions, the last updated first."""
+    async def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
+        """List sessions, the last updated first; so many at most, and only those of which all that is given holds."""
+        ...
+
+    async def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions of which all that is given holds."""
         ...
 
     async def delete(self, id: str) -> None:

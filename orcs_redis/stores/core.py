@@ -11,6 +11,7 @@ from ..protocol.codec import Codec
 from ..protocol.leases import Leases
 from ..protocol.lists import Lists
 from ..protocol.namespace import open_namespace
+from ..protocol.records import Records
 from ..protocol.request import Plan
 from ..protocol.saving import Saving
 from ..protocol.sessions import Sessions
@@ -33,6 +34,7 @@ class Core(Generic[A]):
         self._sessions: Sessions[A] | None = None
         self._saving: Saving[A] | None = None
         self._lists: Lists | None = None
+        self._records: Records | None = None
         self._leases: Leases | None = None
         self._changes: Changes | None = None
 
@@ -56,6 +58,13 @@ class Core(Generic[A]):
         if self._lists is None:
             raise UnavailableError("the store is not connected")
         return self._lists
+
+    @property
+    def records(self) -> Records:
+        """What there is to ask about a session's records, once it is open."""
+        if self._records is None:
+            raise UnavailableError("the store is not connected")
+        return self._records
 
     @property
     def leases(self) -> Leases:
@@ -86,17 +95,16 @@ class Core(Generic[A]):
             self._sessions.begin_epoch()
 
     def open(self) -> Plan[None]:
-        """Read or create the namespace, and find out whether writing is allowed."""
+        """Look for the namespace, and find out whether writing is allowed; what was known before is forgotten."""
         options = self.options
-        namespace = yield from open_namespace(options.namespace, options.partitions)
+        namespace, denied = yield from open_namespace(options.namespace, options.partitions)
         codec = Codec(options.asset_type, options.max_asset_bytes, options.max_turn_bytes, options.max_fields)
-        sessions = Sessions(namespace, codec)
-        denied = yield sessions.probe()
         if denied is not None:
             self.lifecycle.deny(denied)
-        self._sessions = sessions
+        self._sessions = Sessions(namespace, codec)
         self._saving = Saving(namespace, codec)
         self._lists = Lists(namespace)
+        self._records = Records(namespace)
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
-        self.lifecycle.is_open = True
+        self.lifecycle.namespace = namespace

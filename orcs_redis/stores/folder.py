@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 from typing import Generic, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ from ..errors import (
 )
 from ..interrupts import raise_interruption
 from ..model.asset import SessionAsset
+from ..model.filters import Filters
 from ..model.ids import check_id
 from ..model.meta import SessionMeta
 
@@ -68,8 +70,8 @@ class Folder(Generic[A]):
         """Read a session; NotFoundError if it is absent."""
         return self._read(check_id(id))[0]
 
-    def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
+    def list(self, filters: Filters) -> builtins.list[SessionMeta]:
+        """List the sessions that can be read, the last updated first; `unreadable` has the others."""
         metas, unreadable = [], []
         with _translated():
             names = [file.name for file in self.path.iterdir()]
@@ -77,15 +79,18 @@ class Folder(Generic[A]):
             if name.startswith(".") or not name.endswith(_SUFFIX):
                 continue
             try:
-                metas.append(SessionMeta.from_asset(*self._read(check_id(name.removesuffix(_SUFFIX)))))
+                asset, modified_ns = self._read(check_id(name.removesuffix(_SUFFIX)))
             except NotFoundError:
                 continue  # deleted since
             except StorageError as error:
                 unreadable.append(Unreadable(self.path / name, error))
                 _log.warning("session file %r left out of the list: %s", str(self.path / name), error)
+            else:
+                modified = datetime.fromtimestamp(modified_ns / 1e9, UTC)
+                metas.append(SessionMeta.from_asset(asset, modified_ns, modified))
         self.unreadable = unreadable
         metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
-        return metas
+        return [*filter(filters.match, metas)]
 
     def delete(self, id: str) -> None:
         """Delete a session; NotFoundError if it is absent."""

@@ -7,7 +7,7 @@ import contextlib
 import weakref
 
 from ..errors import LeaseHeldError, StorageError
-from ..protocol.leases import Leases, check_terms, waking
+from ..protocol.leases import Leases, check_terms
 from ..transport.driver import Driver, Latch
 
 __all__ = ["Lease", "Leasing"]
@@ -50,14 +50,15 @@ class Leasing:
 
     async def __aenter__(self) -> Lease:
         driver, leases, id = self._driver, self._leases, self._id
+        await driver.create()
         claim = leases.acquire(id, self._ttl)
         try:
-            token = await driver.perform(claim)
+            token = await driver.send(claim)
         except LeaseHeldError:
             if self._wait <= 0:
                 raise
             wake = asyncio.Event()
-            leave = driver.listen(leases.channel(id), waking(wake, id))
+            leave = driver.listen({leases.channel(id): lambda _: wake.set()})
             try:
                 token = await driver.follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:
@@ -71,4 +72,4 @@ class Leasing:
         self._stop()
         self._lease.end()
         with contextlib.suppress(StorageError):  # then it runs out by itself, or did
-            await self._driver.perform(self._leases.release(self._id, self._lease.token))
+            await self._driver.send(self._leases.release(self._id, self._lease.token))

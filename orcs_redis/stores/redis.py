@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import math
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from ..errors import StorageError
 from ..model.asset import SessionAsset
+from ..model.filters import FilterArguments, Filters
+from ..model.ids import check_id
 from ..model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ..model.sections import ConversationTurn
-from ..protocol.changes import Change, Watcher, waking
+from ..protocol.changes import Change
 from ..protocol.commits import CommitArguments
 from ..protocol.leases import LeaseInfo
+from ..protocol.namespace import appearance
 from ..protocol.request import single
+from ..protocol.watching import Watcher, waking
+from ..protocol.writer import Namespace
 from ..transport.address import FileFolder, Target
 from ..transport.driver import Driver
 from .core import Core
@@ -132,7 +139,7 @@ class RedisSessionStore(Generic[A]):
             ValueError: a partial asset can't be saved like this.
 
         """
-        return await self._driver.run(self._core.saving.save(asset, if_revision, lease, overwrite=overwrite))
+        return await self._driver.run(self._core.saving.save, asset, if_revision, lease, overwrite=overwrite)
 
     async def load(self, id: str, *, last: int | None = None) -> A:
         """Return the session.
@@ -149,11 +156,11 @@ class RedisSessionStore(Generic[A]):
             VersionIncompatibleError: it is of another version of the schema.
 
         """
-        return (await self._driver.perform(self._core.sessions.load(id, last))).asset
+        return (await self._driver.perform(self._core.sessions.load, id, last)).asset
 
     async def load_versioned(self, id: str) -> Versioned[A]:
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
-        return await self._driver.perform(self._core.sessions.load(id))
+        return await self._driver.perform(self._core.sessions.load, id)
 
     async def refresh(self, asset: A) -> int:
         """Bring an asset up to what is stored, in place, and return the revision that it then has.
@@ -167,7 +174,7 @@ class RedisSessionStore(Generic[A]):
             ValueError: the asset was neither loaded from this namespace nor saved to it.
 
         """
-        return await self._driver.run(self._core.saving.refresh(asset))
+        return await self._driver.run(self._core.saving.refresh, asset)
 
     async def append(
         self,
@@ -200,20 +207,20 @@ class RedisSessionStore(Generic[A]):
         """
         sessions = self._core.sessions
         if once:
-            return await self._driver.run(sessions.append_once(id, turns, if_revision, lease, create=create))
-        return (await self._driver.perform(sessions.append(id, turns, if_revision, lease, create=create))).revision
+            return await self._driver.run(sessions.append_once, id, turns, if_revision, lease, create=create)
+        return (await self._driver.perform(sessions.append, id, turns, if_revision, lease, create=create)).revision
 
     async def pop(
         self, id: str, count: int = 1, *, if_revision: int | None = None, lease: Lease | None = None
     ) -> builtins.list[ConversationTurn]:
-        """Remove the last turns, exactly once, and return them in the history's order: up to `count`, if there are so many.
+        """Remove the last turns, exactly once, and return them in the history's order: at most `count`.
 
         Raises:
             NotFoundError: there is no such session.
             ConflictError: it is at another revision than if_revision.
 
         """
-        return await self._driver.run(self._core.sessions.pop(id, count, if_revision, lease))
+        return await self._driver.run(self._core.sessions.pop, id, count, if_revision, lease)
 
     async def truncate(
         self, id: str, length: int, *, if_revision: int | None = None, lease: Lease | None = None
@@ -225,7 +232,7 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        return (await self._driver.perform(self._core.sessions.truncate(id, length, if_revision, lease))).revision
+        return (await self._driver.perform(self._core.sessions.truncate, id, length, if_revision, lease)).revision
 
     async def replace_turn(
         self, id: str, turn: ConversationTurn, *, if_revision: int | None = None, lease: Lease | None = None
@@ -238,11 +245,11 @@ class RedisSessionStore(Generic[A]):
             SerializationError: a value that would not come back, or too large; nothing was sent.
 
         """
-        return await self._driver.run(self._core.sessions.replace_turn(id, turn, if_revision, lease))
+        return await self._driver.run(self._core.sessions.replace_turn, id, turn, if_revision, lease)
 
     async def touch(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Move a session's updated_at to the server's now, and return its revision. NotFoundError if it is absent."""
-        return (await self._driver.perform(self._core.sessions.touch(id, if_revision, lease))).revision
+        return (await self._driver.perform(self._core.sessions.touch, id, if_revision, lease)).revision
 
     async def fork(
         self,
@@ -270,7 +277,7 @@ class RedisSessionStore(Generic[A]):
             ConflictError: there is a session of the new id; or the source is at another revision than if_revision.
 
         """
-        return await self._driver.run(self._core.sessions.fork(id, new_id, length, if_revision, records=records))
+        return await self._driver.run(self._core.sessions.fork, id, new_id, length, if_revision, records=records)
 
     async def commit(
         self,
@@ -322,7 +329,7 @@ class RedisSessionStore(Generic[A]):
         """
         changes = CommitArguments(append, pop, truncate, set, unset, put, put_new, drop, labels)
         return await self._driver.run(
-            self._core.sessions.commit(id, changes, if_revision, if_last, lease, create=create)
+            self._core.sessions.commit, id, changes, if_revision, if_last, lease, create=create
         )
 
     async def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
@@ -330,7 +337,7 @@ class RedisSessionStore(Generic[A]):
 
         `turns(id, -20)` is the last twenty. Raises NotFoundError, CorruptSessionError.
         """
-        return await self._driver.perform(self._core.sessions.turns(id, start, stop))
+        return await self._driver.perform(self._core.sessions.turns, id, start, stop)
 
     async def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
@@ -344,43 +351,70 @@ class RedisSessionStore(Generic[A]):
             lease: only as long as it is held.
 
         """
-        return await self._driver.run(self._core.saving.update(id, change, lease))
+        return await self._driver.run(self._core.saving.update, id, change, lease)
 
-    async def list(
-        self,
-        *,
-        limit: int | None = None,
-        project_path: str | None = None,
-        updated_after: datetime | None = None,
-        updated_before: datetime | None = None,
-    ) -> builtins.list[SessionMeta]:
+    async def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
         """Return sessions' metadata, newest first; equal times are ordered by id, descending.
+
+        What is asked for with `labels` or `project_path` does not cost more if there are other sessions.
 
         Args:
             limit: so many at most.
-            project_path: only those of this project.
-            updated_after: only those updated then or later. Aware, else ValueError.
-            updated_before: only those updated before that. Aware, else ValueError.
+            filters: only those of which all that is given holds:
+                project_path (str): of this project;
+                updated_after (aware datetime): updated then or later;
+                updated_before (aware datetime): updated before that;
+                labels (map of names to strings): with all of these labels.
 
         """
-        plan = self._core.lists.list(limit, project_path, updated_after, updated_before)
-        return await self._driver.run(plan)
+        return await self._driver.run(self._core.lists.list, limit, Filters(**filters))
 
     async def page(
-        self,
-        limit: int,
-        cursor: str | None = None,
-        *,
-        project_path: str | None = None,
-        updated_after: datetime | None = None,
-        updated_before: datetime | None = None,
+        self, limit: int, cursor: str | None = None, **filters: Unpack[FilterArguments]
     ) -> Page[SessionMeta]:
         """Return so many sessions' metadata, newest first, and the cursor of the next page (None: this is the last).
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.lists.page(limit, cursor, project_path, updated_after, updated_before)
-        return await self._driver.run(plan)
+        return await self._driver.run(self._core.lists.page, limit, cursor, Filters(**filters))
+
+    async def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions; filters are as in `list`.
+
+        The server knows it for no filter, bounds of time alone, one label, a project; for others it looks at the
+        sessions with one of the labels.
+        """
+        return await self._driver.run(self._core.lists.count, Filters(**filters))
+
+    async def records(
+        self,
+        id: str,
+        prefix: str = "",
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> builtins.list[tuple[str, bytes]]:
+        """Return a session's records as pairs of key and bytes, in the order of their keys' UTF-8; [] if it is absent.
+
+        The cost is that of what is returned. A hundred or more are read some at a time: one that is dropped meanwhile
+        is not there, one that is put meanwhile may be. The deadline is for each of these steps.
+
+        Args:
+            id: the session.
+            prefix: only those whose keys begin so.
+            after: only those whose keys come after this one.
+            before: only those whose keys come before this one.
+            limit: so many at most.
+            reverse: the last keys first.
+
+        """
+        return await self._driver.run(self._core.records.range, id, prefix, after, before, limit, reverse)
+
+    async def get_records(self, id: str, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return a session's records by their keys, without those that are absent; up to a hundred at one moment."""
+        return await self._driver.run(self._core.records.get, id, keys)
 
     async def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session.
@@ -390,21 +424,20 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        await self._driver.perform(self._core.sessions.delete(id, if_revision, lease))
+        await self._driver.perform(self._core.sessions.delete, id, if_revision, lease)
 
     async def exists(self, id: str) -> bool:
         """Return whether there is a session."""
-        return await self._driver.perform(self._core.sessions.exists(id))
+        return await self._driver.perform(self._core.sessions.exists, id)
 
     async def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
-        save = self._core.saving.save
-        return await self._driver.each([save(asset) for asset in assets])
+        return await self._driver.each(self._core.saving.save, assets)
 
     async def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
         load = self._core.sessions.load
-        loaded = await self._driver.each([single(load, id) for id in ids])
+        loaded = await self._driver.each(partial(single, load), ids)
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     async def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
@@ -414,7 +447,7 @@ class RedisSessionStore(Generic[A]):
         error is a ConflictError.
         """
         delete = self._core.sessions.delete_listed
-        deleted = await self._driver.each([single(delete, id) for id in ids])
+        deleted = await self._driver.each(partial(single, delete), ids)
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
@@ -436,7 +469,7 @@ class RedisSessionStore(Generic[A]):
 
     async def leases(self) -> builtins.list[LeaseInfo]:
         """Return all leases that are held, in the order in which they end."""
-        return await self._driver.run(self._core.leases.all())
+        return await self._driver.run(self._core.leases.all)
 
     async def watch(
         self, *, since: str | None = None, ids: Collection[str] | None = None
@@ -449,7 +482,7 @@ class RedisSessionStore(Generic[A]):
         Args:
             since: a `Change.cursor` or `cursor()`, perhaps of another process: goes on from there, and misses nothing.
                 Without it, from now.
-            ids: only these sessions' changes.
+            ids: only these sessions' changes. Up to 1,000 ids, nothing is received of other sessions.
 
         Raises:
             StoreResetError: the data was wiped or went back, or the cursor is older than the memory of deletions (the
@@ -458,11 +491,15 @@ class RedisSessionStore(Generic[A]):
 
         """
         wake = asyncio.Event()
-        watcher = Watcher(self._core.changes, ids, wake)
-        await self._driver.run(watcher.start(since))
-        leave: builtins.list[Callable[[], None]] = []
+        changes = self._core.changes
+        watcher = Watcher(changes, ids, wake)
+        cursor = await self._driver.run(changes.start, since)
+        await self._until_created(changes.namespace)
+        if self._core.lifecycle.closed:
+            return
+        await self._driver.execute(watcher.start(cursor))
+        leave = self._driver.listen(watcher.listeners())
         try:
-            leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:
@@ -470,36 +507,63 @@ class RedisSessionStore(Generic[A]):
                 else:
                     await self._driver.follow(watcher.wait())
         finally:
-            for end in leave:
-                end()
+            leave()
 
     async def cursor(self) -> str:
         """Return the cursor of now, for `watch` and `changes`."""
-        return await self._driver.run(self._core.changes.cursor())
+        return await self._driver.run(self._core.changes.cursor)
 
     async def changes(self, since: str | None = None, limit: int = 1000) -> builtins.list[Change]:
         """Return what changed after a cursor, each session once, at most `limit`; the last one's cursor goes on.
 
         Without a cursor: every session there is. Raises what `watch` raises.
         """
-        return await self._driver.run(self._core.changes.changes(since, limit))
+        return await self._driver.run(self._core.changes.changes, since, limit)
 
     async def wait_for(self, id: str, *, revision: int, timeout: float) -> int:  # noqa: ASYNC109  # it is the contract's
         """Return the session's revision as soon as it is at least `revision`.
 
         Raises:
-            NotFoundError: the session is absent, and its partition has passed that revision.
+            NotFoundError: the session is absent, and its partition has passed that revision; that is looked at when
+                it begins, when the session changes, and at each heartbeat.
             TimeoutError: it has not come in `timeout` seconds.
 
         """
         changes, wake = self._core.changes, asyncio.Event()
-        channel, listener = changes.channel(id), waking(wake, id, revision)
-        plan = changes.wait_for(id, revision, timeout, wake)
-        leave = self._driver.listen(channel, listener)
+        check_id(id)
+        expires = time.monotonic() + timeout
+        await self._until_created(changes.namespace, timeout)
+        channel = changes.channel(id)
+        plan = changes.wait_for(id, revision, expires - time.monotonic(), wake)
+        leave = self._driver.listen({channel: waking(wake, revision)})
         try:
             return await self._driver.follow(plan)
         finally:
             leave()
+
+    async def _until_created(self, namespace: Namespace, seconds: float = math.inf) -> None:
+        """Wait until the namespace is there, the time is over, or the store is closed."""
+        if namespace.known:
+            return
+        wake, lifecycle = asyncio.Event(), self._core.lifecycle
+        expires = time.monotonic() + seconds
+        leave = self._driver.listen({namespace.creation_channel: lambda _: wake.set()})
+        try:
+            left = seconds
+            while left >= 0 and not (namespace.known or lifecycle.closed):
+                await self._driver.follow(appearance(namespace, min(left, self._core.options.heartbeat), wake))
+                left = expires - time.monotonic()
+        finally:
+            leave()
+
+    async def reopen(self) -> None:
+        """Take the namespace as it is now, after a StoreResetError: absent, or another, perhaps with other partitions.
+
+        The store goes on as a new one: it has another origin, and has seen nothing. Watches and leases from before
+        remain those of the old namespace; they end with StoreResetError and as lost. Nothing is created: that does the
+        next write. Raises what `open_store` raises; then all is as before.
+        """
+        await self._driver.execute(self._core.open())
 
     @property
     def origin(self) -> str:
@@ -508,7 +572,7 @@ class RedisSessionStore(Generic[A]):
 
     async def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
-        return await self._driver.perform(self._core.sessions.ping())
+        return await self._driver.send(self._core.sessions.ping())
 
     def sync_status(self) -> SyncStatus:
         """Return how the store stands with its server, at once and without asking it.
@@ -555,11 +619,11 @@ async def open_store(
             folder's path, such as a `pathlib.Path`, and a file:// URL give a LocalFileStore, which has the methods of
             SessionStore only and takes no option but asset_type. Type checkers know that of a path, not of a URL.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
-        options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
-            asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);
-            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top level;
-            max_connections of a blocking store (64); credentials, a function that returns user name and password, and
-            is called in this thread at each connecting.
+        options: namespace ("orcs"); partitions (1 when the first write creates the namespace, else read from its
+            descriptor); asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches
+            (5.0 s); max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top
+            level; max_connections of a blocking store (64); credentials, a function that returns user name and
+            password, and is called in this thread at each connecting.
 
     Raises:
         UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.

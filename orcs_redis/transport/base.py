@@ -80,12 +80,12 @@ class BlockingLink(Protocol):
 class PubSub(Protocol):
     """A connection that messages come over. A confirmed subscription is delivered as None in place of a message."""
 
-    def subscribe(self, channel: str) -> None:
-        """Ask for a channel."""
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Ask for channels, in one command."""
         ...
 
-    def unsubscribe(self, channel: str) -> None:
-        """Ask for no more of a channel."""
+    def unsubscribe(self, channels: Sequence[str]) -> None:
+        """Ask for no more of channels, in one command."""
         ...
 
     async def watch(self) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -40,17 +40,17 @@ class ClientPubSub:
         self._opened = time.monotonic()
         self._on_message = on_message
         self._heartbeat = heartbeat
-        self._orders: deque[tuple[str, str]] = deque()
+        self._orders: deque[tuple[str, Sequence[str]]] = deque()
         self._channels: set[str] = set()
         self._busy: asyncio.Future[Any] | None = None
 
-    def subscribe(self, channel: str) -> None:
-        """Ask for a channel, soon."""
-        self._orders.append(("subscribe", channel))
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Ask for channels, soon."""
+        self._orders.append(("subscribe", channels))
 
-    def unsubscribe(self, channel: str) -> None:
-        """Ask for no more of a channel, soon."""
-        self._orders.append(("unsubscribe", channel))
+    def unsubscribe(self, channels: Sequence[str]) -> None:
+        """Ask for no more of channels, soon."""
+        self._orders.append(("unsubscribe", channels))
 
     async def watch(self) -> None:
         """Do what was asked for and deliver what comes: see `PubSub`."""
@@ -63,9 +63,9 @@ class ClientPubSub:
                 if self._is_dropped(self._opened):
                     raise ConnectionLost("the client's connection leads to a wrong server", sent=False)
                 while self._orders:
-                    verb, channel = self._orders.popleft()
-                    (self._channels.add if verb == "subscribe" else self._channels.discard)(channel)
-                    await self._call(verb, channel)
+                    verb, channels = self._orders.popleft()
+                    (self._channels.update if verb == "subscribe" else self._channels.difference_update)(channels)
+                    await self._call(verb, *channels)
                 if not self._channels:
                     await asyncio.sleep(self._POLL)
                     last_received = time.monotonic()

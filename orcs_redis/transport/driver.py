@@ -1,4 +1,8 @@
-"""How a store waits, in asyncio: performs requests and plans over a link. threads.py has the same verbs, blocking."""
+"""How a store waits, in asyncio: performs requests and plans over a link. threads.py has the same verbs, blocking.
+
+`send` and `execute` take a request and a plan as they are. `perform`, `run` and `each` take what makes them: where the
+namespace may be absent, it is made again once that is known (protocol/namespace.py).
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,16 @@ import contextlib
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption, suppress
 from ..protocol.attempts import AttemptError, Retry, WrongServer, without_traceback
-from ..protocol.request import Listener, Pause, Plan, Request
+from ..protocol.namespace import create, on_namespace
+from ..protocol.request import Listener, Pause, Plan, Request, single
 from .base import AsyncLink
 from .lifecycle import IN_FLIGHT, NO_ANSWER, NOT_SENT, Lifecycle, decode_replies
 from .opening import ConnectionSpec, open_link
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Driver", "Latch", "Workers"]
 
 T = TypeVar("T")
+X = TypeVar("X")
+P = ParamSpec("P")
 
 
 class Driver:
@@ -52,7 +59,7 @@ class Driver:
         expires = asyncio.get_running_loop().time() + lifecycle.deadline
         driver = cls(lifecycle, *await open_link(spec), spec.heartbeat)
         try:
-            await driver.run(plan, expires)
+            await driver.execute(plan, expires)
         except BaseException:
             await driver.close()
             raise
@@ -73,7 +80,26 @@ class Driver:
                 self._idle = self._idle or self._loop.create_future()
                 await asyncio.wait([self._idle], timeout=lifecycle.deadline + 1)
 
-    async def perform(self, request: Request[T], expires: float | None = None, call: object = None) -> T:
+    def perform(self, make: Callable[P, Request[T]], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        """Send the request that `make` returns; bad input raises before anything is sent."""
+        if self.lifecycle.absent is None:
+            return self.send(make(*args, **kwargs))
+        return self.run(single, partial(make, *args, **kwargs))
+
+    def run(self, make: Callable[P, Plan[T]], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        """Execute the plan that `make` returns."""
+        return self.execute(self._plan(partial(make, *args, **kwargs)))
+
+    async def create(self) -> None:
+        """Create the namespace, if it is absent: for a write that is not sent by `perform` or `run`."""
+        if (absent := self.lifecycle.absent) is not None:
+            await self.execute(create(absent))
+
+    def _plan(self, make: Callable[[], Plan[T]]) -> Plan[T]:
+        absent = self.lifecycle.absent
+        return make() if absent is None else on_namespace(absent, make)
+
+    async def send(self, request: Request[T], expires: float | None = None, call: object = None) -> T:
         """Send a request until there is an answer or the deadline has come: that of the call that it is part of."""
         lifecycle, loop = self.lifecycle, self._loop
         if asyncio.get_running_loop() is not loop:
@@ -113,7 +139,7 @@ class Driver:
             if call is None:
                 self._free_slot()
 
-    async def run(self, plan: Plan[T], expires: float | None = None) -> T:
+    async def execute(self, plan: Plan[T], expires: float | None = None) -> T:
         """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
         lifecycle, loop = self.lifecycle, self._loop
         if asyncio.get_running_loop() is not loop:
@@ -143,7 +169,7 @@ class Driver:
                         step = plan.send(None)
                         continue
                     try:
-                        result = await self.perform(step, expires, call)
+                        result = await self.send(step, expires, call)
                     except StorageError as error:
                         raise_interruption(error)
                         step = plan.throw(error)
@@ -153,21 +179,21 @@ class Driver:
                 raise_interruption(stop)
                 return cast(T, stop.value)
 
-    async def each(self, plans: Sequence[Plan[T]]) -> list[T | StorageError]:
-        """Run plans, a number of them at a time; return what each came to. A dead server is waited for once."""
-        waiting = deque(enumerate(plans))
+    async def each(self, make: Callable[[X], Plan[T]], items: Iterable[X]) -> list[T | StorageError]:
+        """Run a plan for each item, so many at a time; return what each came to. A dead server is waited for once."""
+        waiting = deque(enumerate([partial(make, item) for item in items]))
         results: list[Any] = [None] * len(waiting)
         dead = False
 
         async def work() -> None:
             nonlocal dead
             while waiting:
-                n, plan = waiting.popleft()
+                n, made = waiting.popleft()
                 began = self._loop.time()
                 try:
                     if dead:
                         raise UnavailableError(NOT_SENT)
-                    results[n] = await self.run(plan)
+                    results[n] = await self.run(made)
                 except StorageError as error:
                     raise_interruption(error)
                     results[n] = without_traceback(error)
@@ -187,10 +213,10 @@ class Driver:
 
         return self._loop.create_task(work()).cancel
 
-    def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
-        """Have `listener` called with a channel's messages; return how to end that."""
-        self._subscription.listen(channel, listener)
-        return partial(self._subscription.leave, channel, listener)
+    def listen(self, listeners: Mapping[str, Listener]) -> Callable[[], None]:
+        """Have each channel's listener called with its messages; return how to end that."""
+        self._subscription.listen(listeners)
+        return partial(self._subscription.leave, listeners)
 
     def _refuse_loop(self) -> None:
         self.lifecycle.check_process()

@@ -19,6 +19,7 @@ from ..model.meta import SyncMode, SyncStatus
 from ..protocol.attempts import AttemptError
 from ..protocol.commands import Reply
 from ..protocol.request import Request
+from ..protocol.writer import Namespace
 from .base import AsyncLink, BlockingLink
 
 __all__ = ["IN_FLIGHT", "NOT_SENT", "NO_ANSWER", "Lifecycle", "decode_replies"]
@@ -69,7 +70,7 @@ class Lifecycle:
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
-        self.is_open = False
+        self.namespace: Namespace | None = None  # None: it is not open yet
         self.closed = False
         self.active: dict[object, tuple[int, int]] = {}  # calls under way: how many writes they wait for; their thread
         self.last_answer_at = -math.inf  # of any request, by the clock of the driver's deadlines
@@ -127,6 +128,12 @@ class Lifecycle:
         elif isinstance(error, StorageError):
             self.last_answer_at = now
 
+    @property
+    def absent(self) -> Namespace | None:
+        """The namespace, if it was absent when the store last looked; None: it is there."""
+        namespace = self.namespace
+        return None if namespace is None or namespace.known else namespace
+
     def is_busy(self) -> bool:
         """Whether another thread has something under way."""
         me = threading.get_ident()
@@ -159,7 +166,7 @@ class Lifecycle:
 
     def sync_status(self) -> SyncStatus:
         """How the store stands with its server, without asking it."""
-        if self.closed or not self.is_open:
+        if self.closed or self.namespace is None:
             return SyncStatus.offline()
         last = self._last_success
         return SyncStatus(

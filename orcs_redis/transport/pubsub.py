@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import hiredis
@@ -33,6 +34,7 @@ __all__ = ["Background", "Subscription", "open_pubsub"]
 
 _FIRST_DELAY = 0.01  # seconds
 _LONGEST_DELAY = 60.0  # until a refused subscription is tried again
+_MAX_CHANNELS = 1000  # in one command
 _log = logging.getLogger("orcs_redis")
 
 OpenPubSub = Callable[[OnMessage, float], Awaitable[PubSub]]
@@ -50,24 +52,35 @@ class Subscription:
         self._closed = False
         self._ending: set[asyncio.Task[None]] = set()
 
-    def listen(self, channel: str, listener: Listener) -> None:
-        """Call `listener` with each message of a channel, and with None when it has to look for itself."""
+    def listen(self, listeners: Mapping[str, Listener]) -> None:
+        """Call each channel's listener with its messages, and with None when it has to look for itself."""
         if self._closed:
             return
-        listeners = self._listeners.setdefault(channel, [])
-        listeners.append(listener)
+        new = []
+        for channel, listener in listeners.items():
+            present = self._listeners.setdefault(channel, [])
+            present.append(listener)
+            if len(present) == 1:
+                new.append(channel)
+            else:  # it may be confirmed already, and what came before it was added is lost
+                listener(None)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
-        elif len(listeners) == 1 and self._pubsub is not None:
-            self._pubsub.subscribe(channel)
+        elif self._pubsub is not None:
+            self._subscribe(self._pubsub, new)
 
-    def leave(self, channel: str, listener: Listener) -> None:
-        """Call `listener` no more."""
-        listeners = self._listeners.get(channel, [])
-        if listener in listeners:
-            listeners.remove(listener)
-        if not listeners and self._listeners.pop(channel, None) is not None and self._pubsub is not None:
-            self._pubsub.unsubscribe(channel)
+    def leave(self, listeners: Mapping[str, Listener]) -> None:
+        """Call them no more."""
+        left = []
+        for channel, listener in listeners.items():
+            present = self._listeners.get(channel, [])
+            if listener in present:
+                present.remove(listener)
+                if not present:
+                    del self._listeners[channel]
+                    left.append(channel)
+        if left and self._listeners and self._pubsub is not None:
+            self._pubsub.unsubscribe(left)
         if not self._listeners and self._task is not None:
             self._end(self._task)
             self._task = None
@@ -89,6 +102,12 @@ class Subscription:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
+    @staticmethod
+    def _subscribe(pubsub: PubSub, channels: Iterable[str]) -> None:
+        rest = iter(channels)
+        while chunk := list(itertools.islice(rest, _MAX_CHANNELS)):
+            pubsub.subscribe(chunk)
+
     def _deliver(self, channel: str, message: bytes | None) -> None:
         for listener in tuple(self._listeners.get(channel, ())):
             try:
@@ -107,8 +126,7 @@ class Subscription:
                 pubsub = await self._open_pubsub(self._deliver, self._heartbeat)
                 pause, self._pubsub = _FIRST_DELAY, pubsub
                 try:
-                    for channel in self._listeners:
-                        pubsub.subscribe(channel)
+                    self._subscribe(pubsub, self._listeners)
                     await pubsub.watch()
                 finally:
                     self._pubsub = None
@@ -170,11 +188,11 @@ class _SocketPubSub:
         elif kind == b"subscribe":
             self._on_message(channel.decode(), None)
 
-    def subscribe(self, channel: str) -> None:
-        self.connection.send([("SUBSCRIBE", channel)])
+    def subscribe(self, channels: Sequence[str]) -> None:
+        self.connection.send([("SUBSCRIBE", *channels)])
 
-    def unsubscribe(self, channel: str) -> None:
-        self.connection.send([("UNSUBSCRIBE", channel)])
+    def unsubscribe(self, channels: Sequence[str]) -> None:
+        self.connection.send([("UNSUBSCRIBE", *channels)])
 
     async def watch(self) -> None:
         closed = self.connection.closed

@@ -7,15 +7,16 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from ..errors import StorageError, UnavailableError
 from ..interrupts import raise_interruption
 from ..protocol.attempts import AttemptError, Retry, WrongServer, copy_of_error, without_traceback
 from ..protocol.commands import Command, Reply, batches
-from ..protocol.request import Listener, Pause, Plan, Request
+from ..protocol.namespace import create, on_namespace
+from ..protocol.request import Listener, Pause, Plan, Request, single
 from .base import BlockingLink
 from .lifecycle import IN_FLIGHT, NO_ANSWER, NOT_SENT, Lifecycle, decode_replies
 from .opening import ConnectionSpec, open_blocking_link
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Driver", "Latch", "Workers"]
 
 T = TypeVar("T")
+X = TypeVar("X")
+P = ParamSpec("P")
 Answer: TypeAlias = Sequence[Reply] | AttemptError | StorageError
 
 
@@ -52,7 +55,7 @@ class Driver:
         expires = time.monotonic() + lifecycle.deadline
         driver = cls(lifecycle, *open_blocking_link(spec), spec.heartbeat)
         try:
-            driver.run(plan, expires)
+            driver.execute(plan, expires)
         except BaseException:
             driver.close()
             raise
@@ -75,7 +78,26 @@ class Driver:
         if self._attachment is not None:
             self._attachment.release()
 
-    def perform(self, request: Request[T], expires: float | None = None, call: object = None) -> T:
+    def perform(self, make: Callable[P, Request[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Send the request that `make` returns; bad input raises before anything is sent."""
+        if self.lifecycle.absent is None:
+            return self.send(make(*args, **kwargs))
+        return self.run(single, partial(make, *args, **kwargs))
+
+    def run(self, make: Callable[P, Plan[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Execute the plan that `make` returns."""
+        return self.execute(self._plan(partial(make, *args, **kwargs)))
+
+    def create(self) -> None:
+        """Create the namespace, if it is absent: for a write that is not sent by `perform` or `run`."""
+        if (absent := self.lifecycle.absent) is not None:
+            self.execute(create(absent))
+
+    def _plan(self, make: Callable[[], Plan[T]]) -> Plan[T]:
+        absent = self.lifecycle.absent
+        return make() if absent is None else on_namespace(absent, make)
+
+    def send(self, request: Request[T], expires: float | None = None, call: object = None) -> T:
         """Send a request until there is an answer or the deadline has come: that of the call that it is part of."""
         lifecycle = self.lifecycle
         retry: Retry | None = None
@@ -106,7 +128,7 @@ class Driver:
             lifecycle.end(request, error, time.monotonic(), asked=sent > -math.inf)
             error = None  # else it, this frame and those of its callers are a cycle
 
-    def run(self, plan: Plan[T], expires: float | None = None) -> T:
+    def execute(self, plan: Plan[T], expires: float | None = None) -> T:
         """Perform a plan's requests, one after the other, within a deadline; `close` waits for the last."""
         lifecycle = self.lifecycle
         try:
@@ -138,18 +160,19 @@ class Driver:
             (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
             return plan.send(None)
         try:
-            result = self.perform(step, expires, call)
+            result = self.send(step, expires, call)
         except StorageError as error:
             raise_interruption(error)
             return plan.throw(error)
         return plan.send(result)
 
-    def each(self, plans: Sequence[Plan[T]]) -> list[T | StorageError]:
-        """Run plans in step with each other, so many at a time; return what each came to.
+    def each(self, make: Callable[[X], Plan[T]], items: Iterable[X]) -> list[T | StorageError]:
+        """Run a plan for each item, in step with each other, so many at a time; return what each came to.
 
         A dead server is waited for once.
         """
         lifecycle = self.lifecycle
+        plans = [self._plan(partial(make, item)) for item in items]
         results: list[Any] = [None] * len(plans)
         dead = False
         for start in range(0, len(plans), IN_FLIGHT):
@@ -186,16 +209,16 @@ class Driver:
         threading.Thread(target=work, name="orcs-redis-lease", daemon=True).start()
         return stopped.set
 
-    def listen(self, channel: str, listener: Listener) -> Callable[[], None]:
-        """Have `listener` called, in another thread, with a channel's messages; return how to end that."""
+    def listen(self, listeners: Mapping[str, Listener]) -> Callable[[], None]:
+        """Have each channel's listener called, in another thread, with its messages; return how to end that."""
         self.lifecycle.check_process()  # first: in the child of a fork, the lock may be held for ever
         with self._listening:
             self.lifecycle.check_open()
             if self._listeners is None:
                 self._listeners = Background(), Subscription(self.link.open_pubsub, self._heartbeat)
             background, subscription = self._listeners
-        background.call(subscription.listen, channel, listener)
-        return partial(background.call, subscription.leave, channel, listener)
+        background.call(subscription.listen, listeners)
+        return partial(background.call, subscription.leave, listeners)
 
     def _run_batch(self, plans: Sequence[Plan[Any]], batch: Iterable[int], results: list[Any], call: object) -> None:
         """Run plans of a call; the requests that they have come to go out in one write, further attempts too."""

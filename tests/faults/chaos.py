@@ -266,7 +266,7 @@ class Fleet:
 
 
 class Watchers:
-    """Three watcher processes, of which the last is killed now and then, and resumed by another from its cursor."""
+    """Watcher processes, of which the last two are killed now and then, and resumed by others from their cursors."""
 
     def __init__(self, url: str, folder: Path, rng: random.Random, *, naive: bool) -> None:
         self._url = url
@@ -274,7 +274,9 @@ class Watchers:
         self._rng = rng
         self._naive = naive
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._kinds: dict[str, list[str]] = {"watch-1": ["--some"], "watch-2": ["--blocking"], "watch-3": []}
+        self._kinds: dict[str, list[str]] = {
+            "watch-1": ["--some"], "watch-2": ["--blocking"], "watch-3": [], "watch-4": ["--ids"],
+        }  # fmt: skip
 
     def start(self) -> None:
         """Start them and wait until each has begun."""
@@ -287,7 +289,8 @@ class Watchers:
     def _start(self, name: str, *more: str) -> None:
         command = [sys.executable, "-m", "tests.faults.watchers", "--url", self._url, "--namespace", NAMESPACE]
         command += ["--name", name, "--log", str(self._log(name)), "--seed", str(self._rng.randrange(2**32)), *more]
-        command += ["--naive"] if self._naive else self._kinds[name]
+        kind = self._kinds[name]
+        command += ["--naive", *({"--ids"} & set(kind))] if self._naive else kind
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with (self._folder / f"{name}.err").open("ab") as errors:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors)
@@ -297,8 +300,8 @@ class Watchers:
         return self._folder / f"{name}.jsonl"
 
     def replace(self) -> None:
-        """Kill the last one as kill -9 does, and let another go on from its cursor."""
-        name = list(self._kinds)[-1]
+        """Kill one of the last two as kill -9 does, and let another go on from its cursor."""
+        name = self._rng.choice(list(self._kinds)[-2:])
         process = self._processes.pop(name)
         process.kill()
         self._end(process)

@@ -15,7 +15,7 @@ import pytest
 
 import orcs_redis.sync
 from orcs_redis import Change, ConversationTurn, RedisSessionStore, SessionAsset
-from orcs_redis.protocol.changes import Watcher
+from orcs_redis.protocol.watching import Watcher
 
 from ..conftest import Server, channel
 from ..support import until
@@ -55,26 +55,34 @@ class Place:
     proxy: Proxy
     writer: Store
     told: Told
+    ids: list[str] | None
 
     async def write(self, id: str = "s") -> int:
         return await self.writer.append(id, ConversationTurn.user("x"))
 
-    async def listening(self, count: int = 1) -> None:
+    @property
+    def channels(self) -> list[str]:
+        """What the watch listens to."""
+        own = channel(self.server.raw(), "{orcs/0}:changes")
+        return [own] if self.ids is None else [f"{own}:{id}" for id in self.ids]
+
+    async def listening(self) -> None:
         """Wait until the watch has subscribed."""
         raw: Any = self.server.raw()
-        await until(lambda: raw.pubsub_numsub(channel(raw, "{orcs/0}:changes"))[0][1] == count)
+        channels = self.channels
+        await until(lambda: all(count == 1 for _, count in raw.pubsub_numsub(*channels)))
 
     def strike_feed(self, mode: Mode) -> None:
         self.proxy.strike(mode, feeds=True)
 
 
 @contextlib.asynccontextmanager
-async def watch_async(url: str, told: Told) -> AsyncIterator[None]:
+async def watch_async(url: str, told: Told, ids: list[str] | None) -> AsyncIterator[None]:
     async with await RedisSessionStore.connect(url, heartbeat=HEARTBEAT, deadline=2) as store:
         since = await store.cursor()
 
         async def watch() -> None:
-            async for change in store.watch(since=since):
+            async for change in store.watch(since=since, ids=ids):
                 told.add(change)
 
         task = asyncio.create_task(watch())
@@ -87,13 +95,13 @@ async def watch_async(url: str, told: Told) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def watch_blocking(url: str, told: Told) -> AsyncIterator[None]:
+async def watch_blocking(url: str, told: Told, ids: list[str] | None) -> AsyncIterator[None]:
     connect = orcs_redis.sync.RedisSessionStore.connect
     store = await asyncio.to_thread(connect, url, heartbeat=HEARTBEAT, deadline=2)
     since = await asyncio.to_thread(store.cursor)
 
     def watch() -> None:
-        for change in store.watch(since=since):
+        for change in store.watch(since=since, ids=ids):
             told.add(change)
 
     thread = threading.Thread(target=watch)
@@ -118,14 +126,16 @@ def proxy(server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(params=["async", "sync"])
+@pytest.fixture(params=["async", "sync", "async-some", "sync-some"])
 async def place(request: pytest.FixtureRequest, server: Server, proxy: Proxy) -> AsyncIterator[Place]:
     told = Told()
-    watching = watch_async if request.param == "async" else watch_blocking
+    form, _, some = request.param.partition("-")
+    ids = ["s", "t", "never"] if some else None
+    watching = watch_async if form == "async" else watch_blocking
     async with await RedisSessionStore.connect(server.url) as writer:
         await writer.save(SessionAsset(id="s"))
-        async with watching(f"redis://127.0.0.1:{proxy.port}/0", told):
-            place = Place(server, proxy, writer, told)
+        async with watching(f"redis://127.0.0.1:{proxy.port}/0", told, ids):
+            place = Place(server, proxy, writer, told, ids)
             await place.listening()
             yield place
 
@@ -215,7 +225,7 @@ async def test_output_buffer_overflow(place: Place) -> None:
 
     def thrown_out() -> bool:
         # The kernel's buffers take a lot before the server's own one grows.
-        raw.publish(channel(raw, "{orcs/0}:changes"), b"x" * 100_000)
+        raw.publish(place.channels[0], b"x" * 100_000)
         return "output buffer limits" in log.read_text()
 
     await until(thrown_out)
@@ -278,11 +288,11 @@ async def test_confirmation_while_reading(server: Server) -> None:
         await store.save(SessionAsset(id="s"))
         wake = asyncio.Event()
         watcher = Watcher(store._core.changes, None, wake)
-        await store._driver.run(watcher.start(await store.cursor()))
-        ((_, listen),) = watcher.listeners()
+        await store._driver.execute(watcher.start(await store.cursor()))
+        (listen,) = watcher.listeners().values()
         looking = watcher.wait()
         question: Any = next(looking)
-        answer = await store._driver.perform(question)
+        answer = await store._driver.send(question)
         revision = await store.append("s", ConversationTurn.user("x"))  # not heard: the subscription comes later
         listen(None)
         with contextlib.suppress(StopIteration):

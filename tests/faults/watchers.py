@@ -27,7 +27,7 @@ from orcs_redis import Change, RedisSessionStore, SessionAsset, StorageError
 from .workers import DEADLINE
 
 HEARTBEAT = 1.0
-SOME = ["mortal-0", "mortal-1", "board"]
+SOME = ["mortal-0", "mortal-1", "board", "board-1"]
 
 
 class Log:
@@ -58,14 +58,14 @@ class Watcher:
         self._log = Log(options.log)
         self._rng = random.Random(options.seed)
 
-    # asyncio: all changes, and some of them in a second watch that rests and goes on
+    # asyncio: all changes, and those of some sessions in a second watch that rests and goes on; or of some alone
 
     async def run(self) -> None:
         options, name = self._options, self._options.name
         store = await self._connected()
         async with store:
             since = options.since or await self._cursor(store)
-            tasks = [asyncio.create_task(self._all(store, name, since))]
+            tasks = [asyncio.create_task(self._steady(store, name, since))]
             if options.some:
                 tasks.append(asyncio.create_task(self._some(store, f"{name} some", since)))
             loop = asyncio.get_running_loop()
@@ -88,10 +88,11 @@ class Watcher:
             with contextlib.suppress(StorageError):
                 return await store.cursor()
 
-    async def _all(self, store: RedisSessionStore[SessionAsset], chain: str, since: str) -> None:
-        self._log.begun(chain, since, None)
+    async def _steady(self, store: RedisSessionStore[SessionAsset], chain: str, since: str) -> None:
+        ids = SOME if self._options.ids else None
+        self._log.begun(chain, since, ids)
         try:
-            async for change in store.watch(since=since):
+            async for change in store.watch(since=since, ids=ids):
                 self._log.told(chain, change)
             self._log.failed(chain, "ended by itself")
         except Exception as error:
@@ -144,9 +145,11 @@ class Watcher:
     async def run_naive(self) -> None:
         options, name = self._options, self._options.name
         async with await self._connected() as store:
-            self._log.begun(name, await self._cursor(store), None)
+            self._log.begun(name, await self._cursor(store), SOME if options.ids else None)
             namespace = store._core.changes.namespace
             channels = [namespace.channel(partition.changes) for partition in namespace.keyspace.partitions]
+            if options.ids:
+                channels = [store._core.changes.channel(id) for id in SOME]
         client = redis.asyncio.Redis.from_url(options.url)
         print("ready", flush=True)
         while True:
@@ -173,6 +176,7 @@ def main() -> None:
     parser.add_argument("--since")
     parser.add_argument("--blocking", action="store_true")
     parser.add_argument("--some", action="store_true", help="beside all sessions, some of them in a second watch")
+    parser.add_argument("--ids", action="store_true", help="some sessions alone")
     parser.add_argument("--naive", action="store_true")
     options = parser.parse_args()
     watcher = Watcher(options)

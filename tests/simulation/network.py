@@ -218,7 +218,8 @@ class Network:
         at = 0
         for frame, width in zip(transmission.frames, transmission.widths, strict=True):
             own = at in done and member.first <= at <= member.last
-            if own and frame[0] in ("EVALSHA", "EVAL") and frame[2] == 4:
+            if own and frame[0] in ("EVALSHA", "EVAL") and int(frame[2]) == 4:
                 number = next(p.number for p in self.world.partitions if p.state == frame[3])
-                check_since(self.world, number, frame[8], int(frame[9]), transmission.replies[at])
+                ids = [str(id) for id in frame[10:]]
+                check_since(self.world, number, frame[8], int(frame[9]), ids, transmission.replies[at])
             at += width

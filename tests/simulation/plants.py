@@ -13,8 +13,8 @@ from unittest import mock
 from orcs_redis.errors import StoreResetError
 from orcs_redis.protocol import changes, leases, writer
 from orcs_redis.protocol.attempts import ConnectionLost, Retry
-from orcs_redis.protocol.changes import Watcher
 from orcs_redis.protocol.namespace import Probe
+from orcs_redis.protocol.watching import Watcher
 from orcs_redis.protocol.writer import Namespace
 from orcs_redis.protocol.writes import Write
 
@@ -79,9 +79,9 @@ def _first_sent(call: Any) -> Any:
 
 
 def _nothing_lies_between(self: Watcher, track: Any, message: bytes) -> None:
-    revision = changes._decode_message(message)[0]
-    if not track.needs_resync and revision > track.head + 1:
-        track.head = revision - 1
+    entry = changes.decode_message(message)
+    if entry is not None and not track.needs_resync and entry.revision > track.head + 1:
+        track.head = entry.revision - 1
 
 
 def _forget_that_it_went_back(_: Any, self: Watcher, track: Any, message: bytes) -> None:
@@ -196,11 +196,11 @@ _ALL = (
     ),
     write(
         "one-message-a-call", "each write is published", "calm", 60,
-        "for i = 1, #messages, 2 do", "for i = 1, 1 do",
+        "in ipairs(messages) do", "in ipairs({messages[1]}) do",
     ),
     write(
-        "nothing-on-own-channel", "each write is published on the session's own channel", "calm", 20,
-        "redis.pcall('PUBLISH', channel .. ':' .. messages[i], messages[i + 1])", "",
+        "own-channel-forgotten", "each write is published on the session's own channel", "calm", 60,
+        "redis.pcall('PUBLISH', channel .. ':' .. message:sub(33), message)", "",
     ),
     write(
         "unindexed", "each write of a call comes into the index of changes", "calm", 60,
@@ -242,7 +242,15 @@ _ALL = (
     # Changes
     changes_script(
         "compacted-ignored", "deletions that may be unknown are COMPACTED", "calm", 100,
-        "if since > 0 and since < tonumber(state[3]) then", "if false then",
+        "local compacted = since > 0 and", "local compacted = false and",
+    ),
+    changes_script(
+        "compacted-ignored-of-some", "so they are in a look at some sessions", "calm", 1000,
+        "if compacted then return compacted end\n    add", "add",
+    ),
+    changes_script(
+        "gone-again-and-again", "a session that is known to be gone is not told of as news", "calm", 1000,
+        "elseif changed == 0 and i > limit then", "elseif changed == 0 then",
     ),
     changes_script(
         "batch-to-the-end", "a batch that is full tells how far it reaches", "calm", 100,

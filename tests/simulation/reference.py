@@ -102,12 +102,12 @@ def perform(
 
     """
     try:
-        _check_conditions(change, current, token)
+        later = _check_conditions(change, current, token)
         if change.kind == DELETE:
             return Made(None)
         if change.kind == FORK:
             return _fork(change, source, source_id, now, revision, op)
-        return _write(change, current, now, revision, op)
+        return _write(change, current, now, revision, op, later=later)
     except _Refused as refusal:
         return refusal.args
 
@@ -133,8 +133,10 @@ def _id(turn: bytes) -> str:
     return str(_decode(turn)[0])
 
 
-def _check_conditions(change: Change, current: Stored | None, token: Any) -> None:
+def _check_conditions(change: Change, current: Stored | None, token: Any) -> bool:
+    """Return whether others have changed `updated_at_ms`, too."""
     groups, revision = change.groups, 0 if current is None else current.revision
+    later = False
     if "l" in groups and token == "foreign":
         raise _Refused(b"LAYOUT", b"lease")
     if "l" in groups and token != groups["l"][0]:
@@ -142,27 +144,28 @@ def _check_conditions(change: Change, current: Stored | None, token: Any) -> Non
     if change.kind == FORK:
         if current is not None:
             raise _Refused(b"CONFLICT", revision)
-        return
+        return False
     if "r" in groups:
         expected, op = _place(groups["r"][0])
         if expected != revision or (op and (current is None or current.op != op)):
             raise _Refused(b"CONFLICT", revision)
     if "g" in groups:
-        _check_base(change, current)
+        later = _check_base(change, current)
     if "i" in groups:
         last = None if current is None or not current.turns else _id(current.turns[-1])
         if last is None or last != _decode(groups["i"][0]):
             raise _Refused(b"CONFLICT", revision)
     if current is None and not {"W", "c"} & groups.keys():
         raise _Refused(b"NOTFOUND")
+    return later
 
 
-def _check_base(change: Change, current: Stored | None) -> None:
+def _check_base(change: Change, current: Stored | None) -> bool:
     groups = change.groups
     (base, op), base_turns = _place(groups["g"][0]), int(groups["g"][1])
     revision = 0 if current is None else current.revision
     if revision == base and (not op or (current is not None and op == current.op)):
-        return
+        return False
     if current is None:
         raise _Refused(b"CONFLICT", 0)
     if 0 < base < current.born:
@@ -180,10 +183,14 @@ def _check_base(change: Change, current: Stored | None) -> None:
         ):
             raise _Refused(b"CHANGED", revision, b"turns")
     names = [text(name) for name in (*groups.get("s", [])[::2], *groups.get("u", []))] if "e" in groups else []
+    later = False
     for name, digest in zip(names, map(text, groups.get("e", [])), strict=True):
         value = current.fields.get(name)
-        if name != "updated_at_ms" and (sha1(value).hexdigest() if value else "") != digest:
-            raise _Refused(b"CHANGED", revision, b"parts")
+        if (sha1(value).hexdigest()[:16] if value else "") != digest:
+            if name != "updated_at_ms":
+                raise _Refused(b"CHANGED", revision, b"parts")
+            later = True
+    return later
 
 
 def _kept(groups: dict[str, list[Any]], turns: tuple[bytes, ...]) -> tuple[bytes, ...]:
@@ -232,7 +239,7 @@ def _labels(change: Change, current: Stored | None) -> tuple[dict[str, str], boo
     return labels, "j" in groups
 
 
-def _write(change: Change, current: Stored | None, now: int, revision: int, op: bytes) -> Made:
+def _write(change: Change, current: Stored | None, now: int, revision: int, op: bytes, *, later: bool) -> Made:
     groups = change.groups
     whole, before = "W" in groups, None if current is None else current.updated_at
     labels, sets_labels = _labels(change, current)
@@ -257,12 +264,12 @@ def _write(change: Change, current: Stored | None, now: int, revision: int, op: 
         names = _names(name)
     if named is None and (moves or before is None):
         fields["updated_at_ms"] = _u64(updated_at)
-    later = fields.get("updated_at_ms") if "e" in groups else None
+    theirs = fields.get("updated_at_ms")
     fields |= {text(key): value for key, value in pairs(groups.get("s", []))}
     for key in groups.get("u", []):
         fields.pop(text(key), None)
-    if later and "updated_at_ms" in map(text, groups.get("s", [])[::2]):
-        fields["updated_at_ms"] = max(later, fields["updated_at_ms"], key=_decode)
+    if later and theirs:
+        fields["updated_at_ms"] = _encode(min(max(_decode(theirs), _decode(fields["updated_at_ms"])), now))
     if sets_labels:
         fields.pop("metadata.labels", None)
         if labels:

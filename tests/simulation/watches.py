@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orcs_redis.errors import StorageError, StoreResetError
-from orcs_redis.protocol.changes import Change, Watcher, _decode_message
+from orcs_redis.protocol.changes import Change, decode_message
 from orcs_redis.protocol.commands import Reply, as_error
+from orcs_redis.protocol.watching import Watcher
 from orcs_redis.protocol.writes import DELETE
 
 from .driver import CANCELLED, Flow, Wake, Writer
@@ -43,7 +44,7 @@ class Consumer:
             self.ended = outcome
             return
         self.start = list(self.watcher._positions)
-        self._listeners = dict(self.watcher.listeners())
+        self._listeners = self.watcher.listeners()
         self.started = True
 
     @property
@@ -79,7 +80,9 @@ class Consumer:
         if self.queue and receive:
             channel, message = self.queue.popleft()
             if message is not None:
-                revision = _decode_message(message)[0]
+                entry = decode_message(message)
+                assert entry is not None
+                revision = entry.revision
                 self.went_back |= revision <= self._last.get(channel, 0)
                 self._last[channel] = revision
             self._listeners[channel](message)
@@ -153,7 +156,7 @@ class Consumer:
             raise Violation("reset", "it goes on though a message was below the last one")
         if restored:
             for track in self.watcher._tracks:
-                revision = len(self.world.model.logs[track.number])
+                revision = len(self.world.model.logs[track.partition.number])
                 if track.head > revision:
                     raise Violation(
                         "reset", f"it is at {track.head} and does not notice that the data is at {revision}"
@@ -167,43 +170,43 @@ class Consumer:
             change = last.get(id)
             if change is None and session.stored is None and self.start[number] == 0:
                 continue  # who begins with nothing needs to know of no deletion
+            if self._came_and_went(id, change):
+                continue
             if change is None or change.revision != session.revision:
                 raise Violation("watch", f"the last state of {id}, {session.revision}, did not come, but {change}")
+
+    def _came_and_went(self, id: str, change: Change | None) -> bool:
+        """Whether a watch of some sessions knew that this one was gone, and it is gone again, without a tombstone."""
+        model, number = self.world.model, self.world.keyspace.of(id).number
+        if self.ids is None or not _is_forgotten(model, id, model.graves[number]):
+            return False
+        known = change.revision if change else self.start[number]
+        kinds = [entry.record.change.kind for entry in model.logs[number][:known] if entry.record.id == id]
+        return not kinds or kinds[-1] == DELETE
 
 
 def check_messages(world: World, messages: Sequence[tuple[str, bytes]], before: Sequence[int]) -> None:
     """Judge what was published by calls before which the logs had these lengths."""
     heads = list(before)
-    last: tuple[str, bytes] | None = None
+    own = [published for published in messages if published[0] not in world.change_channels]
     for channel, message in messages:
         number = world.change_channels.get(channel)
         if number is None:
-            if ":changes:" in channel:
-                check_own_channel(channel, message, last)
-                last = None
             continue
-        if last is not None:
-            raise Violation("message", f"what {last[0]} had is not on the session's channel")
-        last = channel, message
-        revision, _, kind, origin, id = _decode_message(message)
+        found = decode_message(message)
         heads[number] += 1
         entry = world.model.logs[number][heads[number] - 1] if heads[number] <= len(world.model.logs[number]) else None
-        wanted = entry and (entry.revision, (entry.record.change.kind == DELETE), entry.op[:8], entry.record.id)
-        if (revision, kind == 1, origin, id) != wanted:
-            raise Violation("message", f"{id} at {revision} was published, the log has {entry}")
-    if last is not None or heads != [len(log) for log in world.model.logs]:
+        wanted = entry and (entry.revision, entry.record.change.kind == DELETE, entry.op[:8], entry.record.id)
+        if found is None or (found.revision, found.deleted, found.origin, found.id) != wanted:
+            raise Violation("message", f"{found} was published, the log has {entry}")
+        if own.count((f"{channel}:{found.id}", message)) != 1:
+            raise Violation("message", f"{found} was not published once on the session's own channel")
+    if heads != [len(log) for log in world.model.logs]:
         raise Violation("message", f"messages were published up to {heads} only")
 
 
-def check_own_channel(channel: str, message: bytes, last: tuple[str, bytes] | None) -> None:
-    """Judge what a session's own channel has: the same as the partition's, after it."""
-    id = _decode_message(message)[4]
-    if last is None or (channel, message) != (f"{last[0]}:{id}", last[1]):
-        raise Violation("message", f"{channel} has {message!r} after {last}")
-
-
-def check_since(world: World, number: int, since: Any, limit: int, reply: Reply) -> None:
-    """Judge the answer of changes.lua."""
+def check_since(world: World, number: int, since: Any, limit: int, ids: Sequence[str], reply: Reply) -> None:
+    """Judge the answer of changes.lua; with ids, `limit` says of how many of them it is known that they are gone."""
     if as_error(reply) is not None:
         return world.model.refused(reply)
     answer, revision, *flat = reply
@@ -212,16 +215,21 @@ def check_since(world: World, number: int, since: Any, limit: int, reply: Reply)
     if answer == b"OK":
         found = list(zip(map(bytes.decode, flat[::5]), map(int, flat[1::5]), map(bool, flat[2::5]), strict=True))
         graves, compacted = model.graves[number], model.compacted[number]
-        if since != "" and 0 < int(since) < compacted:
+        unknown = [id for id in ids[limit:] if id not in model.sessions or _is_forgotten(model, id, graves)]
+        if since != "" and 0 < int(since) < compacted and (unknown or not ids):
             raise Violation("reset", f"deletions after {since} are unknown up to {compacted}, and it says nothing")
         wanted = sorted(
             (session.revision, id, session.stored is None)
             for id, session in model.sessions.items()
-            if world.keyspace.of(id) is partition and (session.stored is not None or id in graves)
+            if world.keyspace.of(id) is partition and not _is_forgotten(model, id, graves) and (not ids or id in ids)
             and since != "" and session.revision > int(since)
         )  # fmt: skip
-        whole = len(wanted) < limit
-        wanted = wanted[:limit]
+        whole = bool(ids) or len(wanted) < limit
+        if ids:
+            found.sort(key=lambda entry: (entry[1], entry[0]))
+            wanted = sorted([(0, id, True) for id in unknown]) + wanted
+        else:
+            wanted = wanted[:limit]
         if [(changed, id, deleted) for id, changed, deleted in found] != wanted:
             raise Violation("watch", f"after {since} there are {found}, not {wanted}")
         if revision != (len(log) if whole or not wanted or wanted[-1][0] == len(log) else wanted[-1][0]):
@@ -231,3 +239,8 @@ def check_since(world: World, number: int, since: Any, limit: int, reply: Reply)
     elif answer == b"COMPACTED" and not 0 < int(since) < revision == model.compacted[number]:
         raise Violation("reset", f"COMPACTED {revision} for {since}")
     return None
+
+
+def _is_forgotten(model: Any, id: str, graves: Any) -> bool:
+    """Whether a session was deleted, and its tombstone dropped."""
+    return model.sessions[id].stored is None and id not in graves

@@ -11,7 +11,7 @@ from typing import Any
 
 from orcs_redis import scripts
 from orcs_redis.model import sections
-from orcs_redis.protocol import attempts, changes, leases, reads, saving, sessions
+from orcs_redis.protocol import attempts, changes, leases, reads, saving, sessions, watching
 from orcs_redis.protocol import writer as writers
 from orcs_redis.protocol.keys import Keyspace
 from orcs_redis.protocol.namespace import Create
@@ -117,11 +117,12 @@ class World:
         found = instrumented(self.limits, self.edit)
         self.server.reset(list(found.values()))
         swaps: list[tuple[Any, str, Any]] = [(scripts, name, script) for name, script in found.items()]
-        swaps += [(module, "time", self.clock) for module in (sections, leases, reads, writers, changes)]
+        swaps += [(module, "time", self.clock) for module in (sections, leases, reads, writers, changes, watching)]
         swaps += [(module, "random", self.random) for module in (sessions, saving, attempts)]
         swaps += [
             (os, "urandom", self.random.randbytes), (writers, "_MAX_SPREAD", self.window),
-            (changes, "_MAX_READ", self.batch), (changes, "_MAX_PENDING", self.pending),
+            (changes, "_MAX_READ", self.batch), (watching, "_MAX_READ", self.batch),
+            (watching, "_MAX_PENDING", self.pending),
         ]  # fmt: skip
         old = [(target, name, getattr(target, name)) for target, name, _ in swaps]
         try:

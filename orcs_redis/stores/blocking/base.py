@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import builtins
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, Unpack
 
 from ...model.asset import SessionAsset
+from ...model.filters import FilterArguments
 from ...model.meta import SessionMeta, SyncStatus
 
 __all__ = ["SessionStore"]
@@ -25,8 +26,12 @@ class SessionStore(Protocol[A]):
         """Read a session; NotFoundError if it is absent."""
         ...
 
-    def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions, the last updated first."""
+    def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
+        """List sessions, the last updated first; so many at most, and only those of which all that is given holds."""
+        ...
+
+    def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions of which all that is given holds."""
         ...
 
     def delete(self, id: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import builtins
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, cast, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, cast, overload
 
 from ...model.asset import SessionAsset
+from ...model.filters import FilterArguments, Filters, check_limit
 from ...model.meta import SessionMeta, SyncStatus
 from ...transport.threads import Workers
 from ..folder import AnyPath, Folder, Unreadable
@@ -51,9 +52,20 @@ class LocalFileStore(Generic[A]):
         """Read a session; NotFoundError if it is absent."""
         return self._workers.call(self._folder.load, id)
 
-    def list(self) -> builtins.list[SessionMeta]:
-        """List all sessions that can be read, the last updated first; `unreadable` has the others."""
-        return self._workers.call(self._folder.list)
+    def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
+        """List the sessions that can be read, the last updated first; `unreadable` has the others. Reads every file.
+
+        Args:
+            limit: so many at most.
+            filters: project_path, updated_after, updated_before, labels: only those of which all that is given holds.
+
+        """
+        limit = None if limit is None else check_limit(limit)
+        return (self._workers.call(self._folder.list, Filters(**filters)))[:limit]
+
+    def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions that `list` has. Reads every file."""
+        return len(self._workers.call(self._folder.list, Filters(**filters)))
 
     def delete(self, id: str) -> None:
         """Delete a session; NotFoundError if it is absent."""

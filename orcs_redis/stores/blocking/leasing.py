@@ -8,7 +8,7 @@ import threading
 import weakref
 
 from ...errors import LeaseHeldError, StorageError
-from ...protocol.leases import Leases, check_terms, waking
+from ...protocol.leases import Leases, check_terms
 from ...transport.threads import Driver, Latch
 
 __all__ = ["Lease", "Leasing"]
@@ -51,14 +51,15 @@ class Leasing:
 
     def __enter__(self) -> Lease:
         driver, leases, id = self._driver, self._leases, self._id
+        driver.create()
         claim = leases.acquire(id, self._ttl)
         try:
-            token = driver.perform(claim)
+            token = driver.send(claim)
         except LeaseHeldError:
             if self._wait <= 0:
                 raise
             wake = threading.Event()
-            leave = driver.listen(leases.channel(id), waking(wake, id))
+            leave = driver.listen({leases.channel(id): lambda _: wake.set()})
             try:
                 token = driver.follow(leases.acquire_when_free(claim, self._wait, wake))
             finally:
@@ -72,4 +73,4 @@ class Leasing:
         self._stop()
         self._lease.end()
         with contextlib.suppress(StorageError):  # then it runs out by itself, or did
-            self._driver.perform(self._leases.release(self._id, self._lease.token))
+            self._driver.send(self._leases.release(self._id, self._lease.token))

@@ -5,21 +5,28 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from ...errors import StorageError
 from ...model.asset import SessionAsset
+from ...model.filters import FilterArguments, Filters
+from ...model.ids import check_id
 from ...model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ...model.sections import ConversationTurn
-from ...protocol.changes import Change, Watcher, waking
+from ...protocol.changes import Change
 from ...protocol.commits import CommitArguments
 from ...protocol.leases import LeaseInfo
+from ...protocol.namespace import appearance
 from ...protocol.request import single
+from ...protocol.watching import Watcher, waking
+from ...protocol.writer import Namespace
 from ...transport.address import FileFolder, Target
 from ...transport.threads import Driver
 from ..core import Core
@@ -131,7 +138,7 @@ class RedisSessionStore(Generic[A]):
             ValueError: a partial asset can't be saved like this.
 
         """
-        return self._driver.run(self._core.saving.save(asset, if_revision, lease, overwrite=overwrite))
+        return self._driver.run(self._core.saving.save, asset, if_revision, lease, overwrite=overwrite)
 
     def load(self, id: str, *, last: int | None = None) -> A:
         """Return the session.
@@ -148,11 +155,11 @@ class RedisSessionStore(Generic[A]):
             VersionIncompatibleError: it is of another version of the schema.
 
         """
-        return self._driver.perform(self._core.sessions.load(id, last)).asset
+        return self._driver.perform(self._core.sessions.load, id, last).asset
 
     def load_versioned(self, id: str) -> Versioned[A]:
         """Return the session and its revision, read at one point in time. Raises what `load` raises."""
-        return self._driver.perform(self._core.sessions.load(id))
+        return self._driver.perform(self._core.sessions.load, id)
 
     def refresh(self, asset: A) -> int:
         """Bring an asset up to what is stored, in place, and return the revision that it then has.
@@ -166,7 +173,7 @@ class RedisSessionStore(Generic[A]):
             ValueError: the asset was neither loaded from this namespace nor saved to it.
 
         """
-        return self._driver.run(self._core.saving.refresh(asset))
+        return self._driver.run(self._core.saving.refresh, asset)
 
     def append(
         self,
@@ -199,20 +206,20 @@ class RedisSessionStore(Generic[A]):
         """
         sessions = self._core.sessions
         if once:
-            return self._driver.run(sessions.append_once(id, turns, if_revision, lease, create=create))
-        return self._driver.perform(sessions.append(id, turns, if_revision, lease, create=create)).revision
+            return self._driver.run(sessions.append_once, id, turns, if_revision, lease, create=create)
+        return self._driver.perform(sessions.append, id, turns, if_revision, lease, create=create).revision
 
     def pop(
         self, id: str, count: int = 1, *, if_revision: int | None = None, lease: Lease | None = None
     ) -> builtins.list[ConversationTurn]:
-        """Remove the last turns, exactly once, and return them in the history's order: up to `count`, if there are so many.
+        """Remove the last turns, exactly once, and return them in the history's order: at most `count`.
 
         Raises:
             NotFoundError: there is no such session.
             ConflictError: it is at another revision than if_revision.
 
         """
-        return self._driver.run(self._core.sessions.pop(id, count, if_revision, lease))
+        return self._driver.run(self._core.sessions.pop, id, count, if_revision, lease)
 
     def truncate(self, id: str, length: int, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Keep the first `length` turns of a session, and return its revision. A shorter history stays as it is.
@@ -222,7 +229,7 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        return self._driver.perform(self._core.sessions.truncate(id, length, if_revision, lease)).revision
+        return self._driver.perform(self._core.sessions.truncate, id, length, if_revision, lease).revision
 
     def replace_turn(
         self, id: str, turn: ConversationTurn, *, if_revision: int | None = None, lease: Lease | None = None
@@ -235,11 +242,11 @@ class RedisSessionStore(Generic[A]):
             SerializationError: a value that would not come back, or too large; nothing was sent.
 
         """
-        return self._driver.run(self._core.sessions.replace_turn(id, turn, if_revision, lease))
+        return self._driver.run(self._core.sessions.replace_turn, id, turn, if_revision, lease)
 
     def touch(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> int:
         """Move a session's updated_at to the server's now, and return its revision. NotFoundError if it is absent."""
-        return self._driver.perform(self._core.sessions.touch(id, if_revision, lease)).revision
+        return self._driver.perform(self._core.sessions.touch, id, if_revision, lease).revision
 
     def fork(
         self,
@@ -267,7 +274,7 @@ class RedisSessionStore(Generic[A]):
             ConflictError: there is a session of the new id; or the source is at another revision than if_revision.
 
         """
-        return self._driver.run(self._core.sessions.fork(id, new_id, length, if_revision, records=records))
+        return self._driver.run(self._core.sessions.fork, id, new_id, length, if_revision, records=records)
 
     def commit(
         self,
@@ -318,14 +325,14 @@ class RedisSessionStore(Generic[A]):
 
         """
         changes = CommitArguments(append, pop, truncate, set, unset, put, put_new, drop, labels)
-        return self._driver.run(self._core.sessions.commit(id, changes, if_revision, if_last, lease, create=create))
+        return self._driver.run(self._core.sessions.commit, id, changes, if_revision, if_last, lease, create=create)
 
     def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return part of a session's history: from index start to index stop, both included, negative from the end.
 
         `turns(id, -20)` is the last twenty. Raises NotFoundError, CorruptSessionError.
         """
-        return self._driver.perform(self._core.sessions.turns(id, start, stop))
+        return self._driver.perform(self._core.sessions.turns, id, start, stop)
 
     def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
         """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
@@ -339,43 +346,68 @@ class RedisSessionStore(Generic[A]):
             lease: only as long as it is held.
 
         """
-        return self._driver.run(self._core.saving.update(id, change, lease))
+        return self._driver.run(self._core.saving.update, id, change, lease)
 
-    def list(
-        self,
-        *,
-        limit: int | None = None,
-        project_path: str | None = None,
-        updated_after: datetime | None = None,
-        updated_before: datetime | None = None,
-    ) -> builtins.list[SessionMeta]:
+    def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
         """Return sessions' metadata, newest first; equal times are ordered by id, descending.
+
+        What is asked for with `labels` or `project_path` does not cost more if there are other sessions.
 
         Args:
             limit: so many at most.
-            project_path: only those of this project.
-            updated_after: only those updated then or later. Aware, else ValueError.
-            updated_before: only those updated before that. Aware, else ValueError.
+            filters: only those of which all that is given holds:
+                project_path (str): of this project;
+                updated_after (aware datetime): updated then or later;
+                updated_before (aware datetime): updated before that;
+                labels (map of names to strings): with all of these labels.
 
         """
-        plan = self._core.lists.list(limit, project_path, updated_after, updated_before)
-        return self._driver.run(plan)
+        return self._driver.run(self._core.lists.list, limit, Filters(**filters))
 
-    def page(
-        self,
-        limit: int,
-        cursor: str | None = None,
-        *,
-        project_path: str | None = None,
-        updated_after: datetime | None = None,
-        updated_before: datetime | None = None,
-    ) -> Page[SessionMeta]:
+    def page(self, limit: int, cursor: str | None = None, **filters: Unpack[FilterArguments]) -> Page[SessionMeta]:
         """Return so many sessions' metadata, newest first, and the cursor of the next page (None: this is the last).
 
         Whatever is written meanwhile, no session that stays unchanged is skipped or repeated. Filters are as in `list`.
         """
-        plan = self._core.lists.page(limit, cursor, project_path, updated_after, updated_before)
-        return self._driver.run(plan)
+        return self._driver.run(self._core.lists.page, limit, cursor, Filters(**filters))
+
+    def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions; filters are as in `list`.
+
+        The server knows it for no filter, bounds of time alone, one label, a project; for others it looks at the
+        sessions with one of the labels.
+        """
+        return self._driver.run(self._core.lists.count, Filters(**filters))
+
+    def records(
+        self,
+        id: str,
+        prefix: str = "",
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> builtins.list[tuple[str, bytes]]:
+        """Return a session's records as pairs of key and bytes, in the order of their keys' UTF-8; [] if it is absent.
+
+        The cost is that of what is returned. A hundred or more are read some at a time: one that is dropped meanwhile
+        is not there, one that is put meanwhile may be. The deadline is for each of these steps.
+
+        Args:
+            id: the session.
+            prefix: only those whose keys begin so.
+            after: only those whose keys come after this one.
+            before: only those whose keys come before this one.
+            limit: so many at most.
+            reverse: the last keys first.
+
+        """
+        return self._driver.run(self._core.records.range, id, prefix, after, before, limit, reverse)
+
+    def get_records(self, id: str, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return a session's records by their keys, without those that are absent; up to a hundred at one moment."""
+        return self._driver.run(self._core.records.get, id, keys)
 
     def delete(self, id: str, *, if_revision: int | None = None, lease: Lease | None = None) -> None:
         """Remove a session.
@@ -385,21 +417,20 @@ class RedisSessionStore(Generic[A]):
             ConflictError: it is at another revision than if_revision.
 
         """
-        self._driver.perform(self._core.sessions.delete(id, if_revision, lease))
+        self._driver.perform(self._core.sessions.delete, id, if_revision, lease)
 
     def exists(self, id: str) -> bool:
         """Return whether there is a session."""
-        return self._driver.perform(self._core.sessions.exists(id))
+        return self._driver.perform(self._core.sessions.exists, id)
 
     def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
         """Save assets, in few round trips. The list has their revisions, or the error of an asset that failed."""
-        save = self._core.saving.save
-        return self._driver.each([save(asset) for asset in assets])
+        return self._driver.each(self._core.saving.save, assets)
 
     def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
         load = self._core.sessions.load
-        loaded = self._driver.each([single(load, id) for id in ids])
+        loaded = self._driver.each(partial(single, load), ids)
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
@@ -409,7 +440,7 @@ class RedisSessionStore(Generic[A]):
         error is a ConflictError.
         """
         delete = self._core.sessions.delete_listed
-        deleted = self._driver.each([single(delete, id) for id in ids])
+        deleted = self._driver.each(partial(single, delete), ids)
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
@@ -431,7 +462,7 @@ class RedisSessionStore(Generic[A]):
 
     def leases(self) -> builtins.list[LeaseInfo]:
         """Return all leases that are held, in the order in which they end."""
-        return self._driver.run(self._core.leases.all())
+        return self._driver.run(self._core.leases.all)
 
     def watch(self, *, since: str | None = None, ids: Collection[str] | None = None) -> Generator[Change, None, None]:
         """Yield every peer's changes, and this store's own, until the loop is left or the store is closed.
@@ -442,7 +473,7 @@ class RedisSessionStore(Generic[A]):
         Args:
             since: a `Change.cursor` or `cursor()`, perhaps of another process: goes on from there, and misses nothing.
                 Without it, from now.
-            ids: only these sessions' changes.
+            ids: only these sessions' changes. Up to 1,000 ids, nothing is received of other sessions.
 
         Raises:
             StoreResetError: the data was wiped or went back, or the cursor is older than the memory of deletions (the
@@ -451,11 +482,15 @@ class RedisSessionStore(Generic[A]):
 
         """
         wake = threading.Event()
-        watcher = Watcher(self._core.changes, ids, wake)
-        self._driver.run(watcher.start(since))
-        leave: builtins.list[Callable[[], None]] = []
+        changes = self._core.changes
+        watcher = Watcher(changes, ids, wake)
+        cursor = self._driver.run(changes.start, since)
+        self._until_created(changes.namespace)
+        if self._core.lifecycle.closed:
+            return
+        self._driver.execute(watcher.start(cursor))
+        leave = self._driver.listen(watcher.listeners())
         try:
-            leave += (self._driver.listen(channel, listener) for channel, listener in watcher.listeners())
             while not self._core.lifecycle.closed:
                 change = watcher.pop()
                 if change is not None:
@@ -463,36 +498,63 @@ class RedisSessionStore(Generic[A]):
                 else:
                     self._driver.follow(watcher.wait())
         finally:
-            for end in leave:
-                end()
+            leave()
 
     def cursor(self) -> str:
         """Return the cursor of now, for `watch` and `changes`."""
-        return self._driver.run(self._core.changes.cursor())
+        return self._driver.run(self._core.changes.cursor)
 
     def changes(self, since: str | None = None, limit: int = 1000) -> builtins.list[Change]:
         """Return what changed after a cursor, each session once, at most `limit`; the last one's cursor goes on.
 
         Without a cursor: every session there is. Raises what `watch` raises.
         """
-        return self._driver.run(self._core.changes.changes(since, limit))
+        return self._driver.run(self._core.changes.changes, since, limit)
 
     def wait_for(self, id: str, *, revision: int, timeout: float) -> int:
         """Return the session's revision as soon as it is at least `revision`.
 
         Raises:
-            NotFoundError: the session is absent, and its partition has passed that revision.
+            NotFoundError: the session is absent, and its partition has passed that revision; that is looked at when
+                it begins, when the session changes, and at each heartbeat.
             TimeoutError: it has not come in `timeout` seconds.
 
         """
         changes, wake = self._core.changes, threading.Event()
-        channel, listener = changes.channel(id), waking(wake, id, revision)
-        plan = changes.wait_for(id, revision, timeout, wake)
-        leave = self._driver.listen(channel, listener)
+        check_id(id)
+        expires = time.monotonic() + timeout
+        self._until_created(changes.namespace, timeout)
+        channel = changes.channel(id)
+        plan = changes.wait_for(id, revision, expires - time.monotonic(), wake)
+        leave = self._driver.listen({channel: waking(wake, revision)})
         try:
             return self._driver.follow(plan)
         finally:
             leave()
+
+    def _until_created(self, namespace: Namespace, seconds: float = math.inf) -> None:
+        """Wait until the namespace is there, the time is over, or the store is closed."""
+        if namespace.known:
+            return
+        wake, lifecycle = threading.Event(), self._core.lifecycle
+        expires = time.monotonic() + seconds
+        leave = self._driver.listen({namespace.creation_channel: lambda _: wake.set()})
+        try:
+            left = seconds
+            while left >= 0 and not (namespace.known or lifecycle.closed):
+                self._driver.follow(appearance(namespace, min(left, self._core.options.heartbeat), wake))
+                left = expires - time.monotonic()
+        finally:
+            leave()
+
+    def reopen(self) -> None:
+        """Take the namespace as it is now, after a StoreResetError: absent, or another, perhaps with other partitions.
+
+        The store goes on as a new one: it has another origin, and has seen nothing. Watches and leases from before
+        remain those of the old namespace; they end with StoreResetError and as lost. Nothing is created: that does the
+        next write. Raises what `open_store` raises; then all is as before.
+        """
+        self._driver.execute(self._core.open())
 
     @property
     def origin(self) -> str:
@@ -501,7 +563,7 @@ class RedisSessionStore(Generic[A]):
 
     def ping(self) -> float:
         """Return how many seconds a round trip to the server takes."""
-        return self._driver.perform(self._core.sessions.ping())
+        return self._driver.send(self._core.sessions.ping())
 
     def sync_status(self) -> SyncStatus:
         """Return how the store stands with its server, at once and without asking it.
@@ -548,11 +610,11 @@ def open_store(
             folder's path, such as a `pathlib.Path`, and a file:// URL give a LocalFileStore, which has the methods of
             SessionStore only and takes no option but asset_type. Type checkers know that of a path, not of a URL.
         client: a blocking redis-py client to use instead; it is never closed and never reconfigured.
-        options: namespace ("orcs"); partitions (1 when the namespace is created, later read from its descriptor);
-            asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches (5.0 s);
-            max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top level;
-            max_connections of a blocking store (64); credentials, a function that returns user name and password, and
-            is called at each connecting, in the thread that needs it.
+        options: namespace ("orcs"); partitions (1 when the first write creates the namespace, else read from its
+            descriptor); asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches
+            (5.0 s); max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top
+            level; max_connections of a blocking store (64); credentials, a function that returns user name and
+            password, and is called at each connecting, in the thread that needs it.
 
     Raises:
         UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.
