@@ -175,11 +175,12 @@ def _check_base(change: Change, current: Stored | None) -> bool:
     more = len(current.turns) - base_turns
     if {"p", "x", "y"} & groups.keys() or change.cuts_end:
         others = {_id(turn) for turn in current.turns[base_turns:]}
+        brought = [*groups.get("p", []), *groups.get("y", [])[1::2]]
         if (
             current.reshaped > base
             or more < 0
             or (change.cuts_end and more > 0)
-            or ("p" in groups and (more > _MAX_COMPARED or any(_id(turn) in others for turn in groups["p"])))
+            or (brought and (more > _MAX_COMPARED or any(_id(turn) in others for turn in brought)))
         ):
             raise _Refused(b"CHANGED", revision, b"turns")
     names = [text(name) for name in (*groups.get("s", [])[::2], *groups.get("u", []))] if "e" in groups else []
