@@ -111,11 +111,11 @@ PLANTS_OF_PARTS = (
     # In the script
     write(
         "clobbers-parts", "a save of changes meets the parts that it changes as they were", "calm", 200,
-        "elseif (value and redis.sha1hex(value) or '') ~= ARGV[first.e + i - 1] then", "elseif false then",
+        "if name ~= 'updated_at_ms' then return changed end", "",
     ),
     write(
         "conflicts-at-will", "parts that nobody else has changed are no reason to refuse", "calm", 200,
-        "elseif (value and redis.sha1hex(value) or '') ~= ARGV[first.e + i - 1] then", "else",
+        "if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then", "if true then",
     ),
     write(
         "cuts-others-turns", "a save that removes turns removes none that others have pushed", "calm", 400,
@@ -123,7 +123,11 @@ PLANTS_OF_PARTS = (
     ),
     write(
         "pushes-twins", "a turn that is there already is not pushed by a save", "faults", 2000,
-        "if ids[id_of(others[i]) or false] then", "if false then",
+        "if brought_ids[id_of(others[i]) or false] then", "if false then",
+    ),
+    write(
+        "puts-twins", "nor put in the place of another", "faults", 3000,
+        "for i = first.y or 1, first.y and last.y or 0, 2 do brought_ids", "for i = 1, 0, 2 do brought_ids",
     ),
     write(
         "reshaped-unseen", "turns that were changed otherwise than by pushing are seen by a save", "calm", 400,
