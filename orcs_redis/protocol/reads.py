@@ -201,6 +201,8 @@ class ReadNews(Request[News]):
         reshapes = went_back or reshaped_at > base.revision
         # With a conflict that was left, the turns are those of before.
         if not (reshapes or base.conflicting) and turns != base.turn_count + len(pushed):
+            if turns < base.turn_count + len(pushed):  # and none was removed: the data went back
+                return News(now, operation_id, updated_at, pushed, True, True, born_at)
             raise TornRead("a write came between")
         return News(now, operation_id, updated_at, pushed, went_back or parts_at > base.revision, reshapes, born_at)
 

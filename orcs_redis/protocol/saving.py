@@ -272,13 +272,13 @@ class Saving(Generic[A]):
             yield Pause(random.uniform(0, delay))
             delay = min(2 * delay, 0.1)
         mine = self._baseline(id, new, written, 0)
-        set_baseline(asset, mine, turns)
         if written.before == known.revision:
+            set_baseline(asset, mine, turns)
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
         yield from self._follow_up(asset, mine, known, turns, new, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
-        return Versioned(asset, now.revision)
+        return Versioned(asset, max(now.revision, written.revision))
 
     def _load(self, id: str) -> Plan[tuple[A, Baseline]]:
         stored = yield ReadStored(self._namespace, self._codec, id)

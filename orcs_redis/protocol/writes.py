@@ -272,9 +272,12 @@ class Write(Identified[Written]):
             expected = 0
         match answer:
             case b"OK":
+                idle = rest[1] == value  # there was nothing to do: nothing was noted, nor barred
+                if idle and self._unanswered:
+                    raise OutcomeUnknownError("an answer was lost, and that attempt may find more to do")
                 self._unanswered = 0
                 self._namespace.observe(self._partition, value)
-                if token.barred or token.window.given_up:
+                if (token.barred or token.window.given_up) and not idle:
                     self._namespace.acknowledge(self._partition, token)
                 return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":

@@ -848,20 +848,21 @@ function define_rest()
     if not born or not reshaped then return {'CORRUPT', '.born'} end
     if base > 0 and born > base then return {'CONFLICT', revision} end
     if revision <= base then return changed end
-    -- Turns: what was pushed since may be there if it is left alone, and is none of those that are pushed now.
+    -- Turns: what was pushed since may be there if it is left alone, and is none of those that are pushed or put now.
     local base_turns = tonumber(ARGV[first.g + 1])
     local cuts_end = first.z or first.q or first.h or first.S or first.x and ARGV[last.x] ~= '-1'
     if first.p or first.x or first.y or cuts_end then
-      local more = turns - base_turns
-      if reshaped > base or more < 0 or cuts_end and more > 0 or first.p and more > MAX_COMPARED then
+      local more, brings = turns - base_turns, first.p or first.y
+      if reshaped > base or more < 0 or cuts_end and more > 0 or brings and more > MAX_COMPARED then
         return {'CHANGED', revision, 'turns'}
       end
-      if first.p and more > 0 then
-        local pushed_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
+      if brings and more > 0 then
+        local brought_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
         if error_refusal(others) then return error_refusal(others, 'CORRUPT', 'history.turns') end
-        for i = first.p, last.p do pushed_ids[id_of(ARGV[i]) or ''] = true end
+        for i = first.p or 1, first.p and last.p or 0 do brought_ids[id_of(ARGV[i]) or ''] = true end
+        for i = first.y or 1, first.y and last.y or 0, 2 do brought_ids[id_of(ARGV[i + 1]) or ''] = true end
         for i = 1, #others do
-          if pushed_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
+          if brought_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
         end
       end
     end
