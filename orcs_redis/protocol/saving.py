@@ -80,10 +80,7 @@ class Saving(Generic[A]):
         known = resolved(known, new.fields, new.turns)
         objects = tuple(asset.history.turns)
         patch = self._codec.compare(known, new)
-        if patch.turns is None or known.conflicting:
-            return (yield from self._save_whole(asset, known.revision, known, lease))
-        groups = [Group(b"r", (place(known),)), *patch_groups(asset, known, new, patch, patch.turns)]
-        written = yield Write(self._namespace, asset.id, groups, lease=lease)
+        written = yield from self._write_patch(asset, known, new, patch, lease, exactly=True)
         self._remember(asset, new, objects, written, known.skipped)
         return int(written.revision)
 
@@ -128,7 +125,14 @@ class Saving(Generic[A]):
         return int(written.revision)
 
     def _write_patch(
-        self, asset: A, base: Baseline, new: Encoded, patch: Patch, lease: LeaseToken | None
+        self,
+        asset: A,
+        base: Baseline,
+        new: Encoded,
+        patch: Patch,
+        lease: LeaseToken | None,
+        *,
+        exactly: bool = False,  # only over what it was made from
     ) -> Plan[Written]:
         turns = patch.turns
         staged: Sequence[bytes] = ()
@@ -140,7 +144,8 @@ class Saving(Generic[A]):
                 whole = (Group(b"h", new.turns),)
             else:
                 staged = new.turns
-        groups = [*base_groups(base, patch), *patch_groups(asset, base, new, patch, turns), *whole]
+        conditions = [Group(b"r", (place(base),))] if exactly else base_groups(base, patch)
+        groups = [*conditions, *patch_groups(asset, base, new, patch, turns), *whole]
         written: Written = yield Write(self._namespace, asset.id, groups, lease=lease, staged=staged)
         return written
 
@@ -207,7 +212,9 @@ class Saving(Generic[A]):
         stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
         if stored.born > known.revision:
             raise ConflictError(known.id, known.revision, stored.revision)
-        skipped = _find(known, stored) if known.skipped else 0
+        skipped: int | None = known.skipped
+        if known.skipped and (stored.reshaped > known.revision or stored.revision <= known.revision):
+            skipped = _find(known, stored)
         if skipped is None:
             raise ConflictError(known.id, known.revision, stored.revision)
         return _as_baseline(known, stored, stored.turns[skipped:], skipped)
@@ -322,6 +329,4 @@ def _find(known: Baseline, stored: Stored) -> int | None:
 
 def _check_whole(asset: SessionAsset) -> None:
     if asset.history.skipped:
-        raise ValueError(
-            "the asset is partial: its turns can't be removed, nor can it be saved elsewhere"
-        )
+        raise ValueError("the asset is partial: its turns can't be removed, nor can it be saved elsewhere")
