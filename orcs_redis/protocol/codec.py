@@ -464,7 +464,9 @@ def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | Non
         # The oldest turns were dropped (compaction), or the first one was edited.
         first = old.index(turns[0]) if turns and turns[0] in old else 0
     kept = min(len(old) - first, len(turns))
-    edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
+    edits = []
+    if old[first : first + kept] != turns[:kept]:  # quicker at once: most are the same object
+        edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
     if (old and not kept) or len(edits) > _MAX_EDITS:
         return None
     last = -1 if first + kept == len(old) else first + kept - 1
