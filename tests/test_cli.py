@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -10,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from orcs_redis import ConversationTurn, SessionAsset
+from orcs_redis import ConversationTurn, RawItem, SessionAsset
 from orcs_redis.cli import main
 from orcs_redis.sync import LocalFileStore, open_store
 
@@ -231,6 +233,244 @@ def test_show_prints_orcs_json(run: Run, url: str, folder: Path) -> None:
     assert run("show", "s1", "--url", url, "--json").out == (folder / "s1.json").read_text()
 
 
+def test_show_reads_no_more_turns_than_it_shows(run: Run, embedded: str) -> None:
+    """A turn that can't be decoded does no harm unless it is to be shown; numbers count from the first turn."""
+    with open_store(embedded, namespace="long") as store:
+        store.append("s", *(ConversationTurn.user(f"turn {n}.") for n in range(30)), create=True)
+        store._driver.link.call([("LSET", "{long/0}:turns:s", "0", b"\xc1")], time.monotonic() + 5)
+    where = ("--url", embedded, "--namespace", "long")
+    shown = run("show", "s", "--turns", "29", *where)
+    assert shown.code == 0
+    assert "... 1 earlier turns" in shown.out
+    assert "#1 user" in shown.out
+    assert "30, and 0 summarised" in shown.out
+    assert run("show", "s", "--turns", "30", *where).code == 1
+
+
+def test_show_tells_labels_and_what_raw_turns_say(run: Run, url: str) -> None:
+    """A raw turn is shown as what its item says, with its format; labels have a line of their own."""
+    asset = SessionAsset(id="s")
+    call = {"type": "function_call", "call_id": "c-1", "name": "grep", "arguments": '{"pattern":"x"}'}
+    asset.add_turn(ConversationTurn.from_raw(RawItem("openai-agents/1", json.dumps(call).encode())))
+    asset.add_turn(ConversationTurn.from_raw(RawItem("other/1", b"\x00\x01"), role="tool"))
+    asset.metadata |= {"labels": {"user": "u1", "team": "core"}, "title": "x"}
+    with open_store(url) as store:
+        store.save(asset)
+    out = run("show", "s", "--url", url).out
+    assert "labels        team=core, user=u1\n" in out
+    assert 'metadata      {"title": "x"}\n' in out
+    assert out.count(' openai-agents/1\n    [call grep] {"pattern":"x"}\n') == 1
+    assert out.endswith(" other/1\n    [tool: other/1, 2 bytes]\n")
+
+
+@pytest.fixture
+def labelled(url: str) -> str:
+    """The URL of a store of sessions with labels."""
+    assets = [SessionAsset(id=f"s{n}", created_at_ms=n, updated_at_ms=n) for n in range(4)]
+    assets[1].metadata["labels"] = {"user": "ann", "team": "core"}
+    assets[2].metadata["labels"] = {"user": "ann", "x": "a=b"}
+    assets[3].project_context.root_path = "/p"
+    with open_store(url) as store:
+        for asset in assets:
+            store.save(asset)
+    return url
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ((), ["s3", "s2", "s1", "s0"]),
+        (("--label", "user=ann"), ["s2", "s1"]),
+        (("--label", "user=ann", "--label", "team=core"), ["s1"]),
+        (("--label", "x=a=b"), ["s2"]),
+        (("--label", "user=bob"), []),
+        (("--project", "/p"), ["s3"]),
+        (("--project", "/p", "--label", "user=ann"), []),
+    ],
+    ids=str,
+)
+def test_filters_of_ls_and_count(run: Run, labelled: str, filters: tuple[str, ...], ids: list[str]) -> None:
+    """Sessions are listed, and counted, of which all that is asked for holds."""
+    listed = run("ls", *filters, "--url", labelled, "--json").json
+    assert isinstance(listed, list)
+    assert [item["id"] for item in listed] == ids
+    assert run("count", *filters, "--url", labelled).out == f"{len(ids)}\n"
+    assert run("count", *filters, "--url", labelled, "--json").json == {"count": len(ids)}
+
+
+def test_ls_shows_labels(run: Run, labelled: str) -> None:
+    """Labels have a column, if there are any."""
+    lines = run("ls", "--url", labelled).out.splitlines()
+    assert lines[0].split() == ["id", "name", "turns", "updated", "project", "labels"]
+    assert lines[3].endswith("team=core, user=ann")
+    assert "labels" not in run("ls", "--project", "/p", "--url", labelled).out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
+def test_ls_in_a_terminal_keeps_ids_whole(columns: int, tmp_path: Path) -> None:
+    """Whatever the width, a session has one line with its whole id and its age; names are cut."""
+    asset = SessionAsset.for_project("/a/very/long/path" * 10)
+    asset.project_context.name = "a long name " * 10
+    asset.metadata["labels"] = {"user": "u" * 100}
+    LocalFileStore(tmp_path).save(asset)
+    lines = in_a_terminal("ls", "--url", f"file://{tmp_path}", columns=columns).splitlines()
+    assert len(lines) == 2
+    assert len(lines[1].rstrip()) <= columns
+    assert asset.id in lines[1]
+    assert " s ago" in lines[1]
+
+
+def test_small_changes(run: Run, url: str, folder: Path) -> None:
+    """A session is renamed, and its parts are set and unset, while its turns stay."""
+    run("import", folder, "--url", url)
+
+    def change(*arguments: str) -> SessionAsset:
+        outcome = run("--url", url, *arguments)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "revision" in outcome.out
+        with open_store(url) as store:
+            asset = store.load("s1")
+        assert len(asset.history) == 30
+        return asset
+
+    assert change("rename", "s1", "other").project_context.name == "other"
+    assert change("rename", "s1", "").project_context.name is None
+    assert change("set", "s1", "metadata.a.b", '{"x": [1, null]}').metadata == {"a.b": {"x": [1, None]}}
+    assert change("set", "s1", "metadata.n", "--", "-1").metadata["n"] == -1
+    assert change("unset", "s1", "metadata.a.b").metadata == {"n": -1}
+    assert change("unset", "s1", "metadata.a.b").metadata == {"n": -1}  # it need not be there
+    assert change("set", "s1", "project_context.name", '"set"').project_context.name == "set"
+    assert change("set", "s1", "preferences.custom.theme", '"dark"').preferences.custom == {"theme": "dark"}
+    assert change("set", "s1", "extra.owner", "true").extra == {"owner": True}
+    assert change("unset", "s1", "project_context.name").project_context.name is None
+    grant = {"pattern": "ls", "kind": "Persistent", "created_at_ms": 1}
+    assert len(change("set", "s1", "granted_commands", json.dumps([grant])).granted_commands) == 1
+
+
+def test_a_change_says_the_revision(run: Run, embedded: str) -> None:
+    """With --json the id, the part and the new revision; what changes nothing has the old one."""
+    where = ("--url", embedded, "--namespace", "small", "--json")
+    with open_store(embedded, namespace="small") as store:
+        revision = store.save(SessionAsset(id="s"))
+    assert run("rename", "s", "x", *where).json == {"id": "s", "revision": revision + 1}
+    expected = {"id": "s", "part": "metadata.a", "revision": revision + 2}
+    assert run("set", "s", "metadata.a", "1", *where).json == expected
+    assert run("set", "s", "metadata.a", "1", *where).json == expected
+    assert run("unset", "s", "metadata.a", *where).json == expected | {"revision": revision + 3}
+
+
+def test_a_change_does_not_read_turns(run: Run, embedded: str) -> None:
+    """A history of which no turn can be read stays as it is while the session is renamed."""
+    where = ("--url", embedded, "--namespace", "renamed")
+    with open_store(embedded, namespace="renamed") as store:
+        store.append("s", ConversationTurn.user("x"), create=True)
+        store._driver.link.call([("LSET", "{renamed/0}:turns:s", "0", b"\xc1")], time.monotonic() + 5)
+        assert run("rename", "s", "new", *where).code == 0
+        assert run("set", "s", "metadata.a", "1", *where).code == 0
+        assert [meta.name for meta in store.list()] == ["new"]
+
+
+def test_pop_prints_what_it_removes(run: Run, embedded: str, folder: Path) -> None:
+    """The last turns go, and are printed: as text, or with --json as orcs' file has them."""
+    where = ("--url", embedded, "--namespace", "popped")
+    run("import", folder, *where)
+    turns = json.loads((folder / "s1.json").read_text())["history"]["turns"]
+    popped = run("pop", "s1", *where).out
+    assert popped.startswith("user ")
+    assert popped.endswith("\n    turn 29.\n")
+    assert run("pop", "s1", "2", *where, "--json").json == turns[27:29]
+    assert run("pop", "s1", "100", *where).out.count("turn ") == 27
+    empty = run("pop", "s1", *where)
+    assert (empty.code, empty.out) == (0, "")
+    assert "no turns" in empty.err
+    assert run("pop", "s1", *where, "--json").out == "[]\n"
+
+
+def test_pop_of_a_raw_turn(run: Run, embedded: str) -> None:
+    """What is printed with --json has the raw item, as orcs' file would."""
+    turn = ConversationTurn.from_raw(RawItem("other/1", b"\x00"))
+    asset = SessionAsset(id="s")
+    asset.add_turn(turn)
+    with open_store(embedded, namespace="popped-raw") as store:
+        store.save(asset)
+    found = run("pop", "s", "--url", embedded, "--namespace", "popped-raw", "--json").json
+    assert found == json.loads(asset.to_json())["history"]["turns"]
+
+
+def test_fork(run: Run, embedded: str, folder: Path) -> None:
+    """A fork has the first turns, prints its id, and never takes another's place."""
+    where = ("--url", embedded, "--namespace", "forked")
+    run("import", folder, *where)
+    with open_store(embedded, namespace="forked") as store:
+        store.commit("s1", put={"k": b"v"})
+        assert run("fork", "s1", "new", "--length", "3", *where).out == "new\n"
+        assert [turn.content for turn in store.load("new").history.turns] == ["turn 0.", "turn 1.", "turn 2."]
+        assert store.records("new") == []
+        made = run("fork", "s1", "--records", *where).out.strip()
+        assert uuid.UUID(made)
+        assert store.records(made) == [("k", b"v")]
+        document = run("fork", "s1", "third", *where, "--json").json
+        assert isinstance(document, dict)
+        assert (document["id"], document["forked_from"]) == ("third", "s1")
+        taken = run("fork", "s1", "new", *where)
+        assert (taken.code, taken.out, taken.err) == (1, "", "orcs-redis: there is a session new already\n")
+        assert len(store.load("new").history) == 3
+
+
+RECORDS = {"a/1": b'{"x":1.50,"y":[]}', "a/2": b"\xff\x00", "b": EVIL.encode(), "b/2": b"12345678901234567890123"}
+
+
+@pytest.fixture
+def recorded(embedded: str) -> tuple[str, ...]:
+    """Options for a store of a session "s" with records."""
+    with open_store(embedded, namespace="records") as store:
+        store.commit("s", put=RECORDS, create=True)
+    return ("--url", embedded, "--namespace", "records")
+
+
+def test_records_are_listed(run: Run, recorded: tuple[str, ...]) -> None:
+    """Keys and sizes, in order or reversed, of a prefix, up to a limit."""
+    lines = [line.split() for line in run("records", "s", *recorded).out.splitlines()]
+    assert lines == [["key", "bytes"], *([key, str(len(data))] for key, data in RECORDS.items())]
+    assert run("records", "s", "a/", *recorded).out.split() == ["key", "bytes", "a/1", "17", "a/2", "2"]
+    limited = run("records", "s", "--reverse", "--limit", "1", *recorded)
+    assert limited.out.split() == ["key", "bytes", "b/2", "23"]
+    assert "more than 1" in limited.err
+    assert run("records", "s", "--limit", "1", "--all", *recorded).err == ""
+
+
+def test_records_as_json(run: Run, recorded: tuple[str, ...]) -> None:
+    """With --json there are the values: JSON as it is, all else in base64."""
+    outcome = run("records", "s", *recorded, "--json")
+    items = json.loads(outcome.out, parse_float=str)
+    assert [(item["key"], item["size"]) for item in items] == [(key, len(data)) for key, data in RECORDS.items()]
+    assert items[0]["json"] == {"x": "1.50", "y": []}
+    assert [base64.b64decode(item["base64"]) for item in items[1:3]] == [RECORDS["a/2"], RECORDS["b"]]
+    assert items[3]["json"] == 12345678901234567890123
+    assert run("records", "s", "nothing", *recorded, "--json").json == []
+
+
+@pytest.mark.parametrize("key", ["a/2", "b"])
+def test_a_record_is_printed_as_it_is(run: Run, recorded: tuple[str, ...], key: str) -> None:
+    """A program gets the bytes; a terminal sees them escaped."""
+    command = [sys.executable, "-m", "orcs_redis.cli", "record", "s", key, *recorded]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == RECORDS[key]
+    items = run("record", "s", key, *recorded, "--json").json
+    assert isinstance(items, list)
+    assert [(item["key"], item["size"]) for item in items] == [(key, len(RECORDS[key]))]
+    got = in_a_terminal("record", "s", key, *recorded)
+    assert not any(char in got for char in "\x00\x07\x1b\x9b\u202e")
+
+
+def test_what_is_not_there(run: Run, recorded: tuple[str, ...]) -> None:
+    """A missing record and a missing session are told apart, and both have the exit code 3."""
+    missing = run("record", "s", "nope", *recorded)
+    assert (missing.code, missing.err) == (3, "orcs-redis: session s has no record nope\n")
+    for arguments in (("record", "nope", "a"), ("records", "nope"), ("pop", "nope"), ("fork", "nope", "x")):
+        outcome = run(*arguments, *recorded)
+        assert (outcome.code, outcome.err) == (3, "orcs-redis: session not found: nope\n")
+
+
 def test_rm_deletes_several(run: Run, url: str, folder: Path) -> None:
     """Several sessions are deleted at once; one that is absent stops nothing and makes the exit code 3."""
     run("import", folder, "--url", url)
@@ -280,6 +520,21 @@ def test_the_environment_gives_the_url(run: Run, folder: Path, monkeypatch: pyte
         pytest.param(2, "unknown scheme", ("ls", "--url", "http://user:hidden@host"), id="bad scheme"),
         pytest.param(2, "malformed", ("ls", "--url", "redis://user:hidden@host:port"), id="bad port"),
         pytest.param(1, "127.0.0.1:1", ("ls", "--url", "redis://user:hidden@127.0.0.1:1"), id="no server"),
+        pytest.param(2, "NAME=VALUE", ("ls", "--label", "user"), id="no label"),
+        pytest.param(2, "at most 8 names", ("count", "--label", "=x"), id="bad label"),
+        pytest.param(2, "one value of a", ("ls", "--label", "a=1", "--label", "a=2"), id="two values of a label"),
+        pytest.param(3, "session not found: nope", ("rename", "nope", "x"), id="rename of none"),
+        pytest.param(3, "session not found: nope", ("unset", "nope", "metadata.x"), id="unset of none"),
+        pytest.param(2, "no such part: foo", ("set", "s", "foo", "1"), id="bad part"),
+        pytest.param(2, "metadata.<key>", ("set", "s", "metadata", "{}"), id="a map"),
+        pytest.param(2, "id can't be changed", ("set", "s", "id", '"x"'), id="the id"),
+        pytest.param(2, "a turn is no such part", ("unset", "s", "turn/x"), id="a turn"),
+        pytest.param(2, "is not JSON", ("set", "s", "metadata.x", "hello"), id="no JSON"),
+        pytest.param(2, "is not a value of project", ("set", "s", "project_context.name", "5"), id="another type"),
+        pytest.param(2, "greater than or equal to 1", ("pop", "s", "0"), id="pop of none"),
+        pytest.param(2, "a session id has", ("fork", "s", "a/b"), id="fork to a bad id"),
+        pytest.param(2, "a record's key", ("record", "s", "x" * 1025), id="bad key"),
+        pytest.param(2, "files have no records", ("records", "s", "--url", "file:///nonexistent"), id="no records"),
         pytest.param(2, "a namespace of its own", ("demo", "--namespace", "orcs"), id="demo's namespace"),
         pytest.param(2, "publish no changes", ("watch", "--url", "file:///nonexistent"), id="watch of files"),
         pytest.param(2, "several processes", ("demo", "--url", "memory://"), id="demo in memory"),
@@ -448,11 +703,11 @@ def test_watch_in_a_terminal_has_colours(embedded: str) -> None:
     assert "[red]\\u202eid" in got
 
 
-def in_a_terminal(*arguments: str, until: str | None = None, code: int = 0) -> str:
+def in_a_terminal(*arguments: str, until: str | None = None, code: int = 0, columns: int = 80) -> str:
     """Run the command line in a pseudo-terminal and return all that it got; press Ctrl-C after `until`."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "80"}
+        os.environ |= {"TERM": "xterm-256color", "COLUMNS": str(columns)}
         os.execv(sys.executable, [sys.executable, "-m", "orcs_redis.cli", *arguments])
     got = b""
     while True:
@@ -481,7 +736,7 @@ def test_contents_do_not_act_on_the_terminal(command: tuple[str, ...], tmp_path:
     turn.role = EVIL
     asset.add_turn(turn)
     LocalFileStore(tmp_path).save(asset)
-    got = in_a_terminal(*command, "--url", f"file://{tmp_path}")
+    got = in_a_terminal(*command, "--url", f"file://{tmp_path}", columns=300)
     for sequence in ("\x1b[31m", "\x1b]", "\x07", "\x9b", "\u202e"):
         assert sequence not in got
     assert "[red]" in got

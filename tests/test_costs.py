@@ -169,6 +169,17 @@ async def test_other_reads(meter: Meter) -> None:
     assert (everything.trips, everything.commands) == (1, {"hgetall": 1})
 
 
+async def test_refresh_of_the_last_turns_after_a_pop(meter: Meter) -> None:
+    """It reads what the asset has, and no turn before that."""
+    await meter.store.append("long", *(ConversationTurn.user(CONTENT) for _ in range(20)))
+    for last in (0, 10):
+        asset = await meter.store.load("long", last=last)
+        await meter.store.pop("long", 3)
+        cost = await meter.measure(lambda asset=asset: meter.store.refresh(asset))  # type: ignore[misc]
+        assert cost.received < (last + 5) * (len(CONTENT) + 80) + 1500
+        assert len(asset.history) == max(last - 3, 0)
+
+
 async def test_many(meter: Meter) -> None:
     """Two hundred sessions are saved, loaded and deleted in few round trips; the script is called for 16 at a time."""
     assets = await meter.store.load_many([f"other-{n}" for n in range(200)])

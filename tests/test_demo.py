@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from orcs_redis import ConversationTurn, SessionAsset
-from orcs_redis.cli.verdict import Entry, Seen, Verdict, judge
+from orcs_redis.cli.verdict import KINDS, Entry, Final, Rates, Seen, Verdict, judge, rates
 from orcs_redis.sync import RedisSessionStore, open_store
 from orcs_redis.transport.embedded import find_server
 
@@ -45,28 +45,46 @@ def folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def session(*turns: str, counter: int = 0) -> dict[str, SessionAsset]:
-    """Return what the store has: a session "s" with these turns."""
-    asset = SessionAsset.new()
-    asset.id = "s"
-    for id in turns:
-        turn = ConversationTurn.user("")
-        turn.id = id
-        asset.history.turns.append(turn)
-    asset.metadata["demo_counter"] = counter
-    return {"s": asset}
+def session(*turns: str, counter: int = 0, name: str | None = None, phase: str = "", note: str = "") -> SessionAsset:
+    """Return a session "s" with these turns and parts."""
+    asset = SessionAsset(id="s", created_at_ms=1, updated_at_ms=2)
+    asset.history.turns = [ConversationTurn(id=id, role="user", content="", timestamp_ms=3) for id in turns]
+    asset.project_context.name = name
+    asset.metadata |= {"demo_counter": counter}
+    asset.metadata |= {"labels": {"phase": phase}} if phase else {}
+    asset.metadata |= {"demo_note": note} if note else {}
+    return asset
 
+
+def good(*more: str, counter: int = 2, phase: str = "test") -> SessionAsset:
+    """Return a session that is as the log says, with more turns."""
+    return session("x", "b", "c", *more, counter=counter, name="second", phase=phase, note="n")
+
+
+FIRST = {"s": session("x", "y")}
 
 LOG = [
-    Entry("1", "append", "tried", "s", ("a", "b")),
-    Entry("1", "append", "done", "s", ("a", "b"), revision=5),
-    Entry("2", "update", "tried", "s", increments=1),
-    Entry("2", "update", "done", "s", increments=1, revision=6),
-    Entry("3", "save", "tried", "s", ("c",), 1),
-    Entry("3", "save", "done", "s", ("c",), 1, revision=7),
-    Entry("4", "save", "tried", "s", ("refused",), 1),
-    Entry("4", "save", "refused", "s", ("refused",), 1),
-    Entry("5", "save", "tried", "s", ("unknown",), 1),
+    Entry("0-0-1", "append", "tried", "s", ("a", "b")),
+    Entry("0-0-1", "append", "done", "s", ("a", "b"), revision=5),
+    Entry("0-1-1", "count", "tried", "s", increments=1),
+    Entry("0-1-1", "count", "done", "s", increments=1, revision=6),
+    Entry("1-0-1", "append", "tried", "s", ("c",)),
+    Entry("1-0-1", "append", "done", "s", ("c",), revision=7),
+    Entry("1-0-2", "append", "tried", "s", ("refused",)),
+    Entry("1-0-2", "append", "refused", "s", ("refused",)),
+    Entry("1-0-3", "append", "tried", "s", ("unknown",)),
+    Entry("0-2-1", "pop", "tried", "s", pops=2),
+    Entry("0-2-1", "pop", "done", "s", ("a", "y"), pops=2),
+    Entry("0-3-1", "rename", "done", "s", values={"name": "second"}, revision=9),
+    Entry("0-3-2", "rename", "done", "s", values={"name": "first"}, revision=8),
+    Entry("0-4-1", "label", "done", "s", values={"label phase": "test"}, revision=10),
+    Entry("0-4-2", "label", "tried", "s", values={"label phase": "done"}),
+    Entry("0-4-3", "label", "refused", "s", values={"label phase": "plan"}),
+    Entry("0-5-1", "note", "done", "s", values={"note": "n"}, revision=11),
+    Entry("0-6-1", "count", "done", "s", increments=1, revision=12),
+    Entry("0-6-2", "count", "tried", "s", increments=1),
+    Entry("0-7-1", "refresh", "tried", "s"),
+    Entry("0-7-1", "refresh", "done", "s", revision=12, state="same", loaded="same"),
 ]
 
 
@@ -78,63 +96,127 @@ def seen(*revisions: int) -> Seen:
     return found
 
 
-FINAL = {"s": 7}
+def verdict_of(
+    *stored: SessionAsset, log: Sequence[Entry] = LOG, revisions: Sequence[int] = (5, 12), listed_wrong: int = 0
+) -> Verdict:
+    """Return the verdict on what is stored in the end."""
+    there = {asset.id: asset for asset in stored}
+    return judge(log, FIRST, seen(*revisions), Final(there, {"s": 12}, there, listed_wrong))
 
 
 @pytest.mark.parametrize(
     "stored",
     [
-        pytest.param(session("x", "a", "b", "c", counter=2), id="the unknown not applied"),
-        pytest.param(session("x", "a", "b", "c", "unknown", counter=3), id="the unknown applied"),
+        pytest.param(good(), id="the unknown not applied"),
+        pytest.param(good("unknown", counter=3, phase="done"), id="the unknown applied"),
     ],
 )
-def test_a_good_store_passes(stored: dict[str, SessionAsset]) -> None:
-    """All that was acknowledged is there once; what is unknown may be."""
-    verdict = judge(LOG, stored, seen(5, 7), FINAL)
+def test_a_good_store_passes(stored: SessionAsset) -> None:
+    """All that was acknowledged is there once, or was popped; what is unknown may be."""
+    verdict = verdict_of(stored)
     assert verdict.ok
     assert (verdict.acknowledged, verdict.found, verdict.refused, verdict.unknown) == (3, 3, 1, 1)
-    assert verdict.updates_acknowledged == 2
+    assert (verdict.popped, verdict.counts_acknowledged, verdict.parts_acknowledged) == (2, 2, 4)
+    assert (verdict.refreshes, verdict.refreshes_compared) == (1, 1)
+
+
+def test_a_pop_of_unknown_outcome_may_have_been_one() -> None:
+    """As many turns may be missing as such pops would have removed, and no more."""
+    log = [*LOG, Entry("1-1-1", "pop", "tried", "s", pops=1)]
+    fields = {"counter": 2, "name": "second", "phase": "test", "note": "n"}
+    assert verdict_of(session("x", "b", **fields), log=log).ok  # type: ignore[arg-type]
+    assert verdict_of(session("x", **fields), log=log).lost == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("field", "stored"),
     [
-        pytest.param("lost", session("a", "b", counter=2), id="a lost turn"),
-        pytest.param("lost", {}, id="a lost session"),
-        pytest.param("doubled", session("a", "b", "c", "a", counter=2), id="a doubled turn"),
-        pytest.param("doubled", session("a", "b", "c", "unknown", "unknown", counter=2), id="an unknown turn doubled"),
-        pytest.param("refused_found", session("a", "b", "c", "refused", counter=2), id="a refused turn"),
-        pytest.param("misordered", session("c", "a", "b", counter=2), id="turns out of order"),
-        pytest.param("updates_lost", session("a", "b", "c", counter=1), id="a lost update"),
-        pytest.param("updates_doubled", session("a", "b", "c", counter=4), id="a doubled update"),
+        pytest.param("lost", (session("x", "b", counter=2),), id="a lost turn"),
+        pytest.param("lost", (session("b", "c", counter=2),), id="a lost turn that was there before"),
+        pytest.param("lost", (), id="a lost session"),
+        pytest.param("doubled", (good("b"),), id="a doubled turn"),
+        pytest.param("doubled", (good("unknown", "unknown"),), id="an unknown turn doubled"),
+        pytest.param("refused_found", (good("refused"),), id="a refused turn"),
+        pytest.param("unexpected", (good("nobody's"),), id="a turn that nobody has appended"),
+        pytest.param("popped_found", (good("a"),), id="a popped turn"),
+        pytest.param("misordered", (session("x", "c", "b", counter=2),), id="turns out of order"),
+        pytest.param("counts_lost", (good(counter=1),), id="a lost increment"),
+        pytest.param("counts_doubled", (good(counter=4),), id="a doubled increment"),
+        pytest.param("parts_wrong", (session("x", "b", "c", name="first", phase="test", note="n"),), id="an old name"),
+        pytest.param("parts_wrong", (session("x", "b", "c", name="second", phase="test"),), id="a lost note"),
+        pytest.param("parts_wrong", (good(phase="plan"),), id="a refused label"),
     ],
 )
-def test_a_bad_store_fails(field: str, stored: dict[str, SessionAsset]) -> None:
+def test_a_bad_store_fails(field: str, stored: tuple[SessionAsset, ...]) -> None:
     """Each way in which a store may break its word is counted, and makes the verdict bad."""
-    verdict = judge(LOG, stored, seen(5, 7), FINAL)
+    verdict = verdict_of(*stored)
     assert not verdict.ok
     assert getattr(verdict, field) > 0
 
 
-def test_nothing_done_proves_nothing() -> None:
-    """A verdict over empty logs is not good."""
-    assert not judge([], session(), seen(7), FINAL).ok
+@pytest.mark.parametrize(
+    ("field", "entry"),
+    [
+        pytest.param("popped_again", Entry("1-1-1", "pop", "done", "s", ("a",), 1), id="popped twice"),
+        pytest.param(
+            "refreshes_wrong",
+            Entry("1-1-1", "refresh", "done", "s", revision=12, state="one", loaded="other"),
+            id="a refresh that is no load",
+        ),
+        pytest.param(
+            "refreshes_wrong",
+            Entry("0-7-1", "refresh", "done", "s", revision=11, state="same", loaded="same"),
+            id="a refresh that is older than what was known",
+        ),
+    ],
+)
+def test_a_bad_answer_fails(field: str, entry: Entry) -> None:
+    """What a worker was given is judged, too."""
+    assert verdict_of(good()).ok
+    verdict = verdict_of(good(), log=[*LOG, entry])
+    assert not verdict.ok
+    assert getattr(verdict, field) == 1
+
+
+def test_what_was_kept_must_be_what_is_stored() -> None:
+    """An asset that was refreshed in the end and differs from a load makes the verdict bad, and so does a list."""
+    final = Final({"s": good()}, {"s": 12}, {"s": good("older")})
+    assert judge(LOG, FIRST, seen(5, 12), final).refreshes_wrong == 1
+    assert not verdict_of(good(), listed_wrong=1).ok
+
+
+@pytest.mark.parametrize("kind", ["append", "pop", "note", "count", "refresh"])
+def test_nothing_done_proves_nothing(kind: str) -> None:
+    """A verdict over logs without one of the kinds is not good."""
+    log = [entry for entry in LOG if entry.kind != kind]
+    assert not verdict_of(session(), log=log).ok
+    assert not verdict_of(session(), log=[]).ok
 
 
 @pytest.mark.parametrize(
     ("missed", "again", "revisions"),
     [
         pytest.param(1, 0, (5, 6), id="the final revision was missed"),
-        pytest.param(0, 1, (5, 7, 7), id="a change twice"),
-        pytest.param(1, 1, (7, 5), id="an older change after a newer one"),
+        pytest.param(0, 1, (5, 12, 12), id="a change twice"),
+        pytest.param(1, 1, (12, 5), id="an older change after a newer one"),
         pytest.param(1, 0, (), id="nothing seen"),
     ],
 )
 def test_a_bad_watch_fails(missed: int, again: int, revisions: tuple[int, ...]) -> None:
     """A watcher that was not told of the end, or was told something twice, makes the verdict bad."""
-    verdict = judge(LOG, session("a", "b", "c", counter=2), seen(*revisions), FINAL)
+    verdict = verdict_of(good(), revisions=revisions)
     assert not verdict.ok
     assert (verdict.sessions_missed, verdict.changes_again) == (missed, again)
+
+
+def test_rates() -> None:
+    """They are of the first and the last second in which all workers worked; without such a second there are none."""
+    early = [Entry(f"0-0-{n}", "note", "done", "s", at=100 + n / 10) for n in range(31)]  # until 103.0
+    late = [Entry(f"1-0-{n}", "note", "done", "s", at=101 + n / 5) for n in range(16)]  # until 104.0
+    tried = [Entry("1-0-99", "note", "tried", "s", at=102.9)]
+    assert rates(early + late + tried) == Rates(first=15, last=15, ratio=1.0)
+    assert rates(early + late[:4]) is None
+    assert rates([]) is None
 
 
 def test_demo_on_a_server_of_its_own(folder: Path) -> None:
@@ -147,10 +229,13 @@ def test_demo_on_a_server_of_its_own(folder: Path) -> None:
     assert document["crashed"] == 0
     assert len(document["workers"]) == 4
     assert all(worker["append done"] > 0 for worker in document["workers"])
+    assert all(sum(worker.get(f"{kind} done", 0) for worker in document["workers"]) > 0 for kind in KINDS)
+    assert document["rates"]["ratio"] > 0
     verdict = Verdict(**document["verdict"])
     assert verdict.ok
     assert verdict.changes > verdict.sessions_final > 9
     assert "changes watched" in err
+    assert "operations in the first second" in err
     assert "verdict: nothing lost, nothing doubled" in err
     assert list(folder.iterdir()) == []
 

@@ -377,6 +377,20 @@ def test_compacted_on_both_sides() -> None:
     assert ids(conceded.asset) == ["b", "c", "m", "t"]
 
 
+def test_the_other_compaction_has_dropped_nothing() -> None:
+    """What only the conceded compaction has dropped stays, though theirs has the turns that both had."""
+    base = session("a")
+    mine, theirs = (copy.deepcopy(base) for _ in range(2))
+    mine.history.max_turns = 0
+    mine.history.compact(lambda turns: "mine")
+    mine.history.max_turns = 1000
+    theirs.history.compacted = [CompactedTurn(summary="theirs", turn_count=0, start_time_ms=0, end_time_ms=0)]
+    assert ids(merge(base, mine, theirs).asset) == []
+    conceded = merge(base, mine, theirs, concede=["history.compacted"])
+    assert conceded.conflicts == ("history.compacted",)
+    assert ids(conceded.asset) == ["a"]
+
+
 def test_compacted_on_one_side() -> None:
     """A compaction and what was pushed meanwhile go together."""
     base = session("a", "b", "c")

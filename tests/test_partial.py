@@ -90,10 +90,10 @@ REMOVALS: dict[str, Callable[[list[Any]], object]] = {
     "the last": lambda turns: turns.pop(),
     "one in between": lambda turns: turns.pop(1),
     "all": lambda turns: turns.clear(),
-    "one, another is added": lambda turns: turns.append(turn("new")) or turns.pop(1),
-    "the first, another is added": lambda turns: turns.append(turn("new")) or turns.pop(0),
+    "one, another is added": lambda turns: (turns.append(turn("new")), turns.pop(1)),
+    "the first, another is added": lambda turns: (turns.append(turn("new")), turns.pop(0)),
     "one is replaced": lambda turns: turns.__setitem__(1, turn("new")),
-    "one, two are added": lambda turns: turns.extend([turn("a"), turn("b")]) or turns.pop(1),
+    "one, two are added": lambda turns: (turns.extend([turn("a"), turn("b")]), turns.pop(1)),
 }
 
 

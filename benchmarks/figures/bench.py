@@ -15,7 +15,8 @@ from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
 from orcs_redis.model.encoding import encode
 from orcs_redis.protocol.commands import Command, ScriptCall, merge
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.writes import APPEND, Write, _pack_header
+from orcs_redis.protocol.writes import WRITE as KIND
+from orcs_redis.protocol.writes import Group, Write, _pack_header
 from orcs_redis.scripts import WRITE
 from orcs_redis.transport.address import Address, parse_url
 from orcs_redis.transport.connection import Link
@@ -30,6 +31,7 @@ Measure: TypeAlias = Callable[["Bench"], AsyncIterator[Figure]]
 T = TypeVar("T")
 
 FIGURES: dict[int, Measure] = {}
+_PUSH = KIND + b"p" + (1).to_bytes(4)  # a write of one turn, as its header says it
 
 
 def figure(number: int) -> Callable[[Measure], Measure]:
@@ -160,13 +162,13 @@ class ByHand:
     def append_arguments(self, id: str, data: bytes) -> tuple[list[str], list[Any]]:
         """Return the script's keys and arguments (scripts/write.lua) to add one turn."""
         if id not in self._made:
-            (call,) = Write(self._namespace, APPEND, id, None, (data,)).commands()
+            (call,) = Write(self._namespace, id, [Group(b"p", (data,))]).commands()
             _, _, count, *parts = merge([cast(ScriptCall, call)])
             keys, shared = [str(key) for key in parts[: int(count)]], parts[int(count) : -2]
             self._made[id] = keys, shared, os.urandom(12), itertools.count(1)
         keys, shared, writer, counters = self._made[id]
         counter = next(counters)
-        return keys, [*shared, _pack_header(1, 2, writer, counter, 0, self.seen, counter) + APPEND, data]
+        return keys, [*shared, _pack_header(1, 2, writer, counter, 0, self.seen, counter) + _PUSH, data]
 
     async def load(self, id: str) -> SessionAsset:
         """Read hash and list in a pipeline, decoded."""
@@ -198,7 +200,7 @@ class ByHand:
         """Return a session of what was read."""
         if revision not in (None, fields[b".revision"]):
             raise RuntimeError("torn")
-        return self.codec.decode(id, self.codec.sections(fields), turns)
+        return self.codec.decode(id, self.codec.parts(fields), turns)
 
     def partition(self, id: str) -> Partition:
         """Return the session's keys."""
@@ -214,9 +216,10 @@ class ByHand:
         return [
             ("RPUSH", keys.turns(id), data),
             session,
-            ("HSET", keys.meta, id, b"m" * 60),
+            ("HSET", keys.meta, id, b"m" * 75),
             ("ZADD", keys.updated, 1_750_000_000_000 + number, id),
             ("ZADD", keys.changes, number, id),
             ("HSET", keys.state, "revision", number, b"w123456789012", b"w" * 32),
             ("PUBLISH", keys.changes, b"p" * 40),
+            ("PUBLISH", f"{keys.changes}:{id}", b"p" * 40),
         ]

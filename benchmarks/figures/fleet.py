@@ -17,7 +17,7 @@ import redis.asyncio
 from orcs_redis import ConversationTurn, RedisSessionStore, SessionAsset
 from tests.faults.proxy import BLACKHOLE, Proxy
 
-from ..harness import in_turns, medians, spread
+from ..harness import in_turns, medians, ratio, spread
 from ..processes import Process, go, race, ready
 from ..report import Figure, at_most
 from .bench import Bench, Store, figure, fill
@@ -226,11 +226,35 @@ async def crowds(bench: Bench) -> AsyncIterator[Figure]:
         yield Figure(f"server's CPU of one append with {crowd} watchers", *spread(values), unit="µs", detail=detail)
 
 
-async def watchers(url: str, namespace: str, count: str) -> None:
-    """Watch with so many stores, until this process is ended."""
+@figure(27)
+async def bystanders(bench: Bench) -> AsyncIterator[Figure]:
+    """The server's CPU for an append while 100 watch other sessions: at most 1.1 times that with nobody watching."""
+    writes = bench.often(2000, 500)
+    cpu: dict[int, list[float]] = {0: [], 100: []}
+    async with _open(bench, 51) as (namespace, store):
+        for crowd in in_turns(cpu, bench.often(11, 5)):
+            with Process(f"{__name__}:watchers", bench.tcp, namespace, crowd, "s50") as watching:
+                watching.ready()
+                await _subscribed(bench, namespace, crowd)
+                await asyncio.sleep(0.2)
+                before = bench.server.cpu()
+                for n in range(writes):
+                    await store.append(f"s{n % 50}", turn())
+                cpu[crowd].append((bench.server.cpu() - before) / writes * 1e6)
+            await _subscribed(bench, namespace, 0)
+    yield Figure(
+        "server's CPU of one append, 100 watchers of other sessions against none",
+        *ratio(cpu[100], cpu[0]),
+        target=at_most(1.1),
+        detail={"µs": {str(crowd): statistics.median(values) for crowd, values in cpu.items()}},
+    )
+
+
+async def watchers(url: str, namespace: str, count: str, *ids: str) -> None:
+    """Watch with so many stores, until this process is ended: these sessions, or all if there are none."""
 
     async def watch(store: Store) -> None:
-        async for _ in store.watch():
+        async for _ in store.watch(ids=ids or None):
             pass
 
     async with AsyncExitStack() as stack:

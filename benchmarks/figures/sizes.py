@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 
 from orcs_redis import RedisSessionStore, SessionAsset, open_store
+from orcs_redis.model.encoding import encode
 from orcs_redis.protocol.keys import Keyspace
 
 from ..harness import HISTORY, Step, latencies, medians, ratio_of_medians, repeating
 from ..processes import Process
 from ..report import Figure, at_most
 from ..servers import Server
-from .bench import Bench, Skip, Store, figure, fill
+from .bench import Bench, Store, figure, fill
 from .data import real_sessions
 
 
@@ -197,9 +198,10 @@ async def _fill_directly(bench: Bench, store: Store, namespace: str, size: int) 
 
 @figure(6)
 async def memory(bench: Bench) -> AsyncIterator[Figure]:
-    """Memory of a session of 50 turns, index and all without clients' buffers: at most its compact JSON.
+    """Memory of a session of 50 turns, index and all without clients' buffers: at most 0.95 of its compact JSON.
 
-    Made-up ones, saved and appended turn by turn, and real ones, if they are there.
+    Made-up ones, saved and appended turn by turn, and real ones, if they are there. Then made-up ones with 20 keys of
+    metadata of 40 bytes: at most 1.1 times the same with all of metadata in one field.
     """
     sessions = 1000
     made = [bench.source.session(f"m-{n}", HISTORY) for n in range(sessions)]
@@ -209,7 +211,8 @@ async def memory(bench: Bench) -> AsyncIterator[Figure]:
         ("real sessions, saved", list(real_sessions(sessions))),
     ):
         if not assets:
-            raise Skip("no real sessions")
+            bench.say("no real sessions")
+            continue
         pretty = statistics.mean(len(asset.to_json().encode()) for asset in assets)
         compact = statistics.mean(len(_compact(asset)) for asset in assets)
         async with bench.open() as (store, _):
@@ -224,9 +227,32 @@ async def memory(bench: Bench) -> AsyncIterator[Figure]:
         yield Figure(
             f"memory of a session, {name}, against its compact JSON",
             used / compact,
-            target=at_most(1.0),
+            target=at_most(0.95),
             detail={"bytes": {"used": used, "compact JSON": compact, "as orcs writes it": pretty}},
         )
+    yield await _keys_apart(bench, made)
+
+
+async def _keys_apart(bench: Bench, assets: Sequence[SessionAsset]) -> Figure:
+    for asset in assets:
+        asset.metadata = {f"key-{n:02d}": bench.source.text(40)[:40] for n in range(20)}
+    client = bench.server.client
+    async with bench.open() as (store, by_hand):
+        before = _settled_memory(bench.server)
+        await fill(store, assets)
+        apart = (_settled_memory(bench.server) - before) / len(assets)
+        for asset in assets:
+            key = by_hand.partition(asset.id).session(asset.id)
+            client.hset(key, "metadata", encode(asset.metadata))
+            client.hdel(key, ".born", ".reshaped", ".parts", *(f"metadata.{name}" for name in asset.metadata))
+            client.restore(key, 0, client.dump(key) or b"", replace=True)  # as small as if it had never been larger
+        together = (_settled_memory(bench.server) - before) / len(assets)
+    return Figure(
+        f"memory of a session, {HISTORY} turns and 20 keys of metadata, against metadata in one field",
+        apart / together,
+        target=at_most(1.1),
+        detail={"bytes": {"a field each": apart, "one field": together}},
+    )
 
 
 def _compact(asset: SessionAsset) -> bytes:

@@ -5,37 +5,47 @@ What sessions contain is shown, never obeyed: control characters are escaped, ma
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from io import TextIOWrapper
+from typing import Literal, NamedTuple
 
+import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from ..model.asset import SessionAsset, to_datetime
+from ..model.labels import labels_of
 from ..model.meta import SessionMeta
-from ..model.sections import ConversationTurn
+from ..model.sections import ConversationHistory, ConversationTurn
 from ..protocol.changes import Change
 
 __all__ = [
     "change_line",
     "complain",
     "describe_session",
-    "list_table",
+    "describe_turns",
     "output",
+    "print_bytes",
     "print_document",
     "print_json",
     "print_line",
+    "print_list",
+    "print_records",
     "print_text",
     "progress_bar",
+    "records_json",
     "safe",
+    "turns_json",
 ]
 
 _EXCERPT = 200  # characters shown of a tool call's arguments or result
@@ -79,9 +89,9 @@ def complain(problem: object) -> None:
     output(stderr=True).print(Text(f"orcs-redis: {safe(text)}"), soft_wrap=True)
 
 
-def print_text(what: str | Text | Table) -> None:
-    """Print text or a table to standard output."""
-    output().print(what, soft_wrap=not isinstance(what, Table))
+def print_text(what: str | Text) -> None:
+    """Print text to standard output."""
+    output().print(what, soft_wrap=True)
 
 
 def print_json(document: object) -> None:
@@ -104,6 +114,19 @@ def print_document(text: str) -> None:
         console.out(escaped, highlight=False, end="")
     else:
         console.out(text, highlight=False, end="")
+
+
+def print_bytes(data: bytes) -> None:
+    """Print bytes: to a program or a file exactly, to a terminal as text, without what it could obey."""
+    if sys.stdout.isatty():
+        lines = data.decode(errors="backslashreplace").split("\n")
+        output().out("\n".join(map(safe, lines)), highlight=False)
+        return
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output().on_broken_pipe()
 
 
 def _when(time: datetime) -> str:
@@ -129,59 +152,152 @@ def change_line(change: Change) -> Text:
     )
 
 
-def list_table(metas: Sequence[SessionMeta]) -> Table:
-    """Return a list of sessions as a table."""
-    wide = output().width >= 120  # else the time of the update leaves no room for the names
-    table = Table(box=None, header_style="bold")
-    # A UUID stays in one piece.
-    table.add_column("id", no_wrap=all(len(meta.id) <= 36 for meta in metas), overflow="fold")
-    table.add_column("name", overflow="fold")
-    table.add_column("turns", no_wrap=True, justify="right")
-    table.add_column("updated", no_wrap=True, justify="right")
-    table.add_column("project", overflow="fold")
-    for meta in metas:
-        updated = f"{_when(meta.updated_at)} UTC, " * wide + _age(meta.updated_at)
-        cells = (meta.id, meta.name or "", str(meta.turn_count), updated, meta.project_path or "")
-        table.add_row(*(Text(safe(cell)) for cell in cells))
+class Column(NamedTuple):
+    """A column of a table; of the first one nothing is ever cut."""
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    whole: bool = False  # it gives no room to others
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under headings: in a terminal as wide as that, a line each, cut where it must be; else whole."""
+    shown = [[safe(cell) for cell in row] for row in rows]
+    if output().is_terminal:
+        output().print(_fitted(columns, shown))
+        return
+    lines = [[column.title for column in columns], *shown]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    text = ("  ".join(map(_padded, line, columns, widths)).rstrip() for line in lines)
+    output().out("\n".join(text), highlight=False)
+
+
+def _padded(cell: str, column: Column, width: int) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if column.justify == "right" else cell + space
+
+
+def _fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.title, no_wrap=column.whole, overflow="fold", justify=column.justify)
+    for first, *others in rows:
+        table.add_row(Text(first), *(Text(cell, no_wrap=True, overflow="ellipsis") for cell in others))
     return table
+
+
+def print_list(metas: Sequence[SessionMeta]) -> None:
+    """Print a list of sessions: what of each, depends on the terminal's width."""
+    width = output().width
+    with_labels = width >= 100 and any(meta.labels for meta in metas)
+    with_time = width >= (150 if with_labels else 120)  # else it leaves no room for the names
+    columns = {
+        "id": Column("id", whole=all(len(meta.id) <= 36 for meta in metas)),  # a UUID stays in one piece
+        "name": Column("name"),
+        "turns": Column("turns", justify="right", whole=True),
+        "updated": Column("updated", justify="right", whole=True),
+        "project": Column("project"),
+        "labels": Column("labels"),
+    }
+    absent = {"turns": width < 70, "project": width < 80, "labels": not with_labels}
+    names = [name for name in columns if not absent.get(name)]
+
+    def row(meta: SessionMeta) -> list[str]:
+        cells = {
+            "id": meta.id,
+            "name": meta.name or "",
+            "turns": str(meta.turn_count),
+            "updated": f"{_when(meta.updated_at)} UTC, " * with_time + _age(meta.updated_at),
+            "project": meta.project_path or "",
+            "labels": _labels(meta.labels),
+        }
+        return [cells[name] for name in names]
+
+    print_table([columns[name] for name in names], map(row, metas))
+
+
+def print_records(records: Sequence[tuple[str, bytes]]) -> None:
+    """Print the keys and sizes of records."""
+    columns = (Column("key"), Column("bytes", justify="right", whole=True))
+    print_table(columns, ((key, str(len(data))) for key, data in records))
+
+
+def records_json(records: Sequence[tuple[str, bytes]]) -> str:
+    """Return records as a JSON document: values that are JSON just as they are, others in base64."""
+    items = [{"key": key, "size": len(data), **_value(data)} for key, data in records]
+    return msgspec.json.format(msgspec.json.encode(items), indent=2).decode() + "\n"
+
+
+def _value(data: bytes) -> dict[str, object]:
+    try:
+        data.decode()
+        msgspec.json.decode(data)
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return {"base64": base64.b64encode(data).decode()}
+    return {"json": msgspec.Raw(data)}
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
 
 
 def describe_session(asset: SessionAsset, turns: int) -> Text:
     """Return a session as text, with its last turns."""
     project, history = asset.project_context, asset.history
+    labels = labels_of(asset)
+    summarised = sum(part.turn_count for part in history.compacted)
+    metadata = {key: value for key, value in asset.metadata.items() if key != "labels" or not labels}
     lines = {
         "name": project.name or "",
         "project": project.root_path or "",
+        "labels": _labels(labels),
         "technologies": ", ".join(project.technologies),
         "created": f"{_when(asset.created_at)} UTC",
         "updated": f"{_when(asset.updated_at)} UTC, {_age(asset.updated_at)}",
-        "turns": f"{len(history)}, and {sum(part.turn_count for part in history.compacted)} summarised",
+        "turns": f"{history.skipped + len(history)}, and {summarised} summarised",
         "skills": ", ".join(asset.skill_configs),
         "snapshots": ", ".join(asset.component_snapshots),
         "grants": ", ".join(grant.pattern for grant in asset.granted_commands),
         "facts": "; ".join(f"{fact.key}: {fact.value}" for fact in project.learned_facts),
-        "metadata": _excerpt(asset.metadata),
+        "metadata": _excerpt(metadata),
     }
     text = Text.assemble((safe(asset.id), "bold"))
     for name, value in lines.items():
         if value:
             text.append(f"\n{name:<14}", "dim").append(safe(value))
-    first = max(len(history) - turns, 0)
+    shown = history.recent(turns)
+    first = history.skipped + len(history) - len(shown)
     if first:
         text.append(f"\n\n... {first} earlier turns", "dim")
-    for number, turn in enumerate(history.turns[first:], first):
-        _append_turn(text, number, turn)
+    for number, turn in enumerate(shown, first):
+        text.append(f"\n\n#{number} ", "bold").append_text(_describe_turn(turn))
     return text
 
 
-def _append_turn(text: Text, number: int, turn: ConversationTurn) -> None:
+def describe_turns(turns: Sequence[ConversationTurn]) -> Text:
+    """Return turns as text."""
+    return Text("\n\n").join(map(_describe_turn, turns))
+
+
+def _describe_turn(turn: ConversationTurn) -> Text:
+    """Return a turn as text; of a raw item its format, and as content what it says."""
+    text = Text.assemble((safe(turn.role), "bold"), (f" {_when(to_datetime(turn.timestamp_ms))}", "dim"))
+    if turn.raw is not None:
+        text.append(f" {safe(turn.raw.format)}", "cyan")
     tags = f" [{', '.join(turn.tags)}]" if turn.tags else ""
-    text.append(f"\n\n#{number} {safe(turn.role)}", "bold").append(f" {_when(to_datetime(turn.timestamp_ms))}", "dim")
     text.append(safe(tags) + "\n" + _block(turn.content))
     for call in turn.tool_calls:
         how = "ok" if call.success else "failed"
         text.append(f"\n    {safe(call.tool_name)} ", "cyan").append(_excerpt(call.args))
         text.append(f"\n        {how} in {call.duration_ms} ms: ", "dim").append(_excerpt(call.result))
+    return text
+
+
+def turns_json(turns: Sequence[ConversationTurn]) -> list[object]:
+    """Return turns as orcs' file has them."""
+    asset = SessionAsset(history=ConversationHistory(turns=list(turns)))
+    found: list[object] = json.loads(asset.to_json())["history"]["turns"]
+    return found
 
 
 def _excerpt(value: object) -> str:

@@ -119,7 +119,8 @@ class _Chooser(NamedTuple):
 def _merged_list(
     path: str, of: _Versions[list[Entry]], values: list[Any], others: list[Any], chooser: _Chooser
 ) -> list[Any]:
-    if of.theirs in (of.base, of.mine):
+    undoing = path == _TURNS and _COMPACTED in chooser.conflicts
+    if of.theirs == of.mine or (of.theirs == of.base and not undoing):
         return list(values)
     same = next((n for n, entries in enumerate(zip(*of, strict=False)) if len({*entries}) > 1), min(map(len, of)))
     of = _Versions(*(entries[same:] for entries in of))

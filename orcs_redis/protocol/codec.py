@@ -15,8 +15,8 @@ from ..model.encoding import attempt, encode, named, pack
 from ..model.labels import labels_of
 from ..model.parts import MAPS, Place, drop_part
 from ..model.sections import ConversationHistory, ConversationTurn
-from .baseline import Baseline
-from .turns import are_encoded, decode_turns, encode_known_turn, encode_turn
+from .baseline import Baseline, turn_id
+from .turns import are_encoded, decode_turns, encode_known_turn, encode_turn, id_of
 
 __all__ = [
     "VERSION",
@@ -465,6 +465,12 @@ def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | Non
         first = old.index(turns[0]) if turns and turns[0] in old else 0
     kept = min(len(old) - first, len(turns))
     edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
+    removed = next((n for n, (i, turn) in enumerate(edits) if turn_id(old[first + i]) != id_of(turn)), None)
+    if removed is not None:
+        # From there on turns are others. What others have pushed must not come after them as if they had stayed.
+        if len(turns) - edits[removed][0] > _MAX_EDITS:
+            return None
+        kept, edits = edits[removed][0], edits[:removed]
     if (old and not kept) or len(edits) > _MAX_EDITS:
         return None
     last = -1 if first + kept == len(old) else first + kept - 1

@@ -48,11 +48,15 @@ class ScriptCall(msgspec.Struct):
     """A call of a script that does the work of several calls in one: their keys and arguments follow one another.
 
     The reply is an array with an item for each; each caller gets an array of its own item.
+
+    In a call no key may vanish and be used again: where a cluster's slot is moving, the server stops the script there.
     """
 
     prefix: CallPrefix
     keys: Sequence[str]
     arguments: Sequence[Argument]
+    empties: bool = False  # its own keys may vanish
+    alone: bool = False  # so may those of the prefix
 
     def size(self) -> int:
         """Return about how many bytes it has."""
@@ -114,6 +118,7 @@ def batches(commands: Iterable[Command | Packed]) -> Iterator[Batch]:
     run: list[Command | Packed] = []
     prefix: CallPrefix | None = None  # of the run; None: of what goes out alone
     size = 0
+    emptied: set[str] = set()  # keys that may have vanished in the run
     for command in commands:
         if type(command) is not ScriptCall:
             if run:
@@ -121,13 +126,22 @@ def batches(commands: Iterable[Command | Packed]) -> Iterator[Batch]:
             run, prefix = [command], None
             continue
         own = command.size()
-        if command.prefix is prefix and len(run) < MAX_MERGED and size + own <= _MAX_MERGED_BYTES:
+        if (
+            command.prefix is prefix
+            and len(run) < MAX_MERGED
+            and size + own <= _MAX_MERGED_BYTES
+            and not command.alone
+            and (not emptied or emptied.isdisjoint(command.keys))
+        ):
             run.append(command)
             size += own
         else:
             if run:
                 yield Batch(run)
-            run, prefix, size = [command], command.prefix, own
+            run, prefix, size = [command], None if command.alone else command.prefix, own
+            emptied = set()
+        if command.empties:
+            emptied.update(command.keys)
     if run:
         yield Batch(run)
 

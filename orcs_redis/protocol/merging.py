@@ -6,16 +6,17 @@ three-way merge of whole assets (`model.merge`).
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from ..errors import SerializationError
 from ..model.asset import SessionAsset
 from ..model.encoding import attempt
 from ..model.merge import Merged, merge
-from ..model.parts import Digests, Entry, digests
+from ..model.parts import Digests, Entry, digests, drop_part, get_part, set_part
 from ..model.sections import ConversationTurn, now_ms
 from .baseline import Baseline, Digest, loaded_turns, resolved, set_baseline, turn_id
 from .codec import Codec
@@ -110,13 +111,44 @@ def _either(mine: Sequence[Entry], theirs: Sequence[Entry]) -> list[Entry]:
 def _retained(codec: Codec[A], base: Baseline, theirs: Baseline, conflicts: Sequence[str]) -> Baseline:
     """Return what is stored, but for the parts that collide: of those, what they were before."""
     fields = dict(theirs.fields)
-    for name in filter(None, map(codec.field_of_part, conflicts)):
-        if name in base.fields:
-            fields[name] = base.fields[name]
-        else:
+    smaller = []
+    for part in conflicts:
+        name = codec.field_of_part(part)
+        data = base.fields.get(name) if name is not None else None
+        if name in _SECTIONS and type(data) is bytes:
+            smaller.append(part)
+        elif name is not None and data is not None:
+            fields[name] = data
+        elif name is not None:
             fields.pop(name, None)
-    turns = base.turns if any(part.startswith("turn/") for part in conflicts) else theirs.turns
+    if smaller:
+        fields |= _with_parts(codec, base, theirs, smaller)
+    ids = {part.removeprefix("turn/") for part in conflicts if part.startswith("turn/")}
+    turns = _with_turns(base.turns, theirs.turns, ids)
     return theirs._replace(fields=fields, turns=turns, conflicting=True, digested=base.digested)
+
+
+def _with_parts(codec: Codec[A], base: Baseline, theirs: Baseline, parts: Sequence[str]) -> dict[str, bytes]:
+    """Return the sections of these parts: theirs, in which these parts are as they were before."""
+    sections = {part.partition(".")[0] for part in parts}
+    old = codec.decode(base.id, {**theirs.fields, **{name: base.fields[name] for name in sections}}, ())
+    mixed = codec.decode(theirs.id, theirs.fields, ())
+    for part in parts:
+        try:
+            set_part(mixed, part, get_part(old, part))
+        except KeyError:  # there was none
+            with contextlib.suppress(KeyError):
+                drop_part(mixed, part)
+    return {name: data for name in sections if (data := codec.encode_field(mixed, name)) is not None}
+
+
+def _with_turns(old: Sequence[bytes], new: Sequence[bytes], ids: Collection[str]) -> Sequence[bytes]:
+    """Return the new turns, in which those of these ids are as they were before."""
+    if not ids:
+        return new
+    before = {id: data for data in old if (id := decode_id(turn_id(data))) in ids}
+    turns = [before.pop(id, None) if (id := decode_id(turn_id(data))) in ids else data for data in new]
+    return [*(data for data in turns if data is not None), *before.values()]
 
 
 def _fast_forward(

@@ -15,7 +15,7 @@ from .baseline import Baseline, baseline_of, resolved, set_baseline, turn_id
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
-from .reads import News, ReadNews, ReadStored, Stored
+from .reads import NO_TURNS, News, ReadNews, ReadStored, Stored
 from .request import Pause, Plan
 from .turns import id_of
 from .writer import Namespace
@@ -169,7 +169,7 @@ class Saving(Generic[A]):
         if known is None:
             raise ValueError("the asset was neither loaded from this namespace nor saved to it")
         news = yield ReadNews(self._namespace, known)
-        if news.revision == known.revision and not news.reshaped:
+        if news.revision == known.revision and not (news.reshaped or known.conflicting):
             return known.revision
         theirs = yield from self._latest(known, news)
         if self._known(asset) is not known:  # another task was quicker
@@ -204,13 +204,22 @@ class Saving(Generic[A]):
         return _as_baseline(known, stored, [*known.turns, *stored.turns], known.skipped)
 
     def _read_again(self, known: Baseline) -> Plan[Baseline]:
+        stored, skipped = yield from self._read_from_place(known)
+        if stored.born > known.revision or skipped is None:
+            raise ConflictError(known.id, known.revision, stored.revision)
+        return _as_baseline(known, stored, stored.turns[skipped - stored.start :], skipped)
+
+    def _read_from_place(self, known: Baseline) -> Plan[tuple[Stored, int | None]]:
+        """Read a session, at least from where the known turns begin, and where that is; None if they are gone.
+
+        Nearly always nothing before them was removed; then no turn before them is read.
+        """
+        start = known.skipped if known.turns or not known.skipped else NO_TURNS
+        stored = yield ReadStored(self._namespace, self._codec, known.id, start)
+        if not (known.skipped and known.turns) or _begins_alike(known, stored):
+            return stored, stored.start
         stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
-        if stored.born > known.revision:
-            raise ConflictError(known.id, known.revision, stored.revision)
-        skipped = _find(known, stored) if known.skipped else 0
-        if skipped is None:
-            raise ConflictError(known.id, known.revision, stored.revision)
-        return _as_baseline(known, stored, stored.turns[skipped:], skipped)
+        return stored, _find(known, stored)
 
     def _follow_up(
         self, asset: A, mine: Baseline, base: Baseline, objects: Sequence[Any], new: Encoded, kept: int
@@ -231,13 +240,14 @@ class Saving(Generic[A]):
         try:
             stored = yield ReadStored(self._namespace, self._codec, asset.id, base.skipped + kept)
             if stored.reshaped > base.revision and stored.reshaped != mine.revision:  # by others
-                stored = yield ReadStored(self._namespace, self._codec, asset.id, 0)
-                skipped, turns = _find(mine._replace(turns=new.turns), stored) if base.skipped else 0, []
-        except StorageError:
-            return  # it was saved all the same; what it changed counts as changed until the next save
-        if skipped is None or stored.born > mine.revision:
-            return  # its turns were cut, or it was made anew: the next save says so
-        turns += stored.turns if stored.start else stored.turns[skipped:]
+                stored, skipped = yield from self._read_from_place(mine._replace(turns=new.turns))
+                turns = []
+        except StorageError:  # it was saved all the same
+            skipped = None
+        if skipped is None or stored.born > mine.revision:  # the next save or refresh reads all, and says what is gone
+            set_baseline(asset, mine._replace(conflicting=True), objects)
+            return
+        turns += stored.turns[max(skipped - stored.start, 0) :]
         bring_up(self._codec, asset, mine, _as_baseline(mine, stored, turns, skipped), objects)
 
     def update(self, id: str, change: Callable[[A], object], lease: LeaseToken | None) -> Plan[Versioned[A]]:
@@ -305,6 +315,12 @@ def _as_baseline(known: Baseline, stored: Stored, turns: Sequence[bytes], skippe
     return Baseline(known.incarnation, known.id, stored.revision, stored.operation_id, stored.fields, turns, skipped)
 
 
+def _begins_alike(known: Baseline, stored: Stored) -> bool:
+    """Whether what was read begins with the first of the known turns."""
+    first, ids = turn_id(known.turns[0]), [id_of(turn) for turn in stored.turns]
+    return ids[:1] == [first] and ids.count(first) == 1
+
+
 def _find(known: Baseline, stored: Stored) -> int | None:
     """Return where the turns of a partial asset begin in what is stored; None if they are not there any more."""
     if not known.turns:
@@ -321,6 +337,4 @@ def _find(known: Baseline, stored: Stored) -> int | None:
 
 def _check_whole(asset: SessionAsset) -> None:
     if asset.history.skipped:
-        raise ValueError(
-            "the asset is partial: its turns can't be removed, nor can it be saved elsewhere"
-        )
+        raise ValueError("the asset is partial: its turns can't be removed, nor can it be saved elsewhere")

@@ -122,8 +122,8 @@ class Write(Identified[Written]):
     """One run of the writing script (scripts/write.lua)."""
 
     __slots__ = (
-        "_arguments", "_expected", "_id", "_keys", "_kind_and_groups", "_may_create", "_more_keys", "_staged",
-        "_staging", "_stagings", "_wiped",
+        "_arguments", "_empties", "_expected", "_id", "_keys", "_kind_and_groups", "_may_create", "_more_keys",
+        "_source", "_staged", "_staging", "_stagings", "_wiped",
     )  # fmt: skip
 
     def __init__(
@@ -151,8 +151,10 @@ class Write(Identified[Written]):
         """
         super().__init__(namespace, id)
         self._id = id
+        self._source = source
         self._expected = 0
         self._may_create = False  # whether the session may be absent
+        self._empties = False  # whether its list of turns or its records may vanish
         partition = self._partition
         self._keys = [partition.session(id), partition.turns(id)]
         self._more_keys: list[str] = []
@@ -170,6 +172,7 @@ class Write(Identified[Written]):
                 self._expected = _revision_of(values[0])
             records |= letter in b"PNDR"
             self._may_create |= letter in b"Wc"
+            self._empties |= letter in b"xzqDR" or (letter == b"h" and not values)
             if letter in b"cshpyvPN" and b"" in values:
                 raise SerializationError("", "no bytes at all")
         if staged:
@@ -221,10 +224,12 @@ class Write(Identified[Written]):
             letters += b"b\0\0\0\1"
             arguments.append(b"".join([_pack_barred(window.writer[8:], *rest) for window, *rest in token.barred]))
         arguments[0] = _pack_header(len(arguments) - 1, len(keys), *token.fields()) + letters
-        return ScriptCall(prefix, keys, arguments)
+        return ScriptCall(prefix, keys, arguments, self._empties, alone=letters.startswith(DELETE))
 
     def in_absence(self) -> StorageError | None:
         """No namespace is made for what needs a session."""
+        if self._source is not None:
+            return NotFoundError(self._source)
         if self._expected:
             return ConflictError(self._id, self._expected, 0)
         return None if self._may_create else NotFoundError(self._id)
@@ -260,6 +265,11 @@ class Write(Identified[Written]):
             self._check(reply)
         item: list[Any] = [*reply[0], None, None]
         answer, value, more, *rest = item
+        expected = self._expected
+        if self._source is not None and more == b"source":
+            id = self._source
+        elif self._source is not None:
+            expected = 0
         match answer:
             case b"OK":
                 idle = rest[1] == value  # there was nothing to do: nothing was noted, nor barred
@@ -269,9 +279,9 @@ class Write(Identified[Written]):
                 self._namespace.observe(self._partition, value)
                 if (token.barred or token.window.given_up) and not idle:
                     self._namespace.acknowledge(self._partition, token)
-                return Written(value, more, token.operation_id, rest[0], rest[1])
+                return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":
-                raise ConflictError(id, self._expected, value)
+                raise ConflictError(id, expected, value)
             case b"CHANGED":
                 outdated = Outdated(id, self._expected, value)
                 outdated.conclusive = more == b"turns"  # a part may come back to what it was

@@ -13,8 +13,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from .chaos import FAULTS, Report, check_folder, run
-from .workers import PLANTS
+from .chaos import FAULTS
+from .plants import PLANTS
+from .run import Report, check_folder, run
 
 
 def progress(seconds: float, ended: threading.Event) -> None:

@@ -1,8 +1,6 @@
 """The checker: reads what the workers say they did and what the server holds in the end, and finds what can't be.
 
-It is pure. A write is acknowledged (it says its revision), refused (the error promises that it was not applied), or
-unknown (OutcomeUnknownError, a cancelled or interrupted caller, a killed worker): then it is in at most once, at any
-time after the call. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass
+It is pure. Revisions order the writes of a partition, so that nothing has to be searched: each rule is a pass
 over the lists.
 
 The rules, by the names that violations bear:
@@ -33,117 +31,21 @@ The rules, by the names that violations bear:
 from __future__ import annotations
 
 import bisect
-import heapq
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
-from .workers import DEADLINE, digest
+from .final import check_dump, check_gaps
+from .ops import BY_PARTS, MEMORY, NEVER, QUIET, UNKNOWN, Faults, Known, Op, Violation, judged, read_history
+from .recorder import digest
+from .workers import DEADLINE
 
-__all__ = ["FALSEHOODS", "REFUSALS", "UNKNOWN", "Faults", "Op", "Violation", "check", "read_history"]
+__all__ = ["Faults", "Op", "Violation", "check", "read_history"]
 
-WRITES = ("append", "create", "put", "save", "update", "delete")
-REFUSALS = (
-    "UnavailableError",
-    "NotFoundError",
-    "ConflictError",
-    "StoreFullError",
-    "LeaseLostError",
-    "PermissionDeniedError",
-)  # not applied, says the contract
-UNKNOWN = ("OutcomeUnknownError", "Cancelled", "Interrupted", "Swallowed", None)
-FALSEHOODS = ("refused", "conflict", "absent")  # the rules that an error breaks which says what isn't so
-_NEVER = 2**63
-_MEMORY = 2_000_000_000  # ns for which a store may remember a denial, or not know that its server was demoted
-_PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What the checker must know of the faults, in ns of the monotonic clock."""
-
-    moved: Sequence[tuple[int, int]] = ()  # the old master was demoted, and then the endpoint led to the new one
-    denied: Sequence[tuple[int, int]] = ()  # the workers' user lacked rights
-    healed: int = _NEVER  # all faults were over
-    alive: Sequence[str] = ()  # workers that had some time to write after that
-
-
-QUIET = Faults()
-
-
-@dataclass(slots=True)
-class Op:
-    """One call of the store, and how it ended (outcome None: nobody knows)."""
-
-    uid: str
-    kind: str
-    session: str
-    called: int
-    args: dict[str, Any] = field(default_factory=dict)
-    returned: int = _NEVER
-    outcome: str | None = None
-    result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def writes(self) -> bool:
-        return self.kind in WRITES
-
-    @property
-    def ok(self) -> bool:
-        return self.outcome == "ok"
-
-    @property
-    def unknown(self) -> bool:
-        return self.outcome in UNKNOWN
-
-    @property
-    def revision(self) -> int:
-        revision: int = self.result["revision"]
-        return revision
-
-    @property
-    def ids(self) -> list[str]:
-        ids: list[str] = self.args.get("ids", [])
-        return ids
-
-    def __str__(self) -> str:
-        end = f"@{self.revision}" if self.ok and "revision" in self.result else ""
-        took = "" if self.returned == _NEVER else f" in {(self.returned - self.called) / 1e9:.3f} s"
-        return f"{self.kind} {self.uid} on {self.session!r} ({self.outcome}{end}, called {self.called / 1e9:.3f}{took})"
-
-
-@dataclass(frozen=True)
-class Violation:
-    """What can't be, and why."""
-
-    rule: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.text}"
-
-
-def read_history(paths: Iterable[Path]) -> list[Op]:
-    """Read the workers' logs. A line that a kill cut short is a call that was not made."""
-    ops: dict[str, Op] = {}
-    for path in paths:
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            at = line.pop("at")
-            if (uid := line.pop("call", None)) is not None:
-                ops[uid] = Op(uid, line.pop("kind"), line.pop("session"), at, line)
-            else:
-                op = ops[line.pop("return")]
-                op.returned, op.outcome, op.result = at, line.pop("outcome"), line
-    return list(ops.values())
+PATIENCE = int(DEADLINE / 2 * 1e9)  # ns
 
 
 def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None, faults: Faults = QUIET) -> list[Violation]:
@@ -153,7 +55,7 @@ def check(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None, faults: F
         own = [op for op in ops if op.uid.rpartition("-")[0] == name]
         if not any(op.writes and op.ok and op.called > faults.healed for op in own):
             violations.append(Violation("stuck", f"{name} has written nothing since the end of all faults"))
-    ops = [_judged(op, faults.moved) for op in ops]
+    ops = [judged(op, faults.moved) for op in ops]
     partitions = len(dump) if dump else 1
     for number in range(partitions):
         own = [op for op in ops if not op.session or crc32(op.session.encode()) % partitions == number]
@@ -167,56 +69,8 @@ def _check_denials(ops: Sequence[Op], denied: Sequence[tuple[int, int]]) -> list
         Violation("unexpected", f"{op}: {op.result.get('text', '')}")
         for op in ops
         if op.outcome == "PermissionDeniedError"
-        and not any(begin < op.returned and op.called < end + _MEMORY for begin, end in denied)
+        and not any(begin < op.returned and op.called < end + MEMORY for begin, end in denied)
     ]
-
-
-def _judged(op: Op, moved: Sequence[tuple[int, int]]) -> Op:
-    """Return a read as if it had begun before the server's role changed: then it may have read from the demoted one."""
-    if op.writes and op.outcome != "NotFoundError":
-        return op
-    begins = [begin for begin, end in moved if begin < op.returned and op.called < end + _MEMORY]
-    return replace(op, called=min(op.called, *begins)) if begins else op
-
-
-class _Known:
-    """The acknowledged writes of a session or partition, in the order of their revisions; the unknown ones apart."""
-
-    def __init__(self, writes: Sequence[Op]) -> None:
-        self.unknown = [op for op in writes if op.unknown]
-        self.writes = sorted((op for op in writes if op.ok), key=lambda op: op.revision)
-        self.revisions = [op.revision for op in self.writes]
-        by_return = sorted(self.writes, key=lambda op: op.returned)
-        self._returns = [op.returned for op in by_return]
-        self._newest = list(_running_max(by_return))
-        calls = [op.called for op in reversed(self.writes)]
-        self._first_calls = [*reversed(list(accumulate(calls, min))), _NEVER]
-
-    def began_after(self, revision: int) -> int:
-        """Return when the first of the writes with a higher revision was called."""
-        return self._first_calls[bisect.bisect_right(self.revisions, revision)]
-
-    def before(self, moment: int) -> Op | None:
-        """Return the newest of the writes that were acknowledged before a moment."""
-        at = bisect.bisect_left(self._returns, moment)
-        return self._newest[at - 1] if at else None
-
-    def between(self, low: int, high: int) -> list[Op]:
-        """Return those with low < revision < high."""
-        return self.writes[bisect.bisect_right(self.revisions, low) : bisect.bisect_left(self.revisions, high)]
-
-    def up_to(self, revision: int) -> Op | None:
-        """Return the last one of this revision or an earlier one."""
-        at = bisect.bisect_right(self.revisions, revision)
-        return self.writes[at - 1] if at else None
-
-
-def _running_max(ops: Iterable[Op]) -> Iterator[Op]:
-    newest: Op | None = None
-    for op in ops:
-        if newest is None or op.revision > newest.revision:
-            newest = op
-        yield newest
 
 
 @dataclass
@@ -237,7 +91,7 @@ class _Truth:
     @property
     def rank(self) -> tuple[bool, int, int]:
         """The dump knows best, then who saw most."""
-        return self.seen_at == _NEVER, len(self.ids), self.revision
+        return self.seen_at == NEVER, len(self.ids), self.revision
 
 
 class _Partition:
@@ -250,13 +104,13 @@ class _Partition:
         self._ops = {op.uid: op for op in ops}
         self._writes = [op for op in ops if op.writes]
         self._reads = [op for op in ops if not op.writes and op.ok]
-        self._known = _Known(self._writes)
+        self._known = Known(self._writes)
         self._of: dict[str, list[Op]] = defaultdict(list)
         for op in self._writes:
             self._of[op.session].append(op)
-        self._session = {session: _Known(writes) for session, writes in self._of.items()}
+        self._session = {session: Known(writes) for session, writes in self._of.items()}
         self._deletes = {
-            session: _Known([op for op in writes if op.kind == "delete"]) for session, writes in self._of.items()
+            session: Known([op for op in writes if op.kind == "delete"]) for session, writes in self._of.items()
         }
         self._truths: dict[tuple[str, str], _Truth] = {}
         self._violations: list[Violation] = []
@@ -277,13 +131,15 @@ class _Partition:
                     self._check_load(op)
                 case "turns":
                     self._check_turns(op)
+                case "read" | "refresh":
+                    self._check_fresh(op, op.session, op.result["revision"])
                 case "list" | "page":
                     self._check_items(op)
         self._check_absences()
         self._check_conditions()
         if self._dump is not None:
-            self._check_dump(self._dump)
-            self._check_gaps(self._dump)
+            self._violations += check_dump(self._dump, self._session)
+            self._violations += check_gaps(self._dump, self._known, self._bounds)
         return self._violations
 
     def _say(self, rule: str, text: str) -> None:
@@ -296,9 +152,11 @@ class _Partition:
             allowed: tuple[str | None, ...] = ("ok", "UnavailableError", "PermissionDeniedError", *UNKNOWN)
             if op.writes:
                 allowed += ("StoreFullError",)
-            if op.session and op.kind not in ("create", "put"):
+            if op.session and op.kind not in ("create", "put", "merge"):
                 allowed += ("NotFoundError",)
-            if op.writes and op.args.get("base") is not None:
+            if op.kind in ("merge", "refresh", "fork") or (
+                op.writes and not (op.args.get("base") is None and op.args.get("if_last") is None)
+            ):
                 allowed += ("ConflictError",)
             if op.writes and op.args.get("lease") is not None:
                 allowed += ("LeaseLostError",)
@@ -308,7 +166,7 @@ class _Partition:
                 allowed = tuple(outcome for outcome in allowed if outcome != "OutcomeUnknownError")
             if op.outcome == "Swallowed":
                 self._say("swallowed", f"{op}: {op.result.get('text') or 'it went on'}")
-            if op.outcome == "UnavailableError" and op.returned - op.called < _PATIENCE:
+            if op.outcome == "UnavailableError" and op.returned - op.called < PATIENCE:
                 self._say("hasty", f"{op}: {op.result.get('text', '')}")
             if op.outcome not in allowed:
                 self._say("unexpected", f"{op}: {op.result.get('text', '')}")
@@ -334,7 +192,7 @@ class _Partition:
                 newest = others.up_to(op.revision - 1)
                 if newest is not None and not self._may_be_absent(op.session, newest, op.returned):
                     self._say("overwrote", f"{op}, made for an absent session, came over {newest}")
-            if op.outcome == "ConflictError" and base is not None:
+            if op.outcome == "ConflictError" and base is not None and op.args.get("if_last") is None:
                 rivals = others.began_after(base) < op.returned or any(
                     other.called < op.returned and (base or other.kind != "delete") for other in others.unknown
                 )
@@ -365,10 +223,12 @@ class _Partition:
                 yield op.session, op.result, str(op), op.returned
         if self._dump is not None:
             for session, data in self._dump["sessions"].items():
+                if session.startswith(BY_PARTS):
+                    continue
                 seen = {"revision": data["revision"], "n": len(data["ids"]), "all": data["ids"]}
                 seen["sum"] = digest(data["ids"])
                 seen |= {key: data["metadata"].get(key) for key in ("born", "counter", "mark")}
-                yield session, seen, "the final dump", _NEVER
+                yield session, seen, "the final dump", NEVER
 
     def _check_states(self) -> None:
         """What is told of one revision of a session must be the same, whoever tells it."""
@@ -384,7 +244,7 @@ class _Partition:
 
         for op in self._known.writes:
             facts: dict[str, Any] = {}
-            if op.kind in ("create", "put"):
+            if op.kind in ("create", "put") and "whole" not in op.args:
                 facts = {"born": op.uid, "counter": 0, "mark": op.uid, "n": len(op.ids), "sum": digest(op.ids)}
             elif op.kind in ("save", "update"):
                 facts = {key: (op.args | op.result)[key] for key in ("born", "counter")} | {"mark": op.uid}
@@ -404,13 +264,13 @@ class _Partition:
                 elif writer.unknown:
                     self._bound(writer, 0, seen["revision"])
         for op in self._reads:
-            for id, revision, count in op.result.get("items", ()):
+            for id, revision, count, *_ in op.result.get("items", ()):
                 if self._mine(id):
                     tell(id, revision, {"n": count}, str(op))
 
     def _bound(self, op: Op, after: int, up_to: int) -> None:
         before = self._known.before(op.called)
-        low, high = self._bounds.get(op.uid, (before.revision if before else 0, _NEVER))
+        low, high = self._bounds.get(op.uid, (before.revision if before else 0, NEVER))
         self._bounds[op.uid] = max(low, after), min(high, up_to)
 
     # Histories
@@ -419,7 +279,7 @@ class _Partition:
         first: dict[tuple[str, str], int] = {}
         for session, seen, who, at in self._observations():
             key = session, seen["born"]
-            first[key] = min(first.get(key, _NEVER), seen["revision"])
+            first[key] = min(first.get(key, NEVER), seen["revision"])
             if "all" in seen:
                 truth = _Truth(session, seen["born"], seen["all"], seen["revision"], who, at)
                 if key not in self._truths or self._truths[key].rank < truth.rank:
@@ -478,7 +338,7 @@ class _Partition:
                 truth.ends.append((writer.revision, start, at))
                 truth.first = min(truth.first, writer.revision)
                 last = max(last, writer.revision)
-        known = self._session.get(session) or _Known(())
+        known = self._session.get(session) or Known(())
         for op in known.between(truth.first - 1, truth.revision + 1):
             if op.ids and op.uid not in found:
                 self._say("lost", f"{op} is not in {session!r} of {truth.seen_by} at revision {truth.revision}")
@@ -487,7 +347,7 @@ class _Partition:
         """Check that so many turns at this revision are those of the writes up to it."""
         if count not in truth.cuts:
             self._say("torn", f"{who} saw {count} turns, in the middle of a write")
-        at = bisect.bisect_right(truth.ends, (revision, _NEVER, _NEVER))
+        at = bisect.bisect_right(truth.ends, (revision, NEVER, NEVER))
         if at and truth.ends[at - 1][2] > count:
             self._say("stale", f"{who} saw {count} turns at {revision}, {truth.ends[at - 1][2]} were there")
         if at < len(truth.ends) and truth.ends[at][1] < count:
@@ -499,7 +359,7 @@ class _Partition:
         self._check_fresh(op, op.session, op.result["revision"])
         truth = self._truths.get((op.session, op.result["born"]))
         count = op.result["n"]
-        if truth is None or (count > len(truth.ids) and truth.seen_at != _NEVER):
+        if truth is None or (count > len(truth.ids) and truth.seen_at != NEVER):
             return  # that creation's turns are gone, and nobody saw all of them
         if digest(truth.ids[:count]) != op.result["sum"]:
             self._say("order", f"{op} saw {count} turns that are not the first ones of {truth.seen_by}")
@@ -530,7 +390,7 @@ class _Partition:
         start = truth.where[ids[0]] if truth is not None and truth.session == op.session else -1
         end = start + len(ids)
         # The dead one may have gone on after it was last seen whole: then there is less to say.
-        if truth is not None and start >= 0 and (end <= len(truth.ids) or truth.seen_at == _NEVER):
+        if truth is not None and start >= 0 and (end <= len(truth.ids) or truth.seen_at == NEVER):
             if truth.ids[start:end] != ids:
                 self._say("order", f"{op} saw {ids}, which are not so in {truth.seen_by}")
                 return
@@ -539,7 +399,7 @@ class _Partition:
             if end not in truth.cuts:
                 self._say("torn", f"{op} saw {ids}, which ends in the middle of a write")
             if before is not None and before.revision <= truth.revision:
-                at = bisect.bisect_right(truth.ends, (before.revision, _NEVER, _NEVER))
+                at = bisect.bisect_right(truth.ends, (before.revision, NEVER, NEVER))
                 if at and truth.ends[at - 1][2] > end:
                     text = f"{op} ends at turn {end} of {truth.ends[at - 1][2]}, after {before} was acknowledged"
                     self._say("stale", text)
@@ -557,7 +417,7 @@ class _Partition:
         return crc32(id.encode()) % self._partitions == self._number
 
     def _check_items(self, op: Op) -> None:
-        items = [(id, revision, count) for id, revision, count in op.result["items"] if self._mine(id)]
+        items = [(id, revision, count) for id, revision, count, *_ in op.result["items"] if self._mine(id)]
         listed = {id: revision for id, revision, _ in items}
         if op.kind == "list":
             if len(listed) < len(items):
@@ -588,7 +448,7 @@ class _Partition:
     def _changes_during(self, session: str, before: Op, op: Op) -> bool:
         known = self._session[session]
         return known.began_after(before.revision) < op.returned or any(
-            write.called < op.returned and self._bounds.get(write.uid, (0, _NEVER))[1] > before.revision
+            write.called < op.returned and self._bounds.get(write.uid, (0, NEVER))[1] > before.revision
             for write in known.unknown
         )
 
@@ -603,98 +463,8 @@ class _Partition:
 
     def _check_absences(self) -> None:
         for op in self._ops.values():
-            if op.outcome == "NotFoundError" and op.session in self._session:
+            by_parts = op.session.startswith(BY_PARTS)  # replay.py knows more of them
+            if op.outcome == "NotFoundError" and op.session in self._session and not by_parts:
                 before = self._session[op.session].before(op.called)
                 if before is not None and not self._may_be_absent(op.session, before, op.returned):
                     self._say("absent", f"{op}, after {before}")
-
-    # The final state
-
-    def _check_dump(self, dump: Mapping[str, Any]) -> None:
-        sessions, last = dump["sessions"], dump["revision"]
-        for key in dump["strays"]:
-            self._say("dump", f"there is a key {key!r}")
-        for name in ("meta", "updated"):
-            if difference := set(dump[name]) ^ set(sessions):
-                self._say("dump", f"{name} and the sessions differ in {sorted(difference)}")
-        if difference := set(dump["changes"]) ^ (set(sessions) | set(dump["deleted"])):
-            self._say("dump", f"changes and the sessions and tombstones differ in {sorted(difference)}")
-        if set(dump["deleted"]) & set(sessions) or set(dump["deleted"]) != set(dump["deleted_meta"]):
-            self._say("dump", "the tombstones disagree with each other or with the sessions")
-        if len(set(dump["changes"].values())) < len(dump["changes"]):
-            self._say("dump", "two sessions have their last change at the same revision")
-        for id, data in sessions.items():
-            facts = {
-                "turns": {len(data["ids"]), data["turns"], dump["meta"].get(id, [0, 0, -1])[2]},
-                "revision": {data["revision"], dump["meta"].get(id, [-1])[0], dump["changes"].get(id, -1)},
-                "updated_at_ms": {data["updated_at_ms"], dump["meta"].get(id, [0, -1])[1], dump["updated"].get(id, -1)},
-            }
-            for name, values in facts.items():
-                if len(values) > 1:
-                    self._say("dump", f"{id!r}: {name} is {sorted(values)} in the hash, the list and the index")
-            self._check_end(id, data["revision"], last)
-        for id, revision in dump["deleted"].items():
-            if dump["changes"].get(id) != revision:
-                self._say("dump", f"{id!r} was deleted at {revision}, and changed at {dump['changes'].get(id)}")
-            self._check_end(id, revision, last)
-            newest = self._session[id].up_to(_NEVER) if id in self._session else None
-            if newest is not None and newest.revision == revision and newest.kind != "delete":
-                self._say("absent", f"{id!r} is gone after {newest}")
-        for id in self._session:
-            if id not in sessions and id not in dump["deleted"] and (newest := self._session[id].up_to(_NEVER)):
-                self._say("absent", f"{id!r} has left no trace, after {newest}")
-
-        remembered = [revision for window in dump["windows"] for revision in window]
-        if any(window != sorted(window) for window in dump["windows"]):
-            self._say("dump", "the revisions of a dedup window are not in order")
-        if max(remembered, default=0) > last:
-            self._say("revisions", f"a window is at {max(remembered)}, its partition at {last}")
-
-    def _check_end(self, id: str, revision: int, last: int) -> None:
-        if id not in self._session:
-            self._say("foreign", f"session {id!r}")
-            return
-        newest = self._session[id].up_to(_NEVER)
-        if newest is not None and newest.revision > revision:
-            self._say("lost", f"{id!r} is at revision {revision} in the end, after {newest}")
-        if revision > last:
-            self._say("revisions", f"{id!r} is at {revision}, its partition at {last}")
-
-    def _check_gaps(self, dump: Mapping[str, Any]) -> None:
-        """The revisions that nobody was told must be those of the writes whose outcome is unknown."""
-        last = dump["revision"]
-        for op in self._known.writes:
-            if not 1 <= op.revision <= last:
-                self._say("revisions", f"{op}, and the partition's counter is {last}")
-        told = set(self._known.revisions)
-        gaps = [revision for revision in range(1, last + 1) if revision not in told]
-        bounds = []
-        for op in self._writes:
-            if op.unknown:
-                before = self._known.before(op.called)
-                bounds.append((*self._bounds.get(op.uid, (before.revision if before else 0, _NEVER)), op))
-        seen = [bound for bound in bounds if bound[2].uid in self._bounds]
-        for op in _unplaced(seen, gaps)[0]:
-            low, high = self._bounds[op.uid]
-            self._say("gaps", f"{op} was seen, but no revision between {low} and {high} is left for it")
-        for revision in _unplaced(bounds, gaps)[1]:
-            self._say("gaps", f"nobody made revision {revision} (of {last}): {len(gaps)} gaps, {len(bounds)} unknown")
-
-
-def _unplaced(bounds: Iterable[tuple[int, int, Op]], gaps: Sequence[int]) -> tuple[list[Op], list[int]]:
-    """Give each gap a write whose bounds allow it, the most urgent first; return what is left of both."""
-    coming = sorted(bounds, key=lambda bound: bound[0], reverse=True)
-    ready: list[tuple[int, str, Op]] = []
-    late: list[Op] = []
-    empty = []
-    for gap in gaps:
-        while coming and coming[-1][0] < gap:
-            _, high, op = coming.pop()
-            heapq.heappush(ready, (high, op.uid, op))
-        while ready and ready[0][0] < gap:
-            late.append(heapq.heappop(ready)[2])
-        if ready:
-            heapq.heappop(ready)
-        else:
-            empty.append(gap)
-    return late + [op for _, _, op in ready] + [op for _, _, op in coming], empty

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from zlib import crc32
 
-from .history import Op, Violation
+from .ops import Op, Violation
 
 __all__ = ["check_leases"]
 

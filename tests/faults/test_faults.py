@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .chaos import run
+from .run import run
 
 SECONDS = float(os.environ.get("ORCS_REDIS_CHAOS_SECONDS", "15"))
 SEED = os.environ.get("ORCS_REDIS_CHAOS_SEED")
@@ -71,6 +71,34 @@ def test_mistakes_are_caught(tmp_path: Path) -> None:
         if {"refused", "hasty", "swallowed"} <= found:
             break
     assert {"refused", "hasty", "swallowed"} <= found
+
+
+@pytest.mark.parametrize(
+    ("plant", "rule"),
+    [
+        ("greedy", "answer"),
+        ("hasty", "answer"),
+        ("late", "part"),
+        ("whole", "lost turn"),
+        ("forgiving", "answer"),
+        ("vague", "conflict parts"),
+        ("dull", "refreshed"),
+        ("forgetful", "extra turn"),
+    ],
+)
+@pytest.mark.timeout(240)
+def test_mistakes_with_parts_are_caught(plant: str, rule: str, tmp_path: Path) -> None:
+    """A store is found that pops, saves, refreshes or puts without asking what others have done meanwhile."""
+    found: set[str] = set()
+    for attempt in range(6):
+        seed = new_seed() + attempt
+        print(f"ORCS_REDIS_CHAOS_SEED={seed}")
+        report = run(2, seed, tmp_path / f"run-{attempt}", plants=[plant], only=["cut"])
+        print(report)
+        found |= report.rules.keys()
+        if rule in found:
+            break
+    assert rule in found
 
 
 @pytest.mark.timeout(240)

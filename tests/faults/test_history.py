@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from .history import Faults, Op, check, read_history
-from .workers import Recorder, digest
+from .history import check
+from .ops import Faults, Op, read_history
+from .recorder import Recorder, digest
 
 SECOND = 1_000_000_000
 

@@ -11,9 +11,9 @@ import pytest
 
 from orcs_redis import ConversationTurn, NotFoundError, RedisSessionStore, SessionAsset, StorageError
 
-from .chaos import Server
-from .history import REFUSALS
+from .ops import REFUSALS
 from .proxy import Proxy, late
+from .server import Server
 
 Store = RedisSessionStore[SessionAsset]
 
