@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orcs_redis import scripts
 from orcs_redis.scripts import Script
 
-NAMES = ("WRITE", "LEASE", "CHANGES", "CREATE", "PROBE")
+NAMES = ("WRITE", "LEASE", "CHANGES", "CREATE", "PROBE", "LABEL", "PAGE")
 NOW = "sim:now"  # the key of the virtual time, in ms
 
 # The clock is virtual; it lies so far ahead that the server itself expires nothing.
