@@ -181,7 +181,7 @@ async def test_refresh_of_the_last_turns_after_a_pop(meter: Meter) -> None:
 
 
 async def test_many(meter: Meter) -> None:
-    """Two hundred sessions are saved, loaded and deleted in few round trips; the script is called for 16 saves at a time.
+    """Two hundred sessions are saved, loaded, deleted in few round trips; the script is called for 16 saves at a time.
 
     Deletions are never joined: a key that vanishes is not used again in its call.
     """
