@@ -13,6 +13,7 @@ server. What lies between them is simulated: the clock, the network, the process
 - views.py     sessions as users see them, and how two of them are merged
 - intents.py   what callers want, and whether what is written, and what they are told, is that
 - held.py      the same of assets that workers hold, save and refresh
+- readers.py   the same of records, lists and counts
 - audit.py     every key that the server keeps, against what the log makes
 - leases.py    leases, and the workers that hold them
 - watches.py   consumers of watches, and what they must have received

@@ -15,6 +15,8 @@ from orcs_redis.protocol.changes import Changes
 from orcs_redis.protocol.codec import Codec
 from orcs_redis.protocol.commands import Command
 from orcs_redis.protocol.leases import Leases
+from orcs_redis.protocol.lists import Lists
+from orcs_redis.protocol.records import Records
 from orcs_redis.protocol.request import Pause, Plan, Request
 from orcs_redis.protocol.saving import Saving
 from orcs_redis.protocol.sessions import Sessions
@@ -42,6 +44,7 @@ class Writer:
         self.namespace = namespace
         codec = Codec(SessionAsset, 1 << 20, 1 << 20, 1000)
         self.sessions, self.saving = Sessions(namespace, codec), Saving(namespace, codec)
+        self.lists, self.records = Lists(namespace), Records(namespace)
         self.leases = Leases(namespace)
         self.changes = Changes(namespace, heartbeat)
         self.calls: list[Call] = []

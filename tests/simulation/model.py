@@ -118,6 +118,7 @@ class Model:
         self.applied: dict[bytes, Entry] = {}  # in the present epoch
         self.sessions: dict[str, Session] = {}
         self.contents: dict[tuple[str, int], list[Stored]] = {}  # by id and revision, of all epochs
+        self.history: dict[str, list[Stored | None]] = {id: [None] for id in world.ids}  # what each session was
         self.ever: set[tuple[bytes, int]] = set()
         self.graves: list[dict[str, int]] = [{} for _ in world.partitions]  # revisions of the tombstones, oldest first
         self.compacted = [0] * len(world.partitions)  # revision of the last tombstone that was dropped
@@ -279,6 +280,7 @@ class Model:
         self.applied[token.op] = entry
         self.ever.add((token.op, revision))
         self.sessions[record.id] = Session(revision, made.session)
+        self.history[record.id].append(made.session)
         graves = self.graves[record.partition.number]
         if made.session is not None:
             self.contents.setdefault((record.id, revision), []).append(made.session)
@@ -342,6 +344,8 @@ class Model:
         self.applied, self.sessions = dict(applied), dict(sessions)
         self.graves, self.compacted, self.forgotten = [dict(some) for some in graves], list(compacted), list(forgotten)
         self.leases.restore(leases)
+        for id, states in self.history.items():
+            states.append(self.stored(id))
         self.epoch += 1
         self.moment += 1
 

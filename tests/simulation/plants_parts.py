@@ -9,10 +9,13 @@ from unittest import mock
 
 from orcs_redis.errors import ConflictError
 from orcs_redis.model import merge
-from orcs_redis.protocol import codec, commits, saving, sessions
+from orcs_redis.model.filters import Filters
+from orcs_redis.protocol import codec, commits, records, saving, sessions
 from orcs_redis.protocol.baseline import set_baseline
 from orcs_redis.protocol.commands import as_map
+from orcs_redis.protocol.lists import Lists
 from orcs_redis.protocol.reads import Load, Read, ReadNews, ReadStored, ReadTail
+from orcs_redis.protocol.records import Records
 from orcs_redis.protocol.saving import Saving
 from orcs_redis.protocol.writes import Write
 
@@ -102,6 +105,14 @@ def _tail_sewn(_: ReadTail, replies: Any) -> None:
     replies[0] = replies[2][0]
 
 
+def _ignoring_prefix(original: Any) -> Any:
+    return lambda self, session, _, *rest: original(self, session, "", *rest)
+
+
+def _all_present(keys: Any, values: Any) -> list[Any]:
+    return [(key, value or b"gone") for key, value in zip(keys, values, strict=True)]
+
+
 def _one_less(_: Any, self: Load[Any], namespace: Any, codec: Any, id: str, last: int | None = None) -> None:
     if last:
         self._start += 1
@@ -126,7 +137,7 @@ PLANTS_OF_PARTS = (
         "if brought_ids[id_of(others[i]) or false] then", "if false then",
     ),
     write(
-        "puts-twins", "nor put in the place of another", "faults", 3000,
+        "puts-twins", "nor put in the place of another", "faults", 2500,
         "for i = first.y or 1, first.y and last.y or 0, 2 do brought_ids", "for i = 1, 0, 2 do brought_ids",
     ),
     write(
@@ -250,6 +261,22 @@ PLANTS_OF_PARTS = (
     Plant(
         "torn-tails", "the same of the turns that are popped", "calm", 3000,
         patch=before(ReadTail, "decode", _tail_sewn),
+    ),
+    Plant(
+        "lists-all", "a list has the sessions with its labels", "calm", 400,
+        patch=replaced(Lists, "list", lambda original: lambda self, limit, _: original(self, limit, Filters())),
+    ),
+    Plant(
+        "counts-all", "so a count counts them", "calm", 400,
+        patch=replaced(Lists, "count", lambda original: lambda self, _: original(self, Filters())),
+    ),
+    Plant(
+        "records-of-all", "a range of records has those with its prefix", "calm", 1000,
+        patch=replaced(Records, "range", _ignoring_prefix),
+    ),
+    Plant(
+        "gone-records", "a record that is absent, or dropped while a range is read, is left out", "calm", 100,
+        patch=lambda: mock.patch.object(records, "_present", _all_present),
     ),
     Plant(
         "merges-nothing", "a save that meets others' changes keeps them", "calm", 1000,

@@ -22,6 +22,7 @@ RULES = {
     "merged": "after a save or refresh an asset is what is stored, with its worker's changes since",
     "index": "the index has the session's labels and its project's name and path",
     "records": "the names of records are those of the records",
+    "listed": "lists and counts have the sessions that were there, as they were",
     "loaded": "a load returns a session as some write made it",
     "windows": "dedup windows are bounded in number and bytes, and their bytes are counted",
     "message": "each write is published once, in order, as it was",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orcs_redis import ConversationTurn, SessionAsset
+from orcs_redis.model.filters import Filters
 from orcs_redis.model.sections import ProjectContext, SkillConfig
 from orcs_redis.protocol.commits import CommitArguments
 from orcs_redis.protocol.request import Plan, single
@@ -13,6 +14,7 @@ from .driver import Flow, Writer
 from .held import Held, Load, Refresh, Save, Update
 from .intents import Append, Commit, Delete, Fork, Intent, Pop, Replace, Touch, Truncate
 from .leases import Holding
+from .readers import Count, Listing, Range, Values
 
 if TYPE_CHECKING:
     from .world import World
@@ -127,6 +129,17 @@ class Work:
     def _begin_save_known(self, writer: Writer, id: str, under: Any) -> bool | None:
         return self._save_held(writer, id, under, None)
 
+    def _begin_shift(self, writer: Writer, id: str, under: Any) -> bool | None:
+        """A history that is full: for each new turn the first one goes."""
+        held = self._free(writer, id)
+        if held is None or held.asset.history.skipped or not held.asset.history.turns:
+            return False
+        del held.asset.history.turns[0]
+        held.asset.history.turns.append(self._turn())
+        held.changed()
+        self._save(writer, held, None, under)
+        return None
+
     def _begin_save_if(self, writer: Writer, id: str, under: Any) -> bool | None:
         held = writer.assets.get(id)
         own = held is not None and self.random.random() < 0.8
@@ -169,6 +182,26 @@ class Work:
     def _begin_load(self, writer: Writer, id: str, under: Any) -> None:
         last = self.random.choice((None, None, None, 0, 1, 3))
         self._flow(writer, single(writer.sessions.load, id, last), Load(self.world, writer, id, last))
+
+    def _begin_read_records(self, writer: Writer, id: str, under: Any) -> None:
+        if self.random.random() < 0.5:
+            keys = self.random.sample(_KEYS, 3)
+            self._flow(writer, writer.records.get(id, keys), Values(self.world, id, keys))
+            return
+        prefix, limit = self.random.choice(("", "a", "a/")), self.random.choice((None, None, 0, 1, 2))
+        reverse = self.random.random() < 0.5
+        plan = writer.records.range(id, prefix, None, None, limit, reverse)
+        self._flow(writer, plan, Range(self.world, id, prefix, limit, reverse))
+
+    def _begin_list(self, writer: Writer, id: str, under: Any) -> None:
+        rng = self.random
+        labels = {label: rng.choice(("x", "y")) for label in rng.sample(("l1", "l2"), rng.choice((0, 1, 1, 2)))}
+        path = rng.choice((None, None, "/p", "same"))
+        filters = Filters(labels=labels, project_path=path)
+        if rng.random() < 0.5:
+            self._flow(writer, writer.lists.list(rng.choice((None, 100)), filters), Listing(self.world, labels, path))
+        else:
+            self._flow(writer, writer.lists.count(filters), Count(self.world, labels, path))
 
     def _begin_delete(self, writer: Writer, id: str, under: Any) -> None:
         self._flow(writer, single(writer.sessions.delete, id, None, under), Delete(self.world, id))
