@@ -21,7 +21,7 @@ from .errors import (
 )
 from .model.asset import SESSION_VERSION, SessionAsset
 from .model.ids import foreign_id
-from .model.meta import Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
+from .model.meta import Committed, Page, SessionMeta, SyncMode, SyncState, SyncStatus, Versioned
 from .model.raw import RawItem
 from .model.sections import (
     AutoTriggerConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "ChecksumMismatchError",
     "CodingStylePrefs",
     "CommandGrant",
+    "Committed",
     "CommunicationPrefs",
     "CompactedTurn",
     "ComponentSnapshot",

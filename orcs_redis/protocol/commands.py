@@ -49,7 +49,7 @@ class ScriptCall(msgspec.Struct):
 
     The reply is an array with an item for each; each caller gets an array of its own item.
 
-    In a call no key may vanish and be used again: in a cluster's slot that is moving, the server stops the script there.
+    In a call no key may vanish and be used again: where a cluster's slot is moving, the server stops the script there.
     """
 
     prefix: CallPrefix

@@ -47,6 +47,9 @@ def commit_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
     for name in ("unset", "drop"):
         if isinstance(getattr(changes, name), str):
             raise ValueError(f"{name} is a collection of names")
+    for name in ("set", "put", "put_new", "labels"):
+        if not isinstance(getattr(changes, name) or {}, Mapping):
+            raise TypeError(f"{name} is a map")
     groups = [*_part_groups(codec, changes), *_turn_groups(codec, changes), *_record_groups(codec, changes)]
     if not groups:
         raise ValueError("a commit changes something")
@@ -120,7 +123,10 @@ def _label_groups(labels: Mapping[str, str | None] | None, whole: bytes | None) 
         return [] if whole is None else [Group(b"L", (whole,))]
     if whole is not None:
         raise ValueError("labels are given as a whole and one by one")
-    check_labels({name: "x" if value is None else value for name, value in labels.items()})
+    check_labels({name: value for name, value in labels.items() if value is not None})
+    for name, value in labels.items():
+        if value is None:
+            check_labels({name: "x"})
     changes: list[Argument] = []
     for name, value in labels.items():
         changes += (name, value or "")
@@ -159,9 +165,10 @@ def _records(codec: Codec[Any], records: Mapping[str, bytes]) -> list[Argument]:
             raise TypeError(f"a record is bytes, not {type(data).__name__}")
         if not data:
             raise SerializationError(f"records.{named(key)}", "no bytes at all")
+        data = bytes(data)
         if len(data) > codec.max_turn_bytes:
             raise SerializationError(f"records.{named(key)}", f"{len(data)} bytes, of {codec.max_turn_bytes} allowed")
-        values += (key, bytes(data))
+        values += (key, data)
     return values
 
 

@@ -24,9 +24,9 @@ __all__ = [
     "News",
     "Ping",
     "ReadNews",
-    "ReadRecords",
     "ReadStored",
     "ReadTail",
+    "ReadWithRecords",
     "Stored",
     "Tail",
     "Turns",
@@ -201,6 +201,8 @@ class ReadNews(Request[News]):
         reshapes = went_back or reshaped_at > base.revision
         # With a conflict that was left, the turns are those of before.
         if not (reshapes or base.conflicting) and turns != base.turn_count + len(pushed):
+            if turns < base.turn_count + len(pushed):  # and none was removed: the data went back
+                return News(now, operation_id, updated_at, pushed, True, True, born_at)
             raise TornRead("a write came between")
         return News(now, operation_id, updated_at, pushed, went_back or parts_at > base.revision, reshapes, born_at)
 
@@ -250,25 +252,35 @@ class Tail(NamedTuple):
     turns: Sequence[bytes]
 
 
-class ReadRecords(Request[list[Argument]]):
-    """All records of a session: keys and values in turn."""
+class ReadWithRecords(Request[tuple[Stored, list[Argument]]]):
+    """A session and all its records, keys and values in turn, at one revision."""
 
-    __slots__ = ("_id", "_key")
+    __slots__ = ("_id", "_partition", "_stored")
 
-    def __init__(self, namespace: Namespace, id: str) -> None:
+    def __init__(self, namespace: Namespace, codec: Codec[Any], id: str) -> None:
         super().__init__()
         self._id = id
-        self._key = namespace.keyspace.of(id).records(id)
+        self._partition = namespace.keyspace.of(id)
+        self._stored = ReadStored(namespace, codec, id)
 
     def commands(self) -> Sequence[Command]:
-        """One command."""
-        return [("HGETALL", self._key)]
+        """The revision is read once more after the records."""
+        partition, id = self._partition, self._id
+        return [
+            *self._stored.commands(),
+            ("HGETALL", partition.records(id)),
+            ("HGET", partition.session(id), ".revision"),
+        ]
 
-    def decode(self, replies: Sequence[Reply]) -> list[Argument]:
-        """Return them."""
-        _check_types(self._id, replies, ("records",))
+    def decode(self, replies: Sequence[Reply]) -> tuple[Stored, list[Argument]]:
+        """Return both; NotFoundError if there is no session."""
+        stored = self._stored.decode(replies[:-2])
+        _check_types(self._id, replies[-2:], ("records", "session"))
         self._check(replies)
-        return [item for pair in as_map(replies[0]).items() for item in pair]
+        records, revision = replies[-2:]
+        if revision != b"%d" % stored.revision:
+            raise TornRead("a write came between")
+        return stored, [item for pair in as_map(records).items() for item in pair]
 
 
 class Turns(Request[list[ConversationTurn]]):

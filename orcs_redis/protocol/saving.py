@@ -80,10 +80,7 @@ class Saving(Generic[A]):
         known = resolved(known, new.fields, new.turns)
         objects = tuple(asset.history.turns)
         patch = self._codec.compare(known, new)
-        if patch.turns is None or known.conflicting:
-            return (yield from self._save_whole(asset, known.revision, known, lease))
-        groups = [Group(b"r", (place(known),)), *patch_groups(asset, known, new, patch, patch.turns)]
-        written = yield Write(self._namespace, asset.id, groups, lease=lease)
+        written = yield from self._write_patch(asset, known, new, patch, lease, exactly=True)
         self._remember(asset, new, objects, written, known.skipped)
         return int(written.revision)
 
@@ -128,7 +125,14 @@ class Saving(Generic[A]):
         return int(written.revision)
 
     def _write_patch(
-        self, asset: A, base: Baseline, new: Encoded, patch: Patch, lease: LeaseToken | None
+        self,
+        asset: A,
+        base: Baseline,
+        new: Encoded,
+        patch: Patch,
+        lease: LeaseToken | None,
+        *,
+        exactly: bool = False,  # only over what it was made from
     ) -> Plan[Written]:
         turns = patch.turns
         staged: Sequence[bytes] = ()
@@ -140,7 +144,8 @@ class Saving(Generic[A]):
                 whole = (Group(b"h", new.turns),)
             else:
                 staged = new.turns
-        groups = [*base_groups(base, patch), *patch_groups(asset, base, new, patch, turns), *whole]
+        conditions = [Group(b"r", (place(base),))] if exactly else base_groups(base, patch)
+        groups = [*conditions, *patch_groups(asset, base, new, patch, turns), *whole]
         written: Written = yield Write(self._namespace, asset.id, groups, lease=lease, staged=staged)
         return written
 
@@ -216,7 +221,8 @@ class Saving(Generic[A]):
         """
         start = known.skipped if known.turns or not known.skipped else NO_TURNS
         stored = yield ReadStored(self._namespace, self._codec, known.id, start)
-        if not (known.skipped and known.turns) or _begins_alike(known, stored):
+        reshaped = stored.reshaped > known.revision or stored.revision <= known.revision
+        if not (known.skipped and known.turns and reshaped) or _begins_alike(known, stored):
             return stored, stored.start
         stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
         return stored, _find(known, stored)
@@ -272,13 +278,13 @@ class Saving(Generic[A]):
             yield Pause(random.uniform(0, delay))
             delay = min(2 * delay, 0.1)
         mine = self._baseline(id, new, written, 0)
-        set_baseline(asset, mine, turns)
         if written.before == known.revision:
+            set_baseline(asset, mine, turns)
             return Versioned(asset, written.revision)
         kept = 0 if patch.turns is None else len(new.turns) - len(patch.turns.pushed)
         yield from self._follow_up(asset, mine, known, turns, new, kept)
         now = baseline_of(asset, self._namespace.incarnation) or mine
-        return Versioned(asset, now.revision)
+        return Versioned(asset, max(now.revision, written.revision))
 
     def _load(self, id: str) -> Plan[tuple[A, Baseline]]:
         stored = yield ReadStored(self._namespace, self._codec, id)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from ..errors import ConflictError, CorruptSessionError, NotFoundError
+from ..errors import ConflictError, NotFoundError
 from ..model.asset import SessionAsset
 from ..model.encoding import attempt, encode
 from ..model.ids import check_id
@@ -17,7 +17,7 @@ from .commands import Argument
 from .commits import CommitArguments, commit_groups, committed
 from .groups import pairs, whole_groups
 from .namespace import Probe
-from .reads import Exists, Load, Ping, ReadRecords, ReadStored, ReadTail, Turns
+from .reads import Exists, Load, Ping, ReadStored, ReadTail, ReadWithRecords, Turns
 from .request import Pause, Plan
 from .turns import decode_turns, id_of
 from .writer import Namespace
@@ -232,18 +232,17 @@ class Sessions(Generic[A]):
             groups.append(Group(b"q", (most,)))
         if records:
             groups.append(Group(b"O"))
-        try:
-            return int((yield Write(self._namespace, new_id, groups, kind=FORK, source=id)).revision)
-        except NotFoundError:
-            raise NotFoundError(id) from None
-        except CorruptSessionError as error:
-            raise CorruptSessionError(id, error.field) from None
+        return int((yield Write(self._namespace, new_id, groups, kind=FORK, source=id)).revision)
 
     def _fork_elsewhere(
         self, id: str, new_id: str, length: int | None, expected: int | None, records: bool
     ) -> Plan[int]:
         """Fork into another partition: one script may not use keys of both."""
-        stored = yield ReadStored(self._namespace, self._codec, id)
+        found: list[Argument] = []
+        if records:
+            stored, found = yield ReadWithRecords(self._namespace, self._codec, id)
+        else:
+            stored = yield ReadStored(self._namespace, self._codec, id)
         if expected not in (None, stored.revision):
             raise ConflictError(id, expected or 0, stored.revision)
         turns = list(stored.turns[:length])
@@ -252,8 +251,8 @@ class Sessions(Generic[A]):
         asset.metadata["forked_from"] = {"id": id, "revision": stored.revision, "length": len(turns)}
         new = self._codec.encode(asset, None)
         groups = [Group(b"r", (0,)), *whole_groups(asset, new)]
-        if records:
-            groups.append(Group(b"P", (yield ReadRecords(self._namespace, id))))
+        if found:
+            groups.append(Group(b"P", found))
         if not turns:
             groups.append(Group(b"h"))
         return int((yield Write(self._namespace, new_id, groups, staged=turns)).revision)

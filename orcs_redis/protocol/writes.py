@@ -123,7 +123,7 @@ class Write(Identified[Written]):
 
     __slots__ = (
         "_arguments", "_empties", "_expected", "_id", "_keys", "_kind_and_groups", "_may_create", "_more_keys",
-        "_staged", "_staging", "_stagings", "_wiped",
+        "_source", "_staged", "_staging", "_stagings", "_wiped",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +151,7 @@ class Write(Identified[Written]):
         """
         super().__init__(namespace, id)
         self._id = id
+        self._source = source
         self._expected = 0
         self._may_create = False  # whether the session may be absent
         self._empties = False  # whether its list of turns or its records may vanish
@@ -227,6 +228,8 @@ class Write(Identified[Written]):
 
     def in_absence(self) -> StorageError | None:
         """No namespace is made for what needs a session."""
+        if self._source is not None:
+            return NotFoundError(self._source)
         if self._expected:
             return ConflictError(self._id, self._expected, 0)
         return None if self._may_create else NotFoundError(self._id)
@@ -262,15 +265,23 @@ class Write(Identified[Written]):
             self._check(reply)
         item: list[Any] = [*reply[0], None, None]
         answer, value, more, *rest = item
+        expected = self._expected
+        if self._source is not None and more == b"source":
+            id = self._source
+        elif self._source is not None:
+            expected = 0
         match answer:
             case b"OK":
+                idle = rest[1] == value  # there was nothing to do: nothing was noted, nor barred
+                if idle and self._unanswered:
+                    raise OutcomeUnknownError("an answer was lost, and that attempt may find more to do")
                 self._unanswered = 0
                 self._namespace.observe(self._partition, value)
-                if token.barred or token.window.given_up:
+                if (token.barred or token.window.given_up) and not idle:
                     self._namespace.acknowledge(self._partition, token)
                 return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":
-                raise ConflictError(id, self._expected, value)
+                raise ConflictError(id, expected, value)
             case b"CHANGED":
                 outdated = Outdated(id, self._expected, value)
                 outdated.conclusive = more == b"turns"  # a part may come back to what it was

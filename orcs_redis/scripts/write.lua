@@ -79,11 +79,12 @@
 --                                    whether each key of N was put. "": it was not, there was none.
 --                                    before: the session's revision before, 0 if it was absent; not of an earlier
 --                                    attempt. What only pushes is answered without bits and before
---   "CONFLICT", revision             the session is at another revision (0: absent), or another session by now
+--   "CONFLICT", revision             the session is at another revision (0: absent), or another session by now; as of
+--                                    "CORRUPT" and "VERSION", "source" may follow: that of a fork is meant
 --   "CHANGED", revision, what        what the write was made from was changed by others: "turns", which stay so, or
 --                                    "parts", which may come back
 --   "LEASELOST"                      the lease ended or passed to another
---   "NOTFOUND"                       no such session
+--   "NOTFOUND"                       no such session; for a fork "", "source" follow
 --   "CORRUPT", part                  what is stored can't be what this script wrote
 --   "VERSION", msgpack               the stored session has another schema version
 --   "STAGING"                        the staged turns are not all there: their own commands failed
@@ -827,10 +828,9 @@ function define_rest()
         for i = from + values[1], last[letter], values[2] do
           if ARGV[i] == '' then return {'EMPTY', values[3] or ARGV[i - 1]} end
         end
-        only_cuts = false
-      elseif not ('rlbgixzq'):find(letter, 1, true) then -- cuts change nothing if the history is short
-        only_cuts = false
       end
+      -- The others change nothing of a session that is there, if its history is short.
+      if not ('rlbgicxzq'):find(letter, 1, true) then only_cuts = false end
     end
     operation.only_cuts = only_cuts
   end
@@ -848,20 +848,21 @@ function define_rest()
     if not born or not reshaped then return {'CORRUPT', '.born'} end
     if base > 0 and born > base then return {'CONFLICT', revision} end
     if revision <= base then return changed end
-    -- Turns: what was pushed since may be there if it is left alone, and is none of those that are pushed now.
+    -- Turns: what was pushed since may be there if it is left alone, and is none of those that are pushed or put now.
     local base_turns = tonumber(ARGV[first.g + 1])
     local cuts_end = first.z or first.q or first.h or first.S or first.x and ARGV[last.x] ~= '-1'
     if first.p or first.x or first.y or cuts_end then
-      local more = turns - base_turns
-      if reshaped > base or more < 0 or cuts_end and more > 0 or first.p and more > MAX_COMPARED then
+      local more, brings = turns - base_turns, first.p or first.y
+      if reshaped > base or more < 0 or cuts_end and more > 0 or brings and more > MAX_COMPARED then
         return {'CHANGED', revision, 'turns'}
       end
-      if first.p and more > 0 then
-        local pushed_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
+      if brings and more > 0 then
+        local brought_ids, others = {}, redis.pcall('LRANGE', operation.turns_key, base_turns, -1)
         if error_refusal(others) then return error_refusal(others, 'CORRUPT', 'history.turns') end
-        for i = first.p, last.p do pushed_ids[id_of(ARGV[i]) or ''] = true end
+        for i = first.p or 1, first.p and last.p or 0 do brought_ids[id_of(ARGV[i]) or ''] = true end
+        for i = first.y or 1, first.y and last.y or 0, 2 do brought_ids[id_of(ARGV[i + 1]) or ''] = true end
         for i = 1, #others do
-          if pushed_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
+          if brought_ids[id_of(others[i]) or false] then return {'CHANGED', revision, 'turns'} end
         end
       end
     end
@@ -995,9 +996,10 @@ function define_rest()
     if first.j then
       labels = parse_labels(packed, 1)
       for i = first.j, last.j, 2 do labels[ARGV[i]] = ARGV[i + 1] ~= '' and ARGV[i + 1] or nil end
+      local none = packed == '\128' -- what is there under that name, if anything, is no labels
       packed = pack_labels(labels)
       if not packed then return {'LABELS'} end
-      operation.packed_labels = packed
+      operation.packed_labels = not (none and packed == '\128') and packed or nil
     end
     return nil, created_at, packed .. (names or '\192\192'), true
   end
@@ -1148,28 +1150,35 @@ function define_rest()
     local first, source = operation.first, operation.source
     local source_id = source[1]:sub(id_at)
     local stored = redis.pcall('HMGET', source[1], '.revision', 'version', '.turns')
-    local refusal = error_refusal(stored, 'CORRUPT', 'session') or write_refusal or check_labels()
-      or check_groups(operation) or not_callable('COPY') or not_callable('LTRIM') or not_callable('ZREM')
-      or not_callable('HDEL') or error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
+    local length = redis.pcall('LLEN', source[2])
+    local refusal = write_refusal or check_labels() or check_groups(operation) or not_callable('COPY')
+      or not_callable('LTRIM') or not_callable('ZREM') or not_callable('HDEL')
+      or error_refusal(redis.pcall('ZCARD', deleted_key), 'LAYOUT', 'deleted')
     if refusal then return refusal end
-    local found = redis.pcall('LLEN', source[2])
-    refusal = error_refusal(found, 'CORRUPT', 'history.turns')
-    if refusal then return refusal end
+    refusal = error_refusal(stored, 'CORRUPT', 'session') or error_refusal(length, 'CORRUPT', 'history.turns')
+      or first.O and (error_refusal(redis.pcall('HLEN', source[3]), 'CORRUPT', 'records')
+        or error_refusal(redis.pcall('ZCARD', source[4]), 'CORRUPT', 'records'))
+    if refusal then
+      refusal[3] = 'source'
+      return refusal
+    end
     local revision, turns = whole_number(stored[1]), whole_number(stored[3])
-    if not revision and redis.pcall('EXISTS', source[1]) == 1 then return {'CORRUPT', '.revision'} end
-    if not revision then return {'NOTFOUND'} end
-    if first.r and tonumber(ARGV[first.r]) ~= revision then return {'CONFLICT', revision} end
-    if stored[2] ~= ARGV[2] then return {'VERSION', stored[2] or ''} end
+    if not revision and redis.pcall('EXISTS', source[1]) == 1 then return {'CORRUPT', '.revision', 'source'} end
+    if not revision then return {'NOTFOUND', '', 'source'} end
+    if first.r and tonumber(ARGV[first.r]) ~= revision then return {'CONFLICT', revision, 'source'} end
+    if stored[2] ~= ARGV[2] then return {'VERSION', stored[2] or '', 'source'} end
     local meta = written_metas[source_id]
     if meta == nil then meta = redis.pcall('HGET', meta_key, source_id) end
+    refusal = error_refusal(meta)
+    if refusal then return refusal end
     local _, _, tail = parse_meta(meta)
-    if not tail or not turns then return {'CORRUPT', 'meta'} end
-    if found ~= turns then return {'CORRUPT', 'history.turns'} end
+    if not tail then return {'CORRUPT', 'meta', 'source'} end
+    if length ~= turns then return {'CORRUPT', 'history.turns', 'source'} end
     refusal = add_to_indexes(operation.id, now, string.format('%d', partition.revision + 1), nil)
     if refusal then return refusal end
 
     partition.revision = partition.revision + 1
-    local number, length = string.format('%d', partition.revision), turns
+    local number = string.format('%d', partition.revision)
     redis.call('COPY', source[1], operation.session_key, 'REPLACE')
     if first.q then length = math.min(turns, ARGV[first.q]) end
     if length > 0 then

@@ -15,16 +15,21 @@ from orcs_redis.protocol.changes import Changes
 from orcs_redis.protocol.codec import Codec
 from orcs_redis.protocol.commands import Command
 from orcs_redis.protocol.leases import Leases
+from orcs_redis.protocol.lists import Lists
+from orcs_redis.protocol.records import Records
 from orcs_redis.protocol.request import Pause, Plan, Request
+from orcs_redis.protocol.saving import Saving
 from orcs_redis.protocol.sessions import Sessions
 from orcs_redis.protocol.writer import Namespace
 from orcs_redis.protocol.writes import Write
 
 if TYPE_CHECKING:
+    from .held import Held
+    from .intents import Intent
     from .model import Record
     from .world import World
 
-__all__ = ["CANCELLED", "Call", "Flow", "Wake", "Writer"]
+__all__ = ["CANCELLED", "DEADLINE", "Call", "Flow", "Wake", "Writer"]
 
 DEADLINE = 5.0
 CANCELLED = "cancelled"
@@ -37,12 +42,14 @@ class Writer:
     def __init__(self, number: int, namespace: Namespace, heartbeat: float) -> None:
         self.number = number
         self.namespace = namespace
-        self.sessions = Sessions(namespace, Codec(SessionAsset, 1 << 20, 1 << 20, 1000))
+        codec = Codec(SessionAsset, 1 << 20, 1 << 20, 1000)
+        self.sessions, self.saving = Sessions(namespace, codec), Saving(namespace, codec)
+        self.lists, self.records = Lists(namespace), Records(namespace)
         self.leases = Leases(namespace)
         self.changes = Changes(namespace, heartbeat)
         self.calls: list[Call] = []
         self.flows: list[Flow] = []
-        self.assets: dict[str, SessionAsset] = {}
+        self.assets: dict[str, Held] = {}
         self.cloned = False
 
     def twin(self, number: int) -> Writer:
@@ -73,7 +80,7 @@ class Call:
         writer: Writer,
         operation: Request[Any],
         ended: Callable[[Outcome], None],
-        content: list[str],
+        intent: Intent | None = None,
     ) -> None:
         self.world, self.writer, self.operation, self._ended = world, writer, operation, ended
         self.attempt = 0
@@ -84,7 +91,7 @@ class Call:
         self.expires = self.due + (operation.deadline or DEADLINE)
         self._retry: Retry | None = None
         self.record: Record | None = (
-            world.model.begin(writer, operation, content) if isinstance(operation, Write) else None
+            world.model.begin(writer, operation, intent) if isinstance(operation, Write) and intent else None
         )
         writer.calls.append(self)
         world.clock.at(
@@ -169,10 +176,10 @@ class Flow:
         writer: Writer,
         plan: Plan[Any],
         ended: Callable[[Outcome], None],
-        content: list[str] | None = None,
+        intent: Intent | None = None,
     ) -> None:
         self.world, self.writer, self._plan, self._ended = world, writer, plan, ended
-        self.content = [] if content is None else content  # the turns that its writes are to make or to add
+        self.intent = intent
         self.call: Call | None = None
         self.pause: Pause | None = None
         self.until = 0.0
@@ -180,6 +187,9 @@ class Flow:
         self.done = False
         writer.flows.append(self)
         self._move(lambda: next(plan))
+
+    def __str__(self) -> str:
+        return f"writer {self.writer.number}: {self.intent}"
 
     def ready(self) -> bool:
         """Whether it waits no longer."""
@@ -212,7 +222,7 @@ class Flow:
                 precise = step.wake is None  # a timer, which nothing delays
                 self.world.clock.at(self.until, lambda: self.resume() if precise and self.pause is step else None)
             else:
-                self.call = Call(self.world, self.writer, step, self._answered, list(self.content))
+                self.call = Call(self.world, self.writer, step, self._answered, self.intent)
 
     def _answered(self, outcome: Outcome) -> None:
         if self.call is not None:
@@ -229,4 +239,6 @@ class Flow:
         self.done = True
         self.pause = None
         self.writer.flows.remove(self)
+        if self.intent is not None:
+            self.intent.end(outcome)
         self._ended(outcome)

@@ -45,7 +45,7 @@ class Requested:
 
     @classmethod
     def read(cls, call: Call, command: Any) -> Requested:
-        _, kind, id, mine, *rest = command[3 + command[2] :]
+        _, kind, id, mine, *rest = command[3 + int(command[2]) :]
         ttl = int(rest[0]) if rest else 0
         seen = int(rest[2]) if len(rest) > 2 else 0
         return cls(kind, id, mine, ttl, seen, call.writer, call)
@@ -225,4 +225,4 @@ class Holding:
                 call.cancel()
             else:
                 self._keeper.stop()
-        Call(self.world, self.writer, self.writer.leases.release(self.id, self.token), lambda _: None, [])
+        Call(self.world, self.writer, self.writer.leases.release(self.id, self.token), lambda _: None)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orcs_redis import scripts
 from orcs_redis.scripts import Script
 
-NAMES = ("WRITE", "LEASE", "CHANGES", "CREATE", "PROBE")
+NAMES = ("WRITE", "LEASE", "CHANGES", "CREATE", "PROBE", "LABEL", "PAGE")
 NOW = "sim:now"  # the key of the virtual time, in ms
 
 # The clock is virtual; it lies so far ahead that the server itself expires nothing.
@@ -64,7 +64,7 @@ def _instrumented(name: str, limits: Limits, edit: Edit | None) -> Script:
     original: Script = getattr(scripts, name)
     text = original.source.decode()
     for limit, value in limits._asdict().items():
-        text, found = re.subn(rf"^(local {limit.upper()} = )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        text, found = re.subn(rf"^( *local {limit.upper()} = )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert found or name != "WRITE", f"write.lua has no limit {limit.upper()}"
     if edit is not None:
         assert edit.old in text, f"{name.lower()}.lua has no {edit.old!r} any more: adapt the planted fault"

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orcs_redis.errors import OutcomeUnknownError, StorageError
 from orcs_redis.protocol.commands import Reply, as_error
-from orcs_redis.protocol.index import decode_meta
 from orcs_redis.protocol.keys import Partition
-from orcs_redis.protocol.turns import decode_turns
-from orcs_redis.protocol.writes import DELETE, SAVE, Identified, Write, Written
+from orcs_redis.protocol.writes import FORK, Identified, Write, Written
 
 from .driver import CANCELLED
 from .leases import LeaseModel
+from .reference import Change, Made, Outcome, Stored, perform
 from .rules import INJECTED, Violation
+from .views import View, view_of
 
 if TYPE_CHECKING:
     from .driver import Writer
+    from .intents import Intent
     from .world import World
 
 __all__ = ["AttemptToken", "Entry", "Model", "Record", "Session"]
@@ -30,8 +31,7 @@ class Session(NamedTuple):
     """A session as it is stored, or the tombstone of one."""
 
     revision: int
-    op: bytes
-    turns: tuple[str, ...] | None  # ids; None: deleted
+    stored: Stored | None  # None: deleted
 
 
 @dataclass(eq=False)
@@ -40,23 +40,23 @@ class Record:
 
     number: int
     writer: Writer
-    kind: bytes
+    change: Change
     id: str
     partition: Partition
-    expected: int | None
-    maker: bytes | None
-    fencing_token: int | None
-    content: list[str]  # the turns that an append adds, or that a save makes
+    source: str  # of a fork
+    intent: Intent
+    goal: Any  # of the intent, when the write was made
     write: Write
     begun: int  # moments of the model
     ended: int | None = None
     outcome: Any = None  # a revision, an error, or CANCELLED
     epoch: int = 0  # when it ended, or when the server refused it last
     refused: int | None = None  # the epoch in which the server refused it last, before it ended
+    idle: set[int] = field(default_factory=set)  # revisions at which the server had nothing to do for it
     ids: set[bytes] = field(default_factory=set)  # its operation ids: a new one after FORGOTTEN
 
     def __str__(self) -> str:
-        return f"write {self.number} ({self.kind.decode()} {self.id})"
+        return f"write {self.number} ({self.change.kind.decode()}{''.join(self.change.groups)} {self.id})"
 
 
 class Entry(NamedTuple):
@@ -67,6 +67,8 @@ class Entry(NamedTuple):
     revision: int
     epoch: int
     moment: int
+    before: Stored | None
+    made: Made
 
 
 class Identity(NamedTuple):
@@ -90,6 +92,18 @@ def token_of(write: Write) -> AttemptToken:
     return AttemptToken(token.operation_id, token.high_water_mark)
 
 
+def packed_bits(bits: tuple[bool, ...]) -> bytes:
+    """Return the bits of an answer as they come, 7 bytes for each 56 of them."""
+    padded = "".join("01"[bit] for bit in bits).ljust(-(-len(bits) // 56) * 56, "0")
+    return int("0" + padded, 2).to_bytes(len(padded) // 8)
+
+
+def _source(write: Write) -> str:
+    if write._kind_and_groups[:1] != FORK:
+        return ""
+    return write._more_keys[2].partition(":session:")[2]
+
+
 class Model:
     """The logs of all partitions, and what they make."""
 
@@ -103,26 +117,23 @@ class Model:
         self.logs: list[list[Entry]] = [[] for _ in world.partitions]
         self.applied: dict[bytes, Entry] = {}  # in the present epoch
         self.sessions: dict[str, Session] = {}
-        self.contents: dict[tuple[str, int], set[tuple[str, ...]]] = {}  # by id and revision, of all epochs
+        self.contents: dict[tuple[str, int], list[Stored]] = {}  # by id and revision, of all epochs
+        self.history: dict[str, list[Stored | None]] = {id: [None] for id in world.ids}  # what each session was
         self.ever: set[tuple[bytes, int]] = set()
         self.graves: list[dict[str, int]] = [{} for _ in world.partitions]  # revisions of the tombstones, oldest first
         self.compacted = [0] * len(world.partitions)  # revision of the last tombstone that was dropped
         self.forgotten = [0] * len(world.partitions)  # `forgotten`, as the server has it
+        self.dedup_bytes = [0] * len(world.partitions)  # of the windows
         self.leases = LeaseModel(world)
 
     # What writers do
 
-    def begin(self, writer: Writer, write: Write, content: list[str]) -> Record:
+    def begin(self, writer: Writer, write: Write, intent: Intent) -> Record:
         """Note a new write."""
         self.moment += 1
-        conditions = list(write._conditions)
-        maker = None
-        if write._expected is not None and isinstance(conditions[0], bytes):
-            maker = conditions[0].partition(b":")[2]
-        fencing_token = conditions[-1] if b"l" in write._kind_and_flags[1:] else None
         record = Record(
-            len(self.records), writer, write._kind_and_flags[:1], write._id, write._partition, write._expected, maker,
-            fencing_token, content, write, self.moment,  # type: ignore[arg-type]  # a token is an int
+            len(self.records), writer, Change.of(write), write._id, write._partition, _source(write), intent,
+            intent.goal(), write, self.moment,
         )  # fmt: skip
         self.records.append(record)
         return record
@@ -180,21 +191,9 @@ class Model:
         """Judge the answer to one attempt at a write."""
         if as_error(item) is not None:
             return self.refused(item)
-        answer, value, at = (*item, None, None)[:3]
+        answer, value, at, bits = (*item, None, None, None)[:4]
         mark = token.high_water_mark
         entry = self.applied.get(token.op)
-        session = self.sessions.get(record.id)
-        current = session.revision if session and session.turns is not None else 0
-        if answer == b"OK":
-            if entry is not None and (at or value != entry.revision):
-                raise Violation("doubled", f"{record}, applied as {entry.revision}, was applied again as {value}")
-            if entry is None and not at:
-                if self._barring(token.op, record.partition.number) and not self._live(record, token):
-                    return None  # nobody waits for it
-                raise Violation("lost", f"{record} is said to have been applied as {value}, and was not")
-            if entry is None:
-                self._apply(record, token, value)
-            return None
         if answer == b"FORGOTTEN":
             if (
                 self._live(record, token)
@@ -213,18 +212,47 @@ class Model:
                 raise Violation("answer", f"{record}: its staged turns are gone")
             return None
         if entry is not None:
-            raise Violation("refused", f"{record}, applied as {entry.revision}, is answered {answer.decode()}")
-        if record.ended is None:
-            record.refused = self.epoch
-        reasons = {
-            b"CONFLICT": value == current and (self._conflict(record, session, current)),
-            b"NOTFOUND": current == 0,
-            b"LAYOUT": record.fencing_token is not None and record.id in self.leases.foreign,
-            b"LEASELOST": record.fencing_token is not None and self.leases.token(record.id) != record.fencing_token,
-        }
-        if not reasons.get(answer):
-            raise Violation("answer", f"{record} gets {item}: the session is at {current}")
+            if answer != b"OK":
+                raise Violation("refused", f"{record}, applied as {entry.revision}, is answered {answer.decode()}")
+            if at or value != entry.revision:
+                raise Violation("doubled", f"{record}, applied as {entry.revision}, was applied again as {value}")
+            if bits != packed_bits(entry.made.bits):
+                raise Violation("placed", f"{record} is told {bits!r} again, it was {entry.made.bits}")
+            return None
+        if answer == b"OK" and not at:
+            if self._barring(token.op, record.partition.number) and not self._live(record, token):
+                return None  # nobody waits for it
+            raise Violation("lost", f"{record} is said to have been applied as {value}, and was not")
+        outcome = self._outcome(record, token.op)
+        if answer != b"OK":
+            if record.ended is None:
+                record.refused = self.epoch
+            if outcome != tuple(item):
+                raise Violation("answer", f"{record} gets {item}, and not {outcome!r:.300}")
+            return None
+        if not isinstance(outcome, Made):
+            raise Violation("condition", f"{record} was applied as {value}, and not {outcome}")
+        if bits != packed_bits(outcome.bits):
+            raise Violation("placed", f"{record} is told {bits!r}, and not {outcome.bits}")
+        if outcome.writes:
+            self._apply(record, token, value, outcome)
+        elif outcome.session is None or value != outcome.session.revision:
+            raise Violation("answer", f"{record}, which changes nothing, gets {item}")
+        else:
+            record.idle.add(value)
         return None
+
+    def stored(self, id: str) -> Stored | None:
+        """Return a session as it must be stored."""
+        session = self.sessions.get(id)
+        return None if session is None else session.stored
+
+    def _outcome(self, record: Record, op: bytes) -> Outcome:
+        token = "foreign" if record.id in self.leases.foreign else self.leases.token(record.id)
+        revision = len(self.logs[record.partition.number]) + 1
+        now = self.world.clock.milliseconds()
+        source = self.stored(record.source) if record.source else None
+        return perform(record.change, self.stored(record.id), source, record.source, token, now, revision, op)
 
     def refused(self, error: Reply) -> None:
         """Judge an error in place of an answer: only the network makes up some."""
@@ -235,18 +263,9 @@ class Model:
     def _live(self, record: Record, token: AttemptToken) -> bool:
         return record.ended is None and record.write._token is not None and token_of(record.write).op == token.op
 
-    def _conflict(self, record: Record, session: Session | None, current: int) -> bool:
-        if record.expected is None:
-            return False
-        return record.expected != current or (
-            record.maker is not None and session is not None and session.op != record.maker
-        )
-
-    def _apply(self, record: Record, token: AttemptToken, revision: int) -> None:
+    def _apply(self, record: Record, token: AttemptToken, revision: int, made: Made) -> None:
         self.moment += 1
-        log, session = self.logs[record.partition.number], self.sessions.get(record.id)
-        turns = session.turns if session is not None else None
-        current = session.revision if session is not None and turns is not None else 0
+        log, before = self.logs[record.partition.number], self.stored(record.id)
         if revision != len(log) + 1:
             raise Violation("revisions", f"{record} was applied as {revision} after {len(log)} writes")
         if any(op in self.applied for op in record.ids):
@@ -255,40 +274,32 @@ class Model:
             raise Violation(
                 "condition", f"{record} was applied as {revision}, with the high-water mark {token.high_water_mark}"
             )
-        if self._conflict(record, session, current):
-            raise Violation("condition", f"{record} was applied over {current}, not {record.expected}")
-        if record.fencing_token is not None and self.leases.token(record.id) != record.fencing_token:
-            raise Violation(
-                "condition", f"{record} was applied under {record.fencing_token}, not {self.leases.token(record.id)}"
-            )
-        if record.kind != SAVE and turns is None:
-            raise Violation("condition", f"{record} was applied to nothing")
         self.check_late(record, token.op, record.partition.number)
-        made = (
-            None
-            if record.kind == DELETE
-            else (*record.content,)
-            if record.kind == SAVE
-            else (*(turns or ()), *record.content)
-        )
-        entry = Entry(record, token.op, revision, self.epoch, self.moment)
+        entry = Entry(record, token.op, revision, self.epoch, self.moment, before, made)
         log.append(entry)
         self.applied[token.op] = entry
         self.ever.add((token.op, revision))
-        self.sessions[record.id] = Session(revision, token.op, made)
+        self.sessions[record.id] = Session(revision, made.session)
+        self.history[record.id].append(made.session)
         graves = self.graves[record.partition.number]
-        if made is not None:
-            self.contents.setdefault((record.id, revision), set()).add(made)
+        if made.session is not None:
+            self.contents.setdefault((record.id, revision), []).append(made.session)
             graves.pop(record.id, None)
-            return
-        graves[record.id] = revision
-        if len(graves) > self.world.limits.max_tombstones:
-            self.compacted[record.partition.number] = graves.pop(next(iter(graves)))
+        else:
+            graves[record.id] = revision
+            if len(graves) > self.world.limits.max_tombstones:
+                self.compacted[record.partition.number] = graves.pop(next(iter(graves)))
+        record.intent.applied(entry)
 
-    def loaded(self, id: str, revision: int, turns: tuple[str, ...]) -> None:
+    def at(self, id: str, revision: int) -> Stored | None:
+        """Return a session as it was last stored at a revision."""
+        found = self.contents.get((id, revision))
+        return found[-1] if found else None
+
+    def loaded(self, id: str, revision: int, view: View) -> None:
         """Judge what a load has returned."""
-        if turns not in self.contents.get((id, revision), ()):
-            raise Violation("loaded", f"{id} at {revision} was loaded with {turns}")
+        if not any(view.is_end_of(view_of(stored)) for stored in self.contents.get((id, revision), ())):
+            raise Violation("loaded", f"{id} at {revision} was loaded with {view}")
 
     # What the server keeps
 
@@ -305,10 +316,13 @@ class Model:
             raise Violation("windows", f"there are {len(sizes)}, and {limits.max_windows} are allowed")
         if sum(sizes) != int(state[b"dedup_bytes"]):
             raise Violation("windows", f"they have {sum(sizes)} bytes, and {int(state[b'dedup_bytes'])} are counted")
-        if wrote and sum(sizes) > limits.max_dedup_bytes and max(sizes) > 64:
+        grew = sum(sizes) > self.dedup_bytes[partition.number]  # else nothing need be looked for
+        self.dedup_bytes[partition.number] = sum(sizes)
+        if wrote and grew and sum(sizes) > limits.max_dedup_bytes and max(sizes) > 64:
             raise Violation("windows", f"they have {sum(sizes)} bytes, and {limits.max_dedup_bytes} are allowed")
         for writer, value in windows.items():  # beside what is barred
-            applied = sum(writer + value[at : at + 8] in self.applied for at in range(16, len(value), 16))
+            identities = {value[at : at + 8] for at in range(16, len(value), 16)}  # some have bits besides
+            applied = sum(writer + identity in self.applied for identity in identities)
             if applied > 2 * self.world.window + 4:
                 raise Violation(
                     "windows", f"one has {applied} writes, though writers begin a new one after {self.world.window}"
@@ -330,6 +344,8 @@ class Model:
         self.applied, self.sessions = dict(applied), dict(sessions)
         self.graves, self.compacted, self.forgotten = [dict(some) for some in graves], list(compacted), list(forgotten)
         self.leases.restore(leases)
+        for id, states in self.history.items():
+            states.append(self.stored(id))
         self.epoch += 1
         self.moment += 1
 
@@ -341,6 +357,10 @@ class Model:
         for record in self.records:
             entry, outcome = applied.get(record), record.outcome
             if isinstance(outcome, int):
+                if outcome in record.idle:
+                    if entry is not None and entry.epoch == record.epoch:
+                        raise Violation("late", f"{record} had nothing to do, and was applied as {entry.revision}")
+                    continue
                 if not any((op, outcome) in self.ever for op in record.ids):
                     raise Violation("lost", f"{record} was acknowledged as {outcome}, and never applied")
                 if self.epoch == 0 and (entry is None or entry.revision != outcome):
@@ -354,55 +374,3 @@ class Model:
                     raise Violation(
                         "refused", f"{record} ended in {outcome!r:.120}, and was applied as {entry.revision}"
                     )
-
-    def check_state(self) -> None:
-        """Judge every key of every partition."""
-        for partition in self.world.partitions:
-            self._check_indices(partition)
-        ids = self.world.ids
-        keys = [(self.world.keyspace.of(id), id) for id in ids]
-        replies = self.world.server.check(
-            *(
-                command
-                for partition, id in keys
-                for command in (
-                    ("HGETALL", partition.session(id)), ("LRANGE", partition.turns(id), 0, -1),
-                    ("HGET", partition.meta, id), ("TYPE", partition.turns(id)),
-                )
-            )
-        )  # fmt: skip
-        for n, id in enumerate(ids):
-            fields, turns, meta, _ = replies[4 * n : 4 * n + 4]
-            session = self.sessions.get(id)
-            if session is None or session.turns is None:
-                if fields or turns or meta:
-                    raise Violation("state", f"{id} is there, and was deleted or never made")
-                continue
-            found = tuple(turn.id for turn in decode_turns(id, turns))
-            if found != session.turns:
-                raise Violation("state", f"{id} has turns {found}, not {session.turns}")
-            if int(fields[b".revision"]) != session.revision or fields[b".op"] != session.op:
-                raise Violation("state", f"{id} has revision {fields[b'.revision']}, not {session.revision}")
-            decoded = decode_meta(id, meta)
-            if int(fields[b".turns"]) != len(found) or decoded.turn_count != len(found):
-                raise Violation("state", f"{id}: its numbers of turns differ")
-
-    def _check_indices(self, partition: Partition) -> None:
-        deleted = self.graves[partition.number]
-        there = {
-            id: session.revision
-            for id, session in self.sessions.items()
-            if session.turns is not None and self.world.keyspace.of(id) is partition
-        }
-        changes, listed, graves, meta_of_graves, meta = self.world.server.check(
-            ("ZRANGE", partition.changes, 0, -1, "WITHSCORES"), ("ZRANGE", partition.updated, 0, -1),
-            ("ZRANGE", partition.deleted, 0, -1), ("HKEYS", partition.deleted_meta), ("HKEYS", partition.meta),
-        )  # fmt: skip
-        if {id.decode(): int(score) for id, score in changes} != there | deleted:
-            raise Violation("state", f"the changes are {changes}, not {there | deleted}")
-        for name, found, wanted in (
-            ("updated", listed, there), ("meta", meta, there), ("deleted", graves, deleted),
-            ("deleted:meta", meta_of_graves, deleted),
-        ):  # fmt: skip
-            if sorted(map(bytes.decode, found)) != sorted(wanted):
-                raise Violation("state", f"{name} has {found}, not {sorted(wanted)}")

@@ -6,8 +6,8 @@ Each names the profile and the number of schedules within which it is surely cau
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 from orcs_redis.errors import StoreResetError
@@ -19,72 +19,10 @@ from orcs_redis.protocol.writer import Namespace
 from orcs_redis.protocol.writes import Write
 
 from .clock import Clock
-from .lua import Edit
+from .planting import Plant, after, before, changes_script, lease_script, replaced, write
+from .plants_parts import PLANTS_OF_PARTS
 
-__all__ = ["PLANTS", "Plant"]
-
-Patch = Callable[[], contextlib.AbstractContextManager[Any]]
-
-
-class Plant(NamedTuple):
-    """A fault: an edit of a script, or a patch of the package; and where it is surely caught."""
-
-    name: str
-    breaks: str  # the rule of the protocol
-    profile: str
-    schedules: int
-    edit: Edit | None = None
-    patch: Patch = contextlib.nullcontext
-
-    @contextlib.contextmanager
-    def planted(self) -> Iterator[None]:
-        """Have the package's fault for as long as the block lasts; a script's is planted by the world."""
-        with self.patch():
-            yield
-
-
-def write(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
-    return Plant(name, breaks, profile, schedules, Edit("WRITE", old, new))
-
-
-def lease_script(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
-    return Plant(name, breaks, profile, schedules, Edit("LEASE", old, new))
-
-
-def changes_script(name: str, breaks: str, profile: str, schedules: int, old: str, new: str) -> Plant:
-    return Plant(name, breaks, profile, schedules, Edit("CHANGES", old, new))
-
-
-def replaced(target: Any, name: str, make: Callable[[Any], Any]) -> Patch:
-    """Return a patch: the attribute is what `make` makes of it."""
-    return lambda: mock.patch.object(target, name, make(getattr(target, name)))
-
-
-def after(target: Any, name: str, then: Callable[..., Any]) -> Patch:
-    """Return a patch: when the method has run, `then` is called with its result and its arguments."""
-
-    def make(original: Any) -> Any:
-        def method(*arguments: Any) -> Any:
-            result = original(*arguments)
-            then(result, *arguments)
-            return result
-
-        return method
-
-    return replaced(target, name, make)
-
-
-def before(target: Any, name: str, first: Callable[..., Any]) -> Patch:
-    """Return a patch: before the method runs, `first` is called with its arguments."""
-
-    def make(original: Any) -> Any:
-        def method(*arguments: Any) -> Any:
-            first(*arguments)
-            return original(*arguments)
-
-        return method
-
-    return replaced(target, name, make)
+__all__ = ["PLANTS"]
 
 
 def _unsent(retry: Retry, problem: Any, *_: Any) -> None:
@@ -183,7 +121,7 @@ _ALL = (
     ),
     write(
         "one-entry-a-call", "each operation of a merged call is remembered", "faults", 100,
-        "window.exists, window.added[#window.added + 1] =", "window.exists, window.added[1] =",
+        "window.exists, added[#added + 1] =", "window.exists, added[1] =",
     ),
     write(
         "trims-unfinished", "only what is below the low-water mark is trimmed from a window", "faults", 300,
@@ -232,15 +170,15 @@ _ALL = (
     # Writes
     write(
         "no-conflict", "a write meets the revision that it names", "calm", 60,
-        "if expected and tonumber(expected) ~= (revision or 0) or expected_op", "if expected_op",
+        "if tonumber(expected) ~= (revision or 0) or expected_op ~=", "if expected_op ~=",
     ),
     write(
-        "no-maker", "a save of changes meets the operation that made the revision", "restores", 600,
-        "(revision or 0) or expected_op and op ~= expected_op then", "(revision or 0) then",
+        "no-maker", "a save of changes meets the operation that made the revision", "restores", 2500,
+        "(revision or 0) or expected_op ~= '' and op ~= expected_op then", "(revision or 0) then",
     ),
     write(
         "no-lease", "a write meets its lease", "leases", 60,
-        "held ~= operation.fencing_token and {'LEASELOST'}", "nil",
+        "held ~= ARGV[first.l] and {'LEASELOST'}", "nil",
     ),
     write(
         "no-reset", "data that went back below the high-water mark is RESET", "restores", 400,
@@ -249,8 +187,8 @@ _ALL = (
     ),
     write(
         "refusal-spoils", "one operation's refusal leaves the others of a call as they are", "faults", 200,
-        "turns or -1, metas[i])\n",
-        "turns or -1, metas[i])\n  if items[i][1] == 'CONFLICT' then return items end\n",
+        "(revision and -1 or 0), metas[i])\n",
+        "(revision and -1 or 0), metas[i])\n  if items[i][1] == 'CONFLICT' then return items end\n",
     ),
     write(
         "unprotected-read", "a foreign key of one operation leaves the others of a call as they are", "leases", 1000,
@@ -410,4 +348,4 @@ _ALL = (
         patch=after(changes.Changes, "__init__", lambda _, self, *__: setattr(self, "heartbeat", 0.001)),
     ),
 )  # fmt: skip
-PLANTS = {plant.name: plant for plant in _ALL}
+PLANTS = {plant.name: plant for plant in (*_ALL, *PLANTS_OF_PARTS)}

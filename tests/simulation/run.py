@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .plants import Plant
+from .planting import Plant
 from .profiles import Profile
 from .rules import Violation
 from .server import Server

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .plants import PLANTS, Plant
+from .planting import Plant
+from .plants import PLANTS
 from .profiles import PROFILES, Profile
 from .run import one, run
 from .server import Server

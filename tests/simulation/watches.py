@@ -139,7 +139,7 @@ class Consumer:
         if (
             entry is None
             or entry.record.id != change.id
-            or (entry.record.kind == DELETE) != (change.kind == "deleted")
+            or (entry.record.change.kind == DELETE) != (change.kind == "deleted")
             or entry.op[:8].hex() != change.origin
         ):
             raise Violation("watch", f"{change} came, the log has {entry}")
@@ -168,7 +168,7 @@ class Consumer:
             if (self.ids is not None and id not in self.ids) or session.revision <= self.start[number]:
                 continue
             change = last.get(id)
-            if change is None and session.turns is None and self.start[number] == 0:
+            if change is None and session.stored is None and self.start[number] == 0:
                 continue  # who begins with nothing needs to know of no deletion
             if self._came_and_went(id, change):
                 continue
@@ -181,7 +181,7 @@ class Consumer:
         if self.ids is None or not _is_forgotten(model, id, model.graves[number]):
             return False
         known = change.revision if change else self.start[number]
-        kinds = [entry.record.kind for entry in model.logs[number][:known] if entry.record.id == id]
+        kinds = [entry.record.change.kind for entry in model.logs[number][:known] if entry.record.id == id]
         return not kinds or kinds[-1] == DELETE
 
 
@@ -196,7 +196,7 @@ def check_messages(world: World, messages: Sequence[tuple[str, bytes]], before: 
         found = decode_message(message)
         heads[number] += 1
         entry = world.model.logs[number][heads[number] - 1] if heads[number] <= len(world.model.logs[number]) else None
-        wanted = entry and (entry.revision, entry.record.kind == DELETE, entry.op[:8], entry.record.id)
+        wanted = entry and (entry.revision, entry.record.change.kind == DELETE, entry.op[:8], entry.record.id)
         if found is None or (found.revision, found.deleted, found.origin, found.id) != wanted:
             raise Violation("message", f"{found} was published, the log has {entry}")
         if own.count((f"{channel}:{found.id}", message)) != 1:
@@ -219,7 +219,7 @@ def check_since(world: World, number: int, since: Any, limit: int, ids: Sequence
         if since != "" and 0 < int(since) < compacted and (unknown or not ids):
             raise Violation("reset", f"deletions after {since} are unknown up to {compacted}, and it says nothing")
         wanted = sorted(
-            (session.revision, id, session.turns is None)
+            (session.revision, id, session.stored is None)
             for id, session in model.sessions.items()
             if world.keyspace.of(id) is partition and not _is_forgotten(model, id, graves) and (not ids or id in ids)
             and since != "" and session.revision > int(since)
@@ -243,4 +243,4 @@ def check_since(world: World, number: int, since: Any, limit: int, ids: Sequence
 
 def _is_forgotten(model: Any, id: str, graves: Any) -> bool:
     """Whether a session was deleted, and its tombstone dropped."""
-    return model.sessions[id].turns is None and id not in graves
+    return model.sessions[id].stored is None and id not in graves
