@@ -115,7 +115,8 @@ def _retained(codec: Codec[A], base: Baseline, theirs: Baseline, conflicts: Sequ
             fields[name] = base.fields[name]
         else:
             fields.pop(name, None)
-    turns = base.turns if any(part.startswith("turn/") for part in conflicts) else theirs.turns
+    of_turns = any(part.startswith("turn/") or part == "history.compacted" for part in conflicts)
+    turns = base.turns if of_turns else theirs.turns
     return theirs._replace(fields=fields, turns=turns, conflicting=True, digested=base.digested)
 
 

@@ -174,7 +174,7 @@ class Saving(Generic[A]):
         if known is None:
             raise ValueError("the asset was neither loaded from this namespace nor saved to it")
         news = yield ReadNews(self._namespace, known)
-        if news.revision == known.revision and not news.reshaped:
+        if news.revision == known.revision and not (news.reshaped or known.conflicting):
             return known.revision
         theirs = yield from self._latest(known, news)
         if self._known(asset) is not known:  # another task was quicker
