@@ -101,6 +101,7 @@ async def test_all_at_once(s: Any) -> None:
 async def test_creation(store: Any) -> None:
     """A session that a commit makes has what a new asset has, and what the commit says. None is made unasked."""
     for make in (store.append("s", turn()), store.commit("s", put={"k": b"1"}), store.pop("s"), store.touch("s"),
+                 store.commit("s", put={"k": b"1"}, if_last="1"),
                  store.truncate("s", 1), store.replace_turn("s", turn()), store.commit("s", set={"metadata.x": 1}),
                  store.append("s", turn(), once=True), store.fork("s", "t"), store.delete("s")):  # fmt: skip
         with pytest.raises(NotFoundError) as caught:

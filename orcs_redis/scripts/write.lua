@@ -517,13 +517,13 @@ local function check_conditions(operation, revision, turns, op)
     refusal = rest().check_base(operation, revision, turns, op)
     if refusal then return refusal end
   end
+  if not revision and not operation.foreign and not (first.W or first.c) then return {'NOTFOUND'} end
   if first.i then
     local turn = redis.pcall('LINDEX', operation.turns_key, -1)
     refusal = error_refusal(turn, 'CORRUPT', 'history.turns')
     if refusal then return refusal end
     if not turn or rest().id_of(turn) ~= ARGV[first.i] then return {'CONFLICT', revision or 0} end
   end
-  if not revision and not operation.foreign and not (first.W or first.c) then return {'NOTFOUND'} end
 end
 
 function define_rest()
