@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from orcs_redis import (
+    Committed,
     ConflictError,
     ConversationTurn,
     InvalidIdError,
@@ -23,7 +24,6 @@ from orcs_redis import (
     SessionAsset,
     SkillConfig,
 )
-from orcs_redis.model.meta import Committed
 from orcs_redis.transport.lifecycle import Lifecycle
 
 from .conftest import ROWS, Connect, Place

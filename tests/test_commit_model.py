@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orcs_redis import ConflictError, ConversationTurn, NotFoundError, SerializationError
-from orcs_redis.model.meta import Committed
+from orcs_redis import Committed, ConflictError, ConversationTurn, NotFoundError, SerializationError
 
 from .conftest import ROWS, Place, connected
 
