@@ -271,6 +271,28 @@ async def test_times(s: Any) -> None:
     assert (await meta_of(s)).updated_at == meta.updated_at
 
 
+async def test_deletes(connect: Connect) -> None:
+    """Of what a list has found, only what is still at that revision is deleted; the others are conflicts or gone."""
+    store = await connect(partitions=3)
+    for n in range(30):
+        await store.append(f"{n}", turn(), create=True)
+    metas = sorted(await store.list(), key=lambda meta: int(meta.id))
+    for n in range(0, 30, 3):
+        await store.commit(f"{n}", put={"k": b"1"})
+    for n in range(1, 30, 3):
+        await store.delete(f"{n}")
+    await store.append("1", turn(), create=True)
+    errors = await store.delete_many([*metas, "0", "none"])
+    changed = [error for n, error in enumerate(errors[:30]) if n % 3 == 0]
+    assert [type(error) for error in changed] == [ConflictError] * 10
+    assert [error.expected for error in changed] == [meta.revision for meta in metas[::3]]
+    assert [type(error) for error in errors[1:30:3]] == [ConflictError] * 10
+    assert [error.actual for error in errors[4:30:3]] == [0] * 9
+    assert errors[2:30:3] == [None] * 10
+    assert (errors[30], type(errors[31])) == (None, NotFoundError)
+    assert {meta.id for meta in await store.list()} == {"1", *(f"{n}" for n in range(3, 30, 3))}
+
+
 # Labels
 
 
