@@ -41,7 +41,7 @@ class Held:
         self.mine = view_of(self.asset)
 
     def loaded(self) -> None:
-        """Note that it was loaded: it is what is stored, but for changes of which the outcome could not be read."""
+        """Note that it was loaded: it is what is stored."""
         stored = self._note_baseline()
         self.base = view_of(stored).last(self.skipped)
 
@@ -68,10 +68,15 @@ class Held:
         in_turns = any(name.startswith("turn/") for name in wanted.conflicts)
         self.base = View(parts, base.turns if in_turns else theirs.turns)
 
-    def is_behind(self, entry: Entry) -> bool:
-        """Whether what came of its own write could not be read."""
+    def is_behind(self, entry: Entry, written: View) -> bool:
+        """Whether what came of its own write could not be read, or is gone: then it is as it was written."""
         known = baseline_of(self.asset, self.world.incarnation)
-        return known is not None and known.revision < entry.revision
+        if known is None or not known.conflicting or known.revision != entry.revision:
+            return False
+        if view_of(self.asset) != self.mine:
+            return False
+        self.base, self.revision, self.skipped = written, known.revision, known.skipped
+        return True
 
     def _note_baseline(self) -> Stored:
         known = baseline_of(self.asset, self.world.incarnation)
@@ -171,12 +176,11 @@ class Save(_OfHeld):
         return State(mine, records)
 
     def returned(self, result: Any) -> None:
-        base = self.begun_with
         if self.entry is not None:
             self._check_revision(result)
-            if self.held.is_behind(self.entry) and self.held.base is not None:
-                base = self.held.base
-        self.held.synced(base, self, whole=not self.merges)
+            if self.held.is_behind(self.entry, self.begun_with):
+                return
+        self.held.synced(self.begun_with, self, whole=not self.merges)
         if self.entry is None and result != self.held.revision and not self.held.muddled:
             raise Violation("lost", f"{self} returns {result}, it is at {self.held.revision}")
 
@@ -217,7 +221,7 @@ class Load(Intent):
         length = len(result.asset.history.turns)
         if length > self._last if self._last is not None else result.asset.history.skipped:
             raise Violation("loaded", f"{self}, the last {self._last}, has {length} turns")
-        _take(self.world, self._writer, result.asset)
+        _take(self.world, self._writer, result.asset).loaded()
 
 
 class Update(Intent):
@@ -252,8 +256,10 @@ class Update(Intent):
         if self.entry is None:
             raise Violation("lost", f"{self} returns {result.revision}, and nothing was written")
         held = _take(self.world, self._writer, result.asset)
-        if not held.is_behind(self.entry):
-            self.world.model.loaded(self.id, result.revision, view_of(result.asset))
+        if held.is_behind(self.entry, held.mine):
+            return
+        held.loaded()
+        self.world.model.loaded(self.id, result.revision, view_of(result.asset))
 
     def refused(self, error: StorageError) -> None:
         if isinstance(error, ConflictError):
@@ -262,6 +268,5 @@ class Update(Intent):
 
 def _take(world: World, writer: Writer, asset: SessionAsset) -> Held:
     held = Held(world, asset)
-    held.loaded()
     writer.assets[asset.id] = held
     return held
