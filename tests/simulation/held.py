@@ -14,7 +14,7 @@ from orcs_redis.protocol.writes import DELETE
 from .intents import Intent, State, state_of
 from .reference import Stored
 from .rules import Violation
-from .views import Turn, View, changes, rebase, view_of
+from .views import ABSENT, Changes, Turn, View, changes, rebase, view_of
 
 if TYPE_CHECKING:
     from .driver import Writer
@@ -161,9 +161,33 @@ class Save(_OfHeld):
         assert entry.before is not None
         if entry.before.born > self.held.revision:
             raise Violation("resurrected", f"{self} of {self.held.revision}: made anew as {entry.before.born}")
-        if conflicts := rebase(base, mine, old.view.last(self.held.skipped)).conflicts:
+        own = changes(base, mine)
+        settled = self._settled(own, old.view, view_of(entry.made.session)) if entry.made.session else frozenset()
+        if conflicts := rebase(base, mine, old.view.last(self.held.skipped)).conflicts - settled:
             raise Violation("part", f"{self} takes away what others made of {sorted(conflicts)}")
-        return State(changes(base, mine).made_to(old.view), old.records)
+        return State(own.without(settled).made_to(old.view), old.records)
+
+    def _settled(self, own: Changes, before: View, after: View) -> frozenset[str]:
+        """Return what of its changes was there when it read, by an earlier attempt, and others have changed since."""
+        held = self.held
+        states = [
+            view_of(state)
+            for state in self.world.model.history[self.id]
+            if state is not None and state.born <= held.revision < state.revision
+        ]
+        parts = {
+            name
+            for name, value in own.parts.items()
+            if before.parts.get(name, ABSENT) == after.parts.get(name, ABSENT) != value
+            and any(state.parts.get(name, ABSENT) == value for state in states)
+        }
+        turns = {
+            f"turn/{id}"
+            for id, content in (*own.added, *own.edited.items())
+            if dict(before.turns).get(id) == dict(after.turns).get(id) != content
+            and any((id, content) in state.turns for state in states)
+        }
+        return frozenset(parts | turns)
 
     def same_turns(self, found: View, wanted: View, entry: Entry) -> bool:
         base, mine = entry.record.goal

@@ -145,7 +145,7 @@ _ALL = (
     ),
     write(
         "never-closed", "an epoch that is named as finished is closed", "abandoned", 1000,
-        "if counter == CLOSED then\n", "if counter == CLOSED then\n          return\n        elseif counter == CLOSED then\n",
+        "if counter == CLOSED then\n", "if counter == CLOSED then return elseif false then\n",
     ),
     write(
         "never-barred", "an operation that is named as given up is barred", "abandoned", 1000,
