@@ -340,7 +340,7 @@ def test_scripts_are_described(path: Path) -> None:
 def test_numbers_of_the_protocol() -> None:
     """What the writing script keeps is what the protocol says."""
     script, protocol = (PACKAGE / "scripts/write.lua").read_text(), read("docs/protocol.md")
-    numbers = dict(re.findall(r"^local (\w+) = (\d+)", script, re.MULTILINE))
+    numbers = dict(re.findall(r"^ *local (\w+) = (\d+)", script, re.MULTILINE))
     windows, mib = int(numbers["MAX_WINDOWS"]), int(numbers["MAX_DEDUP_BYTES"]) >> 20
     assert f"{windows:,} windows and {mib} MiB are kept" in " ".join(protocol.split())
     assert f"{int(numbers['MAX_TOMBSTONES']):,} tombstones are kept" in protocol

@@ -61,7 +61,7 @@ Open: TypeAlias = Callable[..., Awaitable[Any]]
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 MAX_WINDOWS, MAX_TOMBSTONES = map(
-    int, re.findall(r"^local (?:MAX_WINDOWS|MAX_TOMBSTONES) = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE)
+    int, re.findall(r"^ *local (?:MAX_WINDOWS|MAX_TOMBSTONES) = (\d+)", scripts.WRITE.source.decode(), re.MULTILINE)
 )
 
 forms = pytest.mark.parametrize("way", ["async", "sync"])

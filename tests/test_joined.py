@@ -252,7 +252,7 @@ def test_what_each_is_told() -> None:
 
 # So that tombstones, or windows, overflow after a few writes.
 FEW_TOMBSTONES, FEW_WINDOWS = (
-    re.sub(b"(?m)^local %b = \\d+" % name, b"local %b = 4" % name, scripts.WRITE.source)
+    re.sub(b"(?m)^ *local %b = \\d+" % name, b"local %b = 4" % name, scripts.WRITE.source)
     for name in (b"MAX_TOMBSTONES", b"MAX_WINDOWS")
 )
 IDS = ("a", "b", "c")

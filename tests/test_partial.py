@@ -85,15 +85,23 @@ async def test_reordered(store: Any) -> None:
     assert await stored(store, asset.id) == "0 1 3 4 2"
 
 
+def adding_before_popping(at: int, *contents: str) -> Callable[[list[Any]], object]:
+    def change(turns: list[Any]) -> None:
+        turns.extend(map(turn, contents))
+        turns.pop(at)
+
+    return change
+
+
 REMOVALS: dict[str, Callable[[list[Any]], object]] = {
     "the first": lambda turns: turns.pop(0),
     "the last": lambda turns: turns.pop(),
     "one in between": lambda turns: turns.pop(1),
     "all": lambda turns: turns.clear(),
-    "one, another is added": lambda turns: (turns.append(turn("new")), turns.pop(1)),
-    "the first, another is added": lambda turns: (turns.append(turn("new")), turns.pop(0)),
+    "one, another is added": adding_before_popping(1, "new"),
+    "the first, another is added": adding_before_popping(0, "new"),
     "one is replaced": lambda turns: turns.__setitem__(1, turn("new")),
-    "one, two are added": lambda turns: (turns.extend([turn("a"), turn("b")]), turns.pop(1)),
+    "one, two are added": adding_before_popping(1, "a", "b"),
 }
 
 

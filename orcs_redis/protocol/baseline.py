@@ -19,7 +19,7 @@ from .turns import id_of
 __all__ = ["Baseline", "Digest", "baseline_of", "digest", "loaded_turns", "resolved", "set_baseline", "turn_id"]
 
 _DIGEST_BYTES = 8
-_KEPT_BYTES = 256  # or a twentieth of all
+_KEPT_BYTES = 1024  # or a twentieth of all
 
 # The fields in which a merge looks deeper, as they are at first.
 _DEEP = {
@@ -72,13 +72,17 @@ class Baseline(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         size = sum(map(len, self.turns)) + sum(map(len, self.fields.values()))
+        room = max(_KEPT_BYTES, size // 20)
         kept = {}
-        for name, first in _DEEP.items():
-            data = self.fields.get(name, b"")
-            if type(data) is not Digest:
-                kept[name] = b"" if data == first else data
-        if sum(map(len, kept.values())) > max(_KEPT_BYTES, size // 20):
-            kept = {name: data for name, data in kept.items() if not data}
+        deep = {
+            name: b"" if (data := self.fields[name]) == first else data
+            for name, first in _DEEP.items()
+            if name in self.fields
+        }
+        for name, data in sorted(deep.items(), key=lambda item: len(item[1])):
+            if type(data) is not Digest and len(data) <= room:
+                kept[name] = data
+                room -= len(data)
         fields = {name: digest(data) for name, data in self.fields.items() if name not in kept}
         return _unpickled, (*self[:4], fields, kept, b"".join(map(digest, self.turns)), *self[6:8])
 

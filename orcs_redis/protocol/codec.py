@@ -87,6 +87,7 @@ class TurnsPatch(NamedTuple):
     keep: tuple[int, int]  # index of the first and last turn to keep, -1: the end
     edits: list[tuple[int, bytes]]  # counted from the first one kept
     pushed: list[bytes]
+    moves: bool = False  # turns change their places: nobody else's may have come after them
 
     @property
     def is_empty(self) -> bool:
@@ -455,7 +456,7 @@ def _edited_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | None
     if len(turns) < len(old):
         return None
     edits = [(i, turn) for i, turn in enumerate(turns[: len(old)]) if old[i] != turn]
-    return TurnsPatch(_ALL_TURNS, edits, turns[len(old) :])
+    return TurnsPatch(_ALL_TURNS, edits, turns[len(old) :], _moves(old, edits))
 
 
 def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | None:
@@ -464,7 +465,9 @@ def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | Non
         # The oldest turns were dropped (compaction), or the first one was edited.
         first = old.index(turns[0]) if turns and turns[0] in old else 0
     kept = min(len(old) - first, len(turns))
-    edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
+    edits: list[tuple[int, bytes]] = []
+    if old[first : first + kept] != turns[:kept]:  # quicker at once: most are the same object
+        edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
     removed = next((n for n, (i, turn) in enumerate(edits) if turn_id(old[first + i]) != id_of(turn)), None)
     if removed is not None:
         # From there on turns are others. What others have pushed must not come after them as if they had stayed.
@@ -474,7 +477,11 @@ def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | Non
     if (old and not kept) or len(edits) > _MAX_EDITS:
         return None
     last = -1 if first + kept == len(old) else first + kept - 1
-    return TurnsPatch((first, last), edits, turns[kept:])
+    return TurnsPatch((first, last), edits, turns[kept:], _moves(old[first:], edits))
+
+
+def _moves(old: Sequence[bytes], edits: list[tuple[int, bytes]]) -> bool:
+    return any(turn_id(old[i]) != id_of(turn) for i, turn in edits)
 
 
 def _with_turns(id: str, history: bytes) -> bytes:

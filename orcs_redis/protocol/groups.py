@@ -64,8 +64,11 @@ def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patc
         groups.append(Group(b"L", new.about[2:]))
     if known.skipped and turns.edits and _lost(known, new):
         raise ValueError("the asset is partial: no turn of it can be removed")
-    if turns.keep != (0, -1):
-        groups.append(Group(b"x", turns.keep))
+    first, last = turns.keep
+    if turns.moves and last < 0:
+        last = known.turn_count - 1
+    if (first, last) != (0, -1) or known.skipped:  # nothing is cut, but it must be there
+        groups.append(Group(b"x", (first, last)))
     if turns.edits:
         edits: list[Argument] = []
         for index, data in turns.edits:

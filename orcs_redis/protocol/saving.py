@@ -44,11 +44,11 @@ class Saving(Generic[A]):
         if overwrite and expected is not None:
             raise ValueError("overwrite takes whatever is there: give it without if_revision")
         known = self._known(asset)
-        if known is None or overwrite or expected not in (None, known.revision) or (expected and known.conflicting):
+        if known is None or overwrite or expected not in (None, known.revision):
             return (yield from self._save_whole(asset, expected, known, lease))
-        if expected is not None:
+        if expected is not None and not known.conflicting:
             return (yield from self._save_exactly(asset, known, lease))
-        return (yield from self._save_changes(asset, known, lease))
+        return (yield from self._save_changes(asset, known, expected, lease))
 
     def _known(self, asset: A) -> Baseline | None:
         """Return what is known to be stored of an asset under its id."""
@@ -80,10 +80,7 @@ class Saving(Generic[A]):
         known = resolved(known, new.fields, new.turns)
         objects = tuple(asset.history.turns)
         patch = self._codec.compare(known, new)
-        if patch.turns is None or known.conflicting:
-            return (yield from self._save_whole(asset, known.revision, known, lease))
-        groups = [Group(b"r", (place(known),)), *patch_groups(asset, known, new, patch, patch.turns)]
-        written = yield Write(self._namespace, asset.id, groups, lease=lease)
+        written = yield from self._write_patch(asset, known, new, patch, lease, exactly=True)
         self._remember(asset, new, objects, written, known.skipped)
         return int(written.revision)
 
@@ -96,21 +93,23 @@ class Saving(Generic[A]):
         incarnation = self._namespace.incarnation
         return Baseline(incarnation, id, written.revision, written.operation_id, new.fields, new.turns, skipped)
 
-    def _save_changes(self, asset: A, known: Baseline, lease: LeaseToken | None) -> Plan[int]:
-        """Apply an asset's changes to what is stored now."""
+    def _save_changes(self, asset: A, known: Baseline, expected: int | None, lease: LeaseToken | None) -> Plan[int]:
+        """Apply an asset's changes to what is stored now, if that is of the revision that is expected."""
         new = first = self._codec.encode(asset, known)
         known = resolved(known, new.fields, new.turns)
         work, base = asset, known
         objects = tuple(asset.history.turns)
         if known.conflicting:
             work, base = yield from self._merge(asset, known)
+            if expected not in (None, base.revision):
+                raise ConflictError(asset.id, known.revision, base.revision)
             new = self._codec.encode(work, base)
         while True:
             patch = self._codec.compare(base, new)
             if patch.is_empty:
                 return (yield from self._refresh_saved(asset, known))
             try:
-                written = yield from self._write_patch(work, base, new, patch, lease)
+                written = yield from self._write_patch(work, base, new, patch, lease, exactly=expected is not None)
                 break
             except Outdated:
                 work, base = yield from self._merge(asset, known)
@@ -128,7 +127,14 @@ class Saving(Generic[A]):
         return int(written.revision)
 
     def _write_patch(
-        self, asset: A, base: Baseline, new: Encoded, patch: Patch, lease: LeaseToken | None
+        self,
+        asset: A,
+        base: Baseline,
+        new: Encoded,
+        patch: Patch,
+        lease: LeaseToken | None,
+        *,
+        exactly: bool = False,  # only over what it was made from
     ) -> Plan[Written]:
         turns = patch.turns
         staged: Sequence[bytes] = ()
@@ -140,7 +146,8 @@ class Saving(Generic[A]):
                 whole = (Group(b"h", new.turns),)
             else:
                 staged = new.turns
-        groups = [*base_groups(base, patch), *patch_groups(asset, base, new, patch, turns), *whole]
+        conditions = [Group(b"r", (place(base),))] if exactly else base_groups(base, patch)
+        groups = [*conditions, *patch_groups(asset, base, new, patch, turns), *whole]
         written: Written = yield Write(self._namespace, asset.id, groups, lease=lease, staged=staged)
         return written
 
@@ -215,7 +222,8 @@ class Saving(Generic[A]):
         Nearly always nothing before them was removed; then no turn before them is read.
         """
         stored = yield ReadStored(self._namespace, self._codec, known.id, known.skipped)
-        if not (known.skipped and known.turns) or _begins_alike(known, stored):
+        reshaped = stored.reshaped > known.revision or stored.revision <= known.revision
+        if not (known.skipped and known.turns and reshaped) or _begins_alike(known, stored):
             return stored, stored.start
         stored = yield ReadStored(self._namespace, self._codec, known.id, 0)
         return stored, _find(known, stored)

@@ -10,13 +10,13 @@ import pickle
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from orcs_redis import ConversationTurn, SessionAsset
+from orcs_redis import ConversationTurn, SessionAsset, SessionMeta
 from orcs_redis.model.sections import ProjectContext
 from orcs_redis.protocol.baseline import Baseline, baseline_of
 
 from .recorder import Recorder, Recording, told_revisions
 
-__all__ = ["FORKS", "SHARED", "Editing", "snapshot"]
+__all__ = ["FORKS", "SHARED", "Editing", "listed", "snapshot"]
 
 SHARED: Final = tuple(f"shared-{n}" for n in range(4))
 FORKS: Final = tuple(f"fork-{n}" for n in range(3))
@@ -34,6 +34,12 @@ def snapshot(asset: SessionAsset) -> dict[str, Any]:
         parts[NAME] = asset.project_context.name
     turns = [[turn.id, turn.content.removeprefix("of ")] for turn in asset.history.turns]
     return {"turns": turns, "parts": parts, "skipped": asset.history.skipped}
+
+
+def listed(meta: SessionMeta) -> list[Any]:
+    """Return what the log tells of a session in a list."""
+    listed = [meta.id, meta.revision, meta.turn_count]
+    return [*listed, meta.name, meta.labels] if meta.id in SHARED + FORKS else listed
 
 
 def turn_of(id: str, uid: str) -> ConversationTurn:
@@ -56,7 +62,8 @@ class Editing(Recording):
         session = self._rng.choice(SHARED + FORKS if self._rng.random() < 0.3 else SHARED)
         actions: dict[Callable[[str], Awaitable[Any]], int] = {
             self._commit: 20, self._push: 14, self._pop: 10, self._replace: 5, self._read: 6, self._hold: 16,
-            self._amend: 6, self._records: 4, self._fork: 3, self._tail: 4, self._make: 3, self._remove: 2,
+            self._amend: 6, self._records: 4, self._fork: 3, self._tail: 4, self._labelled: 4, self._make: 3,
+            self._remove: 2,
         }  # fmt: skip
         await self._rng.choices(list(actions), list(actions.values()))[0](session)
 
@@ -288,6 +295,11 @@ class Editing(Recording):
             async with self._recorded(self._log.uid(), "get_records", session) as result:
                 found = await self._store.get_records(session, KEYS)
                 result["records"] = {key: data.decode() for key, data in found.items()}
+
+    async def _labelled(self, _: str) -> None:
+        label, value = self._rng.choice(LABELS), f"u{self._rng.randrange(3)}"
+        async with self._recorded(self._log.uid(), "labelled", "", label=label, value=value) as result:
+            result["items"] = [*map(listed, await self._store.list(labels={label: value}))]
 
     def _note(self, session: str, asset: SessionAsset) -> None:
         self._seen[session] = [turn.id for turn in asset.history.turns]

@@ -133,6 +133,10 @@ class _Partition:
                     self._check_turns(op)
                 case "read" | "refresh":
                     self._check_fresh(op, op.session, op.result["revision"])
+                case "labelled":
+                    for id, revision, *_ in op.result["items"]:
+                        if self._mine(id):
+                            self._check_fresh(op, id, revision)
                 case "list" | "page":
                     self._check_items(op)
         self._check_absences()

@@ -7,6 +7,7 @@ The rules, by the names that violations bear:
     extra turn   a turn is there that was removed, or is there twice, or was never written
     part         a part, label or record is not what was last written to it
     resurrected  a session is there that is deleted, or gone that is not
+    list         a list by label lacks a session that had it, or has one that had not
     conflict parts  a refused save names other parts than those that both have changed
     refreshed    a loaded asset is not what was stored at its revision, with its own changes
     changed asset   a save that failed has changed its asset
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .editors import FORKS, SHARED
-from .model import Refused, State, apply, merged, same_asset, same_snapshot
+from .model import LABELS, Refused, State, apply, merged, same_asset, same_snapshot
 from .ops import Op, Violation
 from .states import Replay
 
@@ -34,6 +35,9 @@ def check_parts(ops: Sequence[Op], dump: Sequence[Mapping[str, Any]] | None) -> 
     answers = _Answers(replay)
     for session in (*SHARED, *FORKS):
         answers.check(session)
+    for op in ops:
+        if op.kind == "labelled" and op.ok:
+            answers.check_labelled(op)
     return replay.violations + answers.violations
 
 
@@ -89,6 +93,21 @@ class _Answers:
             fits = all(any(records.get(key) == found.get(key) for records in states) for key in keys)
         if not fits:
             self._say("part", f"{op} saw {found}, which they never were meanwhile: {states[:3]}")
+
+    def check_labelled(self, op: Op) -> None:
+        """Check that a list of those with a label has all that had it, and no other."""
+        label, value = op.args["label"], op.args["value"]
+        found = {id: labels for id, _, _, _, labels in op.result["items"]}
+        for id, labels in found.items():
+            if labels.get(label) != value:
+                self._say("list", f"{op} has {id!r} with the labels {labels}")
+        for session in (*SHARED, *FORKS):
+            moments = self._replay.window(op, session)
+            states = [state for moment in moments for state in moment.states]
+            if session not in found and all(
+                s is not None and s.parts.get(LABELS, {}).get(label) == value for s in states
+            ):
+                self._say("list", f"{op} lacks {session!r}, which had the label all the time")
 
     def _check_idle(self, op: Op) -> None:
         def is_idle(state: State | None) -> bool:

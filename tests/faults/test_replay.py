@@ -179,6 +179,20 @@ def test_labels() -> None:
     assert rules(create(), given, listed({})) == {"part"}
 
 
+def test_list_by_label() -> None:
+    """A list by label lacks a session that had it, or has one that had not."""
+    given = commit("s-1", 2, labels={"user": "u1"})
+
+    def listed(value: str, *items: Any) -> Op:
+        return op("l", "labelled", 3, 4, session="", label="user", value=value, items_=[*items])
+
+    item = [S, 2, 2, None, {"user": "u1"}]
+    assert rules(create(), given, listed("u1", item)) == rules(create(), given, listed("u2")) == set()
+    assert rules(create(), given, listed("u1")) == rules(create(), given, listed("u2", item)) == {"list"}
+    taken = commit("s-3", 3, labels={"user": None})
+    assert rules(create(), given, taken, listed("u1")) == set()
+
+
 def test_condition() -> None:
     """A commit was applied though another turn than `if_last` was the last, or refused though it was."""
     assert rules(create(), pushed("a-1", 2, if_last="c-1.0")) == {"answer"}

@@ -4,7 +4,8 @@ With --blocking it is one thread that does so over a blocking store, and SIGURG,
 whatever the store is doing raise an exception.
 
 A line is JSON. Before: {"call": uid, "at": ns, "kind", "session", ...arguments}. After: {"return": uid, "at": ns,
-"outcome": "ok" or the error's class, ...result}. Times are of the monotonic clock, which all processes share.
+"outcome": "ok" or the error's class, ...result}. A line {"note": uid, ...} adds to a call's arguments.
+Times are of the monotonic clock, which all processes share.
 
 Every session's metadata holds `born` (uid of the write that created it), `counter` (one more by each conditional save)
 and `mark` (uid of the last save). A turn's id is its writer's uid, a dot, and its number in the write.
@@ -20,11 +21,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orcs_redis.sync
-from orcs_redis import RedisSessionStore, SessionAsset, SessionMeta, StorageError
+from orcs_redis import RedisSessionStore, SessionAsset, StorageError
 from orcs_redis.protocol.baseline import baseline_of
 from orcs_redis.stores.leasing import Lease
 
-from .editors import FORKS, SHARED, Editing
+from .editors import Editing, listed
 from .plants import PLANTS
 from .recorder import LISTED, Call, Recorder, listen_to_revisions, made, new_session, observed, told_revisions
 from .signals import Inline
@@ -46,7 +47,7 @@ class Worker(Editing):
         super().__init__(store, log, seed)
         self._pace = pace
         self._generation = [0] * LONG
-        self._listed = 1
+        self.listed = 1
 
     async def run(self, until: int) -> None:
         """Do one thing after the other until that moment of the monotonic clock."""
@@ -204,24 +205,24 @@ class Worker(Editing):
             result["ids"] = [turn.id for turn in await self._store.turns(session, -last)]
 
     async def list(self) -> None:
-        if self._rng.random() > 40 / self._listed:
+        if self._rng.random() > 40 / self.listed:
             return
         async with self._recorded(self._log.uid(), "list", "") as result:
             metas = await self._store.list()
-            result["items"] = [*map(_listed, metas)]
+            result["items"] = [*map(listed, metas)]
             times = [meta.updated_at for meta in metas]
             result["sorted"] = times == sorted(times, reverse=True)
-            self._listed = max(1, len(metas))
+            self.listed = max(1, len(metas))
 
     async def page(self) -> None:
-        if self._rng.random() > 40 / self._listed:
+        if self._rng.random() > 40 / self.listed:
             return
         async with self._recorded(self._log.uid(), "page", "") as result:
             items: list[Any] = []
             cursor = None
             while True:
                 page = await self._store.page(4, cursor)
-                items += map(_listed, page.items)
+                items += map(listed, page.items)
                 cursor = page.cursor
                 if cursor is None:
                     break
@@ -253,12 +254,6 @@ class Worker(Editing):
             slot, generation = map(int, place.split("."))
             self._generation[slot] = max(self._generation[slot], generation + 1)
         return asset, revision
-
-
-def _listed(meta: SessionMeta) -> list[Any]:
-    """Return what the log tells of a session in a list."""
-    listed = [meta.id, meta.revision, meta.turn_count]
-    return [*listed, meta.name, meta.labels] if meta.id in SHARED + FORKS else listed
 
 
 async def connected(options: argparse.Namespace) -> Store | Inline | None:

@@ -64,7 +64,7 @@ def _instrumented(name: str, limits: Limits, edit: Edit | None) -> Script:
     original: Script = getattr(scripts, name)
     text = original.source.decode()
     for limit, value in limits._asdict().items():
-        text, found = re.subn(rf"^(\s*local {limit.upper()} = )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        text, found = re.subn(rf"^( *local {limit.upper()} = )\d+", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert found or name != "WRITE", f"write.lua has no limit {limit.upper()}"
     if edit is not None:
         assert edit.old in text, f"{name.lower()}.lua has no {edit.old!r} any more: adapt the planted fault"
