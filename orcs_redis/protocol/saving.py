@@ -212,8 +212,10 @@ class Saving(Generic[A]):
 
     def _read_again(self, known: Baseline) -> Plan[Baseline]:
         stored, skipped = yield from self._read_from_place(known)
-        if stored.born > known.revision or skipped is None:
+        if stored.born > known.revision:
             raise ConflictError(known.id, known.revision, stored.revision)
+        if skipped is None:
+            raise ConflictError(known.id, known.revision, stored.revision, ("history.turns",))
         return _as_baseline(known, stored, stored.turns[skipped - stored.start :], skipped)
 
     def _read_from_place(self, known: Baseline) -> Plan[tuple[Stored, int | None]]:

@@ -169,10 +169,10 @@ class Sessions(Generic[A]):
             try:
                 return int((yield Write(self._namespace, id, groups, lease=lease)).revision)
             except Outdated:
-                index = yield from self._find(id, wanted)
+                index = yield from self._find(id, turn.id, wanted)
 
-    def _find(self, id: str, wanted: bytes) -> Plan[int]:
-        """Return the index of the last turn with an id."""
+    def _find(self, id: str, turn_id: str, wanted: bytes) -> Plan[int]:
+        """Return the index of the last turn with an id; `wanted`: as it is encoded."""
         most = _SEARCHED
         while True:
             tail = yield ReadTail(self._namespace, id, most)
@@ -180,7 +180,7 @@ class Sessions(Generic[A]):
                 if id_of(tail.turns[n]) == wanted:
                     return int(tail.turn_count - len(tail.turns) + n)
             if len(tail.turns) == tail.turn_count:
-                raise NotFoundError(id)
+                raise NotFoundError(id, turn_id)
             most *= 8
 
     def commit(

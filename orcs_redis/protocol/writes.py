@@ -281,7 +281,7 @@ class Write(Identified[Written]):
                     self._namespace.acknowledge(self._partition, token)
                 return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":
-                raise ConflictError(id, expected, value)
+                raise ConflictError(id, expected, value, ("history.turns",) if more == b"last" else ())
             case b"CHANGED":
                 outdated = Outdated(id, self._expected, value)
                 outdated.conclusive = more == b"turns"  # a part may come back to what it was

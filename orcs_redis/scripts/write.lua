@@ -80,7 +80,8 @@
 --                                    before: the session's revision before, 0 if it was absent; not of an earlier
 --                                    attempt. What only pushes is answered without bits and before
 --   "CONFLICT", revision             the session is at another revision (0: absent), or another session by now; as of
---                                    "CORRUPT" and "VERSION", "source" may follow: that of a fork is meant
+--                                    "CORRUPT" and "VERSION", "source" may follow: that of a fork is meant; or "last":
+--                                    the last turn is another than that of i
 --   "CHANGED", revision, what        what the write was made from was changed by others: "turns", which stay so, or
 --                                    "parts", which may come back
 --   "LEASELOST"                      the lease ended or passed to another
@@ -521,7 +522,7 @@ local function check_conditions(operation, revision, turns, op)
     local turn = redis.pcall('LINDEX', operation.turns_key, -1)
     refusal = error_refusal(turn, 'CORRUPT', 'history.turns')
     if refusal then return refusal end
-    if not turn or rest().id_of(turn) ~= ARGV[first.i] then return {'CONFLICT', revision or 0} end
+    if not turn or rest().id_of(turn) ~= ARGV[first.i] then return {'CONFLICT', revision or 0, 'last'} end
   end
   if not revision and not operation.foreign and not (first.W or first.c) then return {'NOTFOUND'} end
 end
