@@ -15,7 +15,7 @@ from .baseline import Baseline, baseline_of, resolved, set_baseline, turn_id
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
-from .reads import NO_TURNS, News, ReadNews, ReadStored, Stored
+from .reads import News, ReadNews, ReadStored, Stored
 from .request import Pause, Plan
 from .turns import id_of
 from .writer import Namespace
@@ -223,8 +223,7 @@ class Saving(Generic[A]):
 
         Nearly always nothing before them was removed; then no turn before them is read.
         """
-        start = known.skipped if known.turns or not known.skipped else NO_TURNS
-        stored = yield ReadStored(self._namespace, self._codec, known.id, start)
+        stored = yield ReadStored(self._namespace, self._codec, known.id, known.skipped)
         reshaped = stored.reshaped > known.revision or stored.revision <= known.revision
         if not (known.skipped and known.turns and reshaped) or _begins_alike(known, stored):
             return stored, stored.start
