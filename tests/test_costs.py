@@ -181,7 +181,10 @@ async def test_refresh_of_the_last_turns_after_a_pop(meter: Meter) -> None:
 
 
 async def test_many(meter: Meter) -> None:
-    """Two hundred sessions are saved, loaded and deleted in few round trips; the script is called for 16 at a time."""
+    """Two hundred sessions are saved, loaded, deleted in few round trips; the script is called for 16 saves at a time.
+
+    Deletions are never joined: a key that vanishes is not used again in its call.
+    """
     assets = await meter.store.load_many([f"other-{n}" for n in range(200)])
     for asset in assets:
         asset.metadata["changed"] = True
@@ -189,6 +192,6 @@ async def test_many(meter: Meter) -> None:
     # A burst begins with one alone, goes out in waves, and is cut once a second, when the server is asked for its role.
     assert saved.commands["evalsha"] <= 200 // 16 + 4
     deleted = await meter.measure(lambda: meter.store.delete_many([f"other-{n}" for n in range(200)]))
-    assert deleted.commands["evalsha"] <= 200 // 16 + 4
+    assert deleted.commands["evalsha"] == 200
     if isinstance(meter.store, Threaded):
         assert (saved.trips, deleted.trips) == (1, 1)

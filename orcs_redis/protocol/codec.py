@@ -465,7 +465,7 @@ def _compare_turns(old: Sequence[bytes], turns: list[bytes]) -> TurnsPatch | Non
         # The oldest turns were dropped (compaction), or the first one was edited.
         first = old.index(turns[0]) if turns and turns[0] in old else 0
     kept = min(len(old) - first, len(turns))
-    edits = []
+    edits: list[tuple[int, bytes]] = []
     if old[first : first + kept] != turns[:kept]:  # quicker at once: most are the same object
         edits = [(i, turns[i]) for i in range(kept) if old[first + i] != turns[i]]
     removed = next((n for n, (i, turn) in enumerate(edits) if turn_id(old[first + i]) != id_of(turn)), None)

@@ -124,7 +124,8 @@ def _retained(codec: Codec[A], base: Baseline, theirs: Baseline, conflicts: Sequ
     if smaller:
         fields |= _with_parts(codec, base, theirs, smaller)
     ids = {part.removeprefix("turn/") for part in conflicts if part.startswith("turn/")}
-    turns = _with_turns(base.turns, theirs.turns, ids)
+    # Turns that a compaction has dropped, which collides, keep their place.
+    turns = base.turns if "history.compacted" in conflicts else _with_turns(base.turns, theirs.turns, ids)
     return theirs._replace(fields=fields, turns=turns, conflicting=True, digested=base.digested)
 
 

@@ -53,7 +53,7 @@ class Records:
                 values = yield RecordValues(self._namespace, id, keys)
                 chunk.note(values)
                 found += _present(keys, values)
-            if len(keys) < count:
+            if len(keys) < count or len(found) == limit:
                 break
             passed = b"(" + keys[-1].encode()
             first, stop = (first, passed) if reverse else (passed, stop)

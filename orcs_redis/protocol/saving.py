@@ -44,11 +44,11 @@ class Saving(Generic[A]):
         if overwrite and expected is not None:
             raise ValueError("overwrite takes whatever is there: give it without if_revision")
         known = self._known(asset)
-        if known is None or overwrite or expected not in (None, known.revision) or (expected and known.conflicting):
+        if known is None or overwrite or expected not in (None, known.revision):
             return (yield from self._save_whole(asset, expected, known, lease))
-        if expected is not None:
+        if expected is not None and not known.conflicting:
             return (yield from self._save_exactly(asset, known, lease))
-        return (yield from self._save_changes(asset, known, lease))
+        return (yield from self._save_changes(asset, known, expected, lease))
 
     def _known(self, asset: A) -> Baseline | None:
         """Return what is known to be stored of an asset under its id."""
@@ -93,21 +93,23 @@ class Saving(Generic[A]):
         incarnation = self._namespace.incarnation
         return Baseline(incarnation, id, written.revision, written.operation_id, new.fields, new.turns, skipped)
 
-    def _save_changes(self, asset: A, known: Baseline, lease: LeaseToken | None) -> Plan[int]:
-        """Apply an asset's changes to what is stored now."""
+    def _save_changes(self, asset: A, known: Baseline, expected: int | None, lease: LeaseToken | None) -> Plan[int]:
+        """Apply an asset's changes to what is stored now, if that is of the revision that is expected."""
         new = first = self._codec.encode(asset, known)
         known = resolved(known, new.fields, new.turns)
         work, base = asset, known
         objects = tuple(asset.history.turns)
         if known.conflicting:
             work, base = yield from self._merge(asset, known)
+            if expected not in (None, base.revision):
+                raise ConflictError(asset.id, known.revision, base.revision)
             new = self._codec.encode(work, base)
         while True:
             patch = self._codec.compare(base, new)
             if patch.is_empty:
                 return (yield from self._refresh_saved(asset, known))
             try:
-                written = yield from self._write_patch(work, base, new, patch, lease)
+                written = yield from self._write_patch(work, base, new, patch, lease, exactly=expected is not None)
                 break
             except Outdated:
                 work, base = yield from self._merge(asset, known)

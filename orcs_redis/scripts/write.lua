@@ -843,9 +843,9 @@ function define_rest()
     if (revision or 0) == base and (base_op == '' or base_op == op) then return nil end
     if not revision then return {'CONFLICT', 0} end
     local changed = {'CHANGED', revision, 'parts'}
-    local marks = redis.pcall('HMGET', operation.session_key, '.born', '.reshaped')
-    local born, reshaped = whole_number(marks[1]), whole_number(marks[2])
-    if not born or not reshaped then return {'CORRUPT', '.born'} end
+    local marks = redis.pcall('HMGET', operation.session_key, '.born', '.reshaped', '.parts')
+    local born, reshaped, parts = whole_number(marks[1]), whole_number(marks[2]), whole_number(marks[3])
+    if not born or not reshaped or not parts then return {'CORRUPT', '.born'} end
     if base > 0 and born > base then return {'CONFLICT', revision} end
     if revision <= base then return changed end
     -- Turns: what was pushed since may be there if it is left alone, and is none of those that are pushed or put now.
@@ -868,7 +868,8 @@ function define_rest()
     end
     -- Parts.
     if not first.e then return nil end
-    if not redis.sha1hex then return changed end -- fakeredis has none
+    local same_parts, sha1hex = parts <= base, redis.sha1hex
+    if not (same_parts or sha1hex) then return changed end -- fakeredis has none
     local names = {}
     for i = first.s or 1, first.s and last.s or 0, 2 do names[#names + 1] = ARGV[i] end
     for i = first.u or 1, first.u and last.u or 0 do names[#names + 1] = ARGV[i] end
@@ -877,8 +878,11 @@ function define_rest()
       local values = redis.pcall('HMGET', operation.session_key, unpack(names, at, to))
       for i = at, to do
         local name, value = names[i], values[i - at + 1]
-        if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then
-          if name ~= 'updated_at_ms' then return changed end
+        local is_time = name == 'updated_at_ms'
+        local same = same_parts and not is_time
+        if not same and sha1hex then same = (value and sha1hex(value):sub(1, 16) or '') == ARGV[first.e + i - 1] end
+        if not same then
+          if not is_time then return changed end
           -- It never collides: the later one holds, at most now.
           local mine, theirs = parse_integer(ARGV[first.s + 2 * i - 1]), value and parse_integer(value)
           if mine and theirs and now then

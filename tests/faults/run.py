@@ -51,6 +51,7 @@ class Report:
     operations: int = 0
     writes: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)  # of operations that were acknowledged
     faults: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     doubled: int = 0
@@ -81,6 +82,7 @@ class Report:
                 if self.recovery_median is not None
                 else "no restart"
             ),
+            f"  acknowledged: {self.kinds}",
             f"  faults: {self.faults}",
             f"  {len(self.violations)} violations {self.rules or ''} (checked in {self.check_seconds:.1f} s)",
             *(f"    {violation}" for violation in self.violations[:20]),
@@ -178,6 +180,7 @@ def check_folder(folder: Path, problems: Sequence[str] = ()) -> Report:
     report.operations = len(ops)
     report.writes = sum(op.writes for op in ops)
     report.outcomes = dict(Counter(str(op.outcome) for op in ops).most_common())
+    report.kinds = dict(Counter(op.kind for op in ops if op.ok).most_common())
     report.unknown = sum(op.unknown for op in ops if op.writes)
     report.rules = dict(Counter(violation.rule for violation in violations))
     report.lost = report.rules.get("lost", 0) + report.rules.get("lost turn", 0)

@@ -26,6 +26,9 @@ def new_seed() -> int:
 def test_exactly_once(run_number: int, tmp_path: Path) -> None:
     """Under faults every acknowledged write is there once, where its revision says, and no read is older than that.
 
+    A popped turn is popped once, a part holds the last write to it, a save is refused only where two have changed one
+    part, a refreshed asset is what is stored, and nothing that was deleted comes back.
+
     Watchers miss no session's last state and are told nothing twice, and a lease has one holder. No error says what
     isn't so, and in the end all workers write again.
     """
@@ -39,6 +42,7 @@ def test_exactly_once(run_number: int, tmp_path: Path) -> None:
     assert report.told > 5 * SECONDS
     assert report.resumed > SECONDS / 8
     assert report.grants > SECONDS / 8
+    assert {"commit", "merge", "refresh", "replace", "amend", "fork", "records", "labelled"} <= report.kinds.keys()
 
 
 @pytest.mark.timeout(240)

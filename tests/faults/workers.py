@@ -4,7 +4,8 @@ With --blocking it is one thread that does so over a blocking store, and SIGURG,
 whatever the store is doing raise an exception.
 
 A line is JSON. Before: {"call": uid, "at": ns, "kind", "session", ...arguments}. After: {"return": uid, "at": ns,
-"outcome": "ok" or the error's class, ...result}. Times are of the monotonic clock, which all processes share.
+"outcome": "ok" or the error's class, ...result}. A line {"note": uid, ...} adds to a call's arguments.
+Times are of the monotonic clock, which all processes share.
 
 Every session's metadata holds `born` (uid of the write that created it), `counter` (one more by each conditional save)
 and `mark` (uid of the last save). A turn's id is its writer's uid, a dot, and its number in the write.
