@@ -23,7 +23,8 @@ def interruption(error: BaseException) -> BaseException | None:
 
     Only Python handlers that are still installed are recognised.
     """
-    if threading.current_thread() is not threading.main_thread() or not (handlers := set(_handlers())):
+    # Not current_thread: a handler's KeyError in it, once, and it takes this for another thread from then on.
+    if threading.get_ident() != threading.main_thread().ident or not (handlers := set(_handlers())):
         return None
     stack = set(map(id, _stack()))  # no frames: this one would be among them, and a cycle
     found: BaseException | None = error

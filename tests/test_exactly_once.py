@@ -498,6 +498,26 @@ async def test_every_write_is_finished(server: Server, proxies: Any, open_store:
     assert unfinished(store) == 0
 
 
+async def test_late_append_to_a_session_that_is_gone_again(server: Server, open_store: Open) -> None:
+    """What was to make a session, and met one that others had made, may do so yet when that is gone: it is not told."""
+    store, other = await open_store("async", server), await open_store("async", server)
+    await store.save(session(id="s"))
+    link, delivered = store._driver.link, turn("once")
+    call: Any = link.call
+
+    async def lose(commands: Any, expires: float) -> Any:
+        if isinstance(commands[-1], ScriptCall):
+            link.call = call
+            await other.append("new", delivered, create=True, once=True)
+            raise ConnectionLost("the attempt is on its way", sent=True)
+        return await call(commands, expires)
+
+    link.call = lose
+    with pytest.raises(OutcomeUnknownError):
+        await store.append("new", delivered, create=True, once=True)
+    assert await contents(other, "new") == ["once"]
+
+
 async def test_late_sending_of_a_finished_write(server: Server, open_store: Open) -> None:
     """What arrives when its write was given up, and the writer has gone on since, is refused, applied or not."""
     store = await open_store("async", server)

@@ -113,3 +113,23 @@ async def test_decoding_interrupted(store: Any, raised: type[Exception]) -> None
         with mock.patch(f"orcs_redis.protocol.{name}", side_effect=raised), pytest.raises(raised):
             await call()
     assert await store.load("a") == asset
+
+
+def test_recognised_though_python_has_lost_its_main_thread() -> None:
+    """A KeyError of a handler that struck in `threading.current_thread` makes Python take the thread for another."""
+    code = """if True:
+        import signal, threading
+        from orcs_redis.interrupts import interruption
+
+        def handler(*_):
+            raise KeyError("struck")
+
+        signal.signal(signal.SIGUSR1, handler)
+        threading._DummyThread()  # as current_thread does then
+        assert threading.current_thread() is not threading.main_thread()
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except KeyError as error:
+            assert interruption(error) is error
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -286,7 +286,8 @@ class Write(Identified[Written]):
                 raise ConflictError(id, expected, value, ("history.turns",) if more == b"last" else ())
             case b"CHANGED":
                 outdated = Outdated(id, self._expected, value)
-                outdated.conclusive = more == b"turns"  # a part may come back to what it was
+                # A part may come back to what it was, and what was absent may be gone again.
+                outdated.conclusive = more == b"turns" and self._expected > 0
                 raise outdated
             case b"NOTFOUND":
                 raise NotFoundError(id)
