@@ -227,3 +227,12 @@ async def test_a_call_has_one_deadline(proxy: Proxy, open_in: Open, form: str) -
         with pytest.raises((UnavailableError, OutcomeUnknownError)):
             await call
         assert time.monotonic() - begin < 2.0 + 1.0
+
+
+async def test_a_text_is_no_collection_of_ids(store: Any) -> None:
+    """A single id in the place of several is refused; its characters may be ids of sessions."""
+    await store.save_many([session("a"), session("b")])
+    for many in (store.load_many, store.delete_many):
+        with pytest.raises(TypeError, match="collection"):
+            await many("ab")
+    assert len(await store.list()) == 2

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TypeVar
 
 from ..errors import InvalidIdError
 
-__all__ = ["MAX_ID_BYTES", "check_id", "foreign_id"]
+__all__ = ["MAX_ID_BYTES", "check_id", "foreign_id", "several"]
+
+T = TypeVar("T")
 
 MAX_ID_BYTES: Final = 200
 """An id is a file name too, and a name has 255 bytes at most, of which suffixes need some."""
@@ -19,6 +22,13 @@ _to_escape = re.compile("[^a-z0-9@=+_.-]").sub
 _HEAD_BYTES: Final = 135  # of the readable beginning of a hashed id
 
 _control = re.compile("[\x00-\x1f\x7f-\x9f]").search  # exactly Cc, of which nothing is printable
+
+
+def several(ids: Iterable[T]) -> Iterable[T]:
+    """Return what is to be ids, or raise TypeError: a text would be taken for ids of one character."""
+    if isinstance(ids, (str, bytes)):
+        raise TypeError("ids is a collection of ids")
+    return ids
 
 
 def check_id(id: str) -> str:

@@ -371,7 +371,9 @@ def _chunks(turns: Sequence[bytes]) -> list[list[bytes]]:
 
 
 def check_lease(id: str, lease: LeaseToken | None) -> None:
-    """Raise ValueError if a lease is of another session."""
+    """Raise ValueError if a lease is of another session, TypeError if it is none."""
+    if lease is not None and not (isinstance(getattr(lease, "id", None), str) and hasattr(lease, "token")):
+        raise TypeError(f"expected a Lease, got {type(lease).__name__}")
     if lease is not None and lease.id != id:
         raise ValueError("the lease is of another session")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 from ..errors import StorageError
 from ..model.asset import SessionAsset
 from ..model.filters import FilterArguments, Filters
-from ..model.ids import check_id
+from ..model.ids import check_id, several
 from ..model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ..model.sections import ConversationTurn
 from ..protocol.changes import Change
@@ -438,7 +438,7 @@ class RedisSessionStore(Generic[A]):
     async def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
         load = self._core.sessions.load
-        loaded = await self._driver.each(partial(single, load), ids)
+        loaded = await self._driver.each(partial(single, load), several(ids))
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     async def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
@@ -448,7 +448,7 @@ class RedisSessionStore(Generic[A]):
         error is a ConflictError.
         """
         delete = self._core.sessions.delete_listed
-        deleted = await self._driver.each(partial(single, delete), ids)
+        deleted = await self._driver.each(partial(single, delete), several(ids))
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 from ...errors import StorageError
 from ...model.asset import SessionAsset
 from ...model.filters import FilterArguments, Filters
-from ...model.ids import check_id
+from ...model.ids import check_id, several
 from ...model.meta import Committed, Page, SessionMeta, SyncStatus, Versioned
 from ...model.sections import ConversationTurn
 from ...protocol.changes import Change
@@ -431,7 +431,7 @@ class RedisSessionStore(Generic[A]):
     def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
         """Load sessions, in few round trips. The list has the error in the place of a session that failed."""
         load = self._core.sessions.load
-        loaded = self._driver.each(partial(single, load), ids)
+        loaded = self._driver.each(partial(single, load), several(ids))
         return [item if isinstance(item, StorageError) else item.asset for item in loaded]
 
     def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
@@ -441,7 +441,7 @@ class RedisSessionStore(Generic[A]):
         error is a ConflictError.
         """
         delete = self._core.sessions.delete_listed
-        deleted = self._driver.each(partial(single, delete), ids)
+        deleted = self._driver.each(partial(single, delete), several(ids))
         return [item if isinstance(item, StorageError) else None for item in deleted]
 
     def lease(self, id: str, *, ttl: float = 30.0, wait: float = 0.0) -> Leasing:
