@@ -85,15 +85,21 @@ async def test_reordered(store: Any) -> None:
     assert await stored(store, asset.id) == "0 1 3 4 2"
 
 
+def swapped(turns: list[Any], at: int, *new: str) -> None:
+    """Remove one and add others at the end."""
+    turns.extend(map(turn, new))
+    del turns[at]
+
+
 REMOVALS: dict[str, Callable[[list[Any]], object]] = {
     "the first": lambda turns: turns.pop(0),
     "the last": lambda turns: turns.pop(),
     "one in between": lambda turns: turns.pop(1),
     "all": lambda turns: turns.clear(),
-    "one, another is added": lambda turns: turns.append(turn("new")) or turns.pop(1),
-    "the first, another is added": lambda turns: turns.append(turn("new")) or turns.pop(0),
+    "one, another is added": lambda turns: swapped(turns, 1, "new"),
+    "the first, another is added": lambda turns: swapped(turns, 0, "new"),
     "one is replaced": lambda turns: turns.__setitem__(1, turn("new")),
-    "one, two are added": lambda turns: turns.extend([turn("a"), turn("b")]) or turns.pop(1),
+    "one, two are added": lambda turns: swapped(turns, 1, "a", "b"),
 }
 
 

@@ -24,6 +24,10 @@ from orcs_redis.model.sections import now_ms
 from .conftest import Connect
 
 KEYS = ("", "k", "a.b", "x\ny")
+KINDS = (
+    "metadata", "extra", "custom", "skill", "snapshot", "name", "root", "language", "max", "touch",
+    "add", "add", "edit", "remove", "insert", "compact", "many",
+)  # fmt: skip
 ID = "s"
 Turns: TypeAlias = list[tuple[str, str]]  # ids and contents
 
@@ -183,7 +187,8 @@ class Run:
         if (n := self.pick()) is None:
             return
         store, asset, base = self.assets[n]
-        twin = self.random.choice([copy.copy, copy.deepcopy, lambda asset: pickle.loads(pickle.dumps(asset))])(asset)
+        ways: list[Any] = [copy.copy, copy.deepcopy, lambda asset: pickle.loads(pickle.dumps(asset))]
+        twin = self.random.choice(ways)(asset)
         self.log[-1] += f" {n}"
         assert twin == asset
         self.assets[n] = (self.store(), twin, base) if self.random.random() < 0.5 else (store, twin, base)
@@ -197,28 +202,7 @@ class Run:
             return
         _, asset, _ = self.assets[n]
         for _ in range(self.random.randint(1, 3)):
-            kind = self.random.choice(
-                [
-                    "metadata",
-                    "extra",
-                    "custom",
-                    "skill",
-                    "snapshot",
-                    "name",
-                    "root",
-                    "language",
-                    "max",
-                    "touch",
-                    "add",
-                    "add",
-                    "edit",
-                    "remove",
-                    "insert",
-                    "compact",
-                    "twin",
-                    "many",
-                ]  # fmt: skip
-            )
+            kind = self.random.choice(KINDS)
             self.log[-1] += f" {n}:{kind}"
             self.change_one(asset, kind)
 
@@ -239,23 +223,17 @@ class Run:
             case "snapshot":
                 put(asset.component_snapshots, key, value and ComponentSnapshot(component_fqn=key, state=value))
             case "name":
-                asset.project_context.name = value and str(value)
+                asset.project_context.name = str(value) if value else None
             case "root":
-                asset.project_context.root_path = value and f"/{value}"
+                asset.project_context.root_path = f"/{value}" if value else None
             case "language":
-                asset.preferences.communication.language = value and str(value)
+                asset.preferences.communication.language = str(value) if value else None
             case "max":
                 history.max_turns = value or 1000
             case "touch":
                 asset.touch()
             case "add":
                 asset.add_turn(self.new_turn())
-            case "twin":  # one that others have added, too
-                known = {turn.id for turn in turns}
-                last = self.stored.turns[-1:]
-                if last and last[0][0] not in known and whole:
-                    turns.append(ConversationTurn(id=last[0][0], role="user", content=last[0][1], timestamp_ms=0))
-                    turns.pop()
             case "edit" if turns:
                 turns[at].content = self.new_turn().content
             case "many" if turns and len(turns) < 300 and self.random.random() < 0.1:

@@ -403,7 +403,7 @@ async def test_a_value_that_would_not_come_back(connect: Connect) -> None:
     asset.project_context.name = "mine"
     await peer.commit(asset.id, set={"project_context": ProjectContext(root_path="/theirs")})
     for attempt in (store.save, store.refresh):
-        with pytest.raises(SerializationError, match="metadata.k"):
+        with pytest.raises(SerializationError, match=r"metadata\.k"):
             await attempt(asset)
         assert asset.project_context.root_path is None
 

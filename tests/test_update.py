@@ -206,7 +206,8 @@ class LosesAnAnswer(Proxy):
 
 @pytest.fixture
 def proxy(shared_server: Server) -> Iterator[LosesAnAnswer]:
-    with LosesAnAnswer(shared_server.port) as proxy:
+    proxy = LosesAnAnswer(shared_server.port)
+    with proxy:
         yield proxy
 
 
