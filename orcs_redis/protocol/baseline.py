@@ -82,7 +82,7 @@ class Baseline(NamedTuple):
             if type(data) is not Digest and len(data) <= room:
                 kept[name] = data
                 room -= len(data)
-        fields = {name: digest(self.fields[name]) for name in self.fields.keys() - kept.keys()}
+        fields = {name: digest(data) for name, data in self.fields.items() if name not in kept}
         return _unpickled, (*self[:4], fields, kept, b"".join(map(digest, self.turns)), *self[6:8])
 
 
@@ -96,7 +96,7 @@ def _unpickled(
     turns: bytes,
     *more: Any,
 ) -> Baseline:
-    values = {name: Digest(data) for name, data in fields.items()}
+    values: dict[str, bytes] = {name: Digest(data) for name, data in fields.items()}
     values |= {name: data or _DEEP[name] for name, data in kept.items()}
     digests = [Digest(turns[at : at + _DIGEST_BYTES]) for at in range(0, len(turns), _DIGEST_BYTES)]
     return Baseline(incarnation, id, revision, op, values, digests, *more)._replace(digested=True)
