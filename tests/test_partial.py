@@ -85,12 +85,10 @@ async def test_reordered(store: Any) -> None:
     assert await stored(store, asset.id) == "0 1 3 4 2"
 
 
-def adding_before_popping(at: int, *contents: str) -> Callable[[list[Any]], object]:
-    def change(turns: list[Any]) -> None:
-        turns.extend(map(turn, contents))
-        turns.pop(at)
-
-    return change
+def swapped(turns: list[Any], at: int, *new: str) -> None:
+    """Remove one and add others at the end."""
+    turns.extend(map(turn, new))
+    del turns[at]
 
 
 REMOVALS: dict[str, Callable[[list[Any]], object]] = {
@@ -98,10 +96,10 @@ REMOVALS: dict[str, Callable[[list[Any]], object]] = {
     "the last": lambda turns: turns.pop(),
     "one in between": lambda turns: turns.pop(1),
     "all": lambda turns: turns.clear(),
-    "one, another is added": adding_before_popping(1, "new"),
-    "the first, another is added": adding_before_popping(0, "new"),
+    "one, another is added": lambda turns: swapped(turns, 1, "new"),
+    "the first, another is added": lambda turns: swapped(turns, 0, "new"),
     "one is replaced": lambda turns: turns.__setitem__(1, turn("new")),
-    "one, two are added": adding_before_popping(1, "a", "b"),
+    "one, two are added": lambda turns: swapped(turns, 1, "a", "b"),
 }
 
 
@@ -225,19 +223,3 @@ async def test_the_sections_alone(connect: Connect) -> None:
     assert (contents(loaded), loaded.history.skipped) == ("theirs mine", 3)
     assert await stored(store, asset.id) == "0 1 2 theirs mine"
     assert (await store.load(asset.id)).project_context.name == "named"
-
-
-@pytest.mark.parametrize("last", [0, 1])
-async def test_a_turn_of_a_lost_save(store: Any, last: int) -> None:
-    """What a save has stored whose answer was lost is not stored again, though turns were changed meanwhile."""
-    asset = await saved(store, 2)
-    partial = await store.load(asset.id, last=last)
-    partial.history.turns.append(turn("new"))
-    await store.save(copy.deepcopy(partial))
-    edited = asset.history.turns[0]
-    edited.content = "edited"
-    await store.replace_turn(asset.id, edited)
-    partial.metadata["title"] = "x"
-    await store.save(partial)
-    assert await stored(store, asset.id) == "edited 1 new"
-    await is_as_loaded(store, partial)

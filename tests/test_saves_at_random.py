@@ -24,6 +24,10 @@ from orcs_redis.model.sections import now_ms
 from .conftest import Connect
 
 KEYS = ("", "k", "a.b", "x\ny")
+KINDS = (
+    "metadata", "extra", "custom", "skill", "snapshot", "name", "root", "language", "max", "touch",
+    "add", "add", "edit", "remove", "insert", "compact", "many",
+)  # fmt: skip
 ID = "s"
 Turns: TypeAlias = list[tuple[str, str]]  # ids and contents
 
@@ -198,28 +202,7 @@ class Run:
             return
         _, asset, _ = self.assets[n]
         for _ in range(self.random.randint(1, 3)):
-            kind = self.random.choice(
-                [
-                    "metadata",
-                    "extra",
-                    "custom",
-                    "skill",
-                    "snapshot",
-                    "name",
-                    "root",
-                    "language",
-                    "max",
-                    "touch",
-                    "add",
-                    "add",
-                    "edit",
-                    "remove",
-                    "insert",
-                    "compact",
-                    "twin",
-                    "many",
-                ]
-            )
+            kind = self.random.choice(KINDS)
             self.log[-1] += f" {n}:{kind}"
             self.change_one(asset, kind)
 
@@ -251,12 +234,6 @@ class Run:
                 asset.touch()
             case "add":
                 asset.add_turn(self.new_turn())
-            case "twin":  # one that others have added, too
-                known = {turn.id for turn in turns}
-                last = self.stored.turns[-1:]
-                if last and last[0][0] not in known and whole:
-                    turns.append(ConversationTurn(id=last[0][0], role="user", content=last[0][1], timestamp_ms=0))
-                    turns.pop()
             case "edit" if turns:
                 turns[at].content = self.new_turn().content
             case "many" if turns and len(turns) < 300 and self.random.random() < 0.1:

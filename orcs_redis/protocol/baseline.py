@@ -73,12 +73,11 @@ class Baseline(NamedTuple):
     def __reduce__(self) -> tuple[Any, ...]:
         size = sum(map(len, self.turns)) + sum(map(len, self.fields.values()))
         room = max(_KEPT_BYTES, size // 20)
-        kept = {}
-        deep = {
-            name: b"" if (data := self.fields[name]) == first else data
-            for name, first in _DEEP.items()
-            if name in self.fields
-        }
+        kept: dict[str, bytes] = {}
+        deep: dict[str, bytes] = {}
+        for name, first in _DEEP.items():
+            if (data := self.fields.get(name)) is not None:
+                deep[name] = b"" if data == first else data
         for name, data in sorted(deep.items(), key=lambda item: len(item[1])):
             if type(data) is not Digest and len(data) <= room:
                 kept[name] = data
