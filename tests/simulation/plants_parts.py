@@ -122,11 +122,11 @@ PLANTS_OF_PARTS = (
     # In the script
     write(
         "clobbers-parts", "a save of changes meets the parts that it changes as they were", "calm", 200,
-        "if name ~= 'updated_at_ms' then return changed end", "",
+        "if not is_time then return changed end", "",
     ),
     write(
         "conflicts-at-will", "parts that nobody else has changed are no reason to refuse", "calm", 200,
-        "if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then", "if true then",
+        "if not same and sha1hex then same =", "same = false if false then same =",
     ),
     write(
         "cuts-others-turns", "a save that removes turns removes none that others have pushed", "calm", 400,
