@@ -137,10 +137,6 @@ PLANTS_OF_PARTS = (
         "if brought_ids[id_of(others[i]) or false] then", "if false then",
     ),
     write(
-        "puts-twins", "nor put in the place of another", "faults", 2500,
-        "for i = first.y or 1, first.y and last.y or 0, 2 do brought_ids", "for i = 1, 0, 2 do brought_ids",
-    ),
-    write(
         "reshaped-unseen", "turns that were changed otherwise than by pushing are seen by a save", "calm", 400,
         "if reshaped > base or more < 0 or", "if",
     ),
