@@ -50,13 +50,13 @@ def _equal_changes_collide(original: Any) -> Any:
 
 
 def _save_what_is_gone(original: Any) -> Any:
-    def save_changes(self: Saving[Any], asset: Any, known: Any, lease: Any) -> Any:
+    def save_changes(self: Saving[Any], asset: Any, known: Any, *more: Any) -> Any:
         try:
-            return (yield from original(self, asset, known, lease))
+            return (yield from original(self, asset, known, *more))
         except ConflictError as error:
             if error.actual:
                 raise
-            return (yield from self._save_whole(asset, None, known, lease))
+            return (yield from self._save_whole(asset, None, known, more[-1]))
 
     return save_changes
 
