@@ -50,13 +50,13 @@ def _equal_changes_collide(original: Any) -> Any:
 
 
 def _save_what_is_gone(original: Any) -> Any:
-    def save_changes(self: Saving[Any], asset: Any, known: Any, lease: Any) -> Any:
+    def save_changes(self: Saving[Any], asset: Any, known: Any, *more: Any) -> Any:
         try:
-            return (yield from original(self, asset, known, lease))
+            return (yield from original(self, asset, known, *more))
         except ConflictError as error:
             if error.actual:
                 raise
-            return (yield from self._save_whole(asset, None, known, lease))
+            return (yield from self._save_whole(asset, None, known, more[-1]))
 
     return save_changes
 
@@ -122,11 +122,11 @@ PLANTS_OF_PARTS = (
     # In the script
     write(
         "clobbers-parts", "a save of changes meets the parts that it changes as they were", "calm", 200,
-        "if name ~= 'updated_at_ms' then return changed end", "",
+        "if not is_time then return changed end", "",
     ),
     write(
         "conflicts-at-will", "parts that nobody else has changed are no reason to refuse", "calm", 200,
-        "if (value and redis.sha1hex(value):sub(1, 16) or '') ~= ARGV[first.e + i - 1] then", "if true then",
+        "if not same and sha1hex then same =", "same = false if false then same =",
     ),
     write(
         "cuts-others-turns", "a save that removes turns removes none that others have pushed", "calm", 400,
@@ -135,10 +135,6 @@ PLANTS_OF_PARTS = (
     write(
         "pushes-twins", "a turn that is there already is not pushed by a save", "faults", 2000,
         "if brought_ids[id_of(others[i]) or false] then", "if false then",
-    ),
-    write(
-        "puts-twins", "nor put in the place of another", "faults", 2500,
-        "for i = first.y or 1, first.y and last.y or 0, 2 do brought_ids", "for i = 1, 0, 2 do brought_ids",
     ),
     write(
         "reshaped-unseen", "turns that were changed otherwise than by pushing are seen by a save", "calm", 400,

@@ -33,7 +33,7 @@ _COMMITS = {
     "load": 1, "delete": 1, "read_records": 2, "list": 3,
 }  # fmt: skip
 _EXACTLY = {"load": 3, "save_if": 5, "save_known": 2, "append": 3, "commit": 1}
-_SHIFTS = {"save_known": 4, "shift": 4, "load": 1, "append": 1}
+_SHIFTS = {"save_known": 4, "shift": 6, "load": 1}
 _FORKS = {"fork": 6, "records": 4, "commit": 2, "append": 1, "pop": 1, "save_known": 1, "delete": 3}
 _DELETIONS = {
     "delete": 3, "delete_if": 1, "save_new": 2, "save": 1, "save_known": 3, "refresh": 3, "append": 1, "commit": 2,
@@ -62,7 +62,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("calm", _TURNS, calm=True),
-        Profile("faults", _TURNS | _FAULTS, (*_MOODS, _SHIFTS)),
+        Profile("faults", _TURNS | _FAULTS, (*_MOODS, _SHIFTS, _SHIFTS, _SHIFTS)),
         Profile(
             "watches",
             _TURNS | {"watch": 40, "break_watch": 3, "lose_message": 4, "lose_reply": 1},

@@ -154,7 +154,7 @@ def _check_conditions(change: Change, current: Stored | None, token: Any) -> boo
     if "i" in groups:
         last = None if current is None or not current.turns else _id(current.turns[-1])
         if last is None or last != _decode(groups["i"][0]):
-            raise _Refused(b"CONFLICT", revision)
+            raise _Refused(b"CONFLICT", revision, b"last")
     if current is None and not {"W", "c"} & groups.keys():
         raise _Refused(b"NOTFOUND")
     return later

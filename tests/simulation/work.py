@@ -346,7 +346,7 @@ class Work:
         arguments = CommitArguments(set={name: self._part(name) for name in names if name not in unset}, unset=unset)
         if rng.random() < 0.1:
             moment = self.world.clock.milliseconds() + rng.randint(-2000, 2000)
-            parts = {**(arguments.set or {}), rng.choice(("updated_at_ms", "created_at_ms")): moment}
+            parts = {**(arguments.set or {}), "created_at_ms": moment}
             arguments = arguments._replace(set=parts)
         if rng.random() < 0.3:
             arguments = arguments._replace(append=[self._turn() for _ in range(rng.choice((1, 2)))])
