@@ -22,7 +22,7 @@ Store = RedisSessionStore[SessionAsset]
 
 
 async def count_up(store: Store, id: str) -> None:
-    """Increment a counter. `update` loads, changes and saves, and begins again if another write came in between."""
+    """Increment a counter. `update` loads, changes and saves, and begins again if others have changed the same part."""
 
     def increment(asset: SessionAsset) -> None:
         asset.metadata["count"] = asset.metadata.get("count", 0) + 1
@@ -53,12 +53,7 @@ async def append_once(store: Store, id: str, turn: ConversationTurn) -> None:
     except UnavailableError:
         raise  # certainly not applied: repeat it later, as it is
     except OutcomeUnknownError:
-
-        def add_if_missing(asset: SessionAsset) -> None:
-            if all(each.id != turn.id for each in asset.history.turns):
-                asset.history.turns.append(turn)
-
-        await store.update(id, add_if_missing)
+        await store.append(id, turn, once=True)  # unless it is among the last 1,000
 
 
 async def main(url: str | None = None) -> None:

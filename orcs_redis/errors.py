@@ -75,23 +75,29 @@ class StorageError(Exception):
 
 
 class NotFoundError(StorageError):
-    """There is no session of this id."""
+    """There is no session of this id, or no turn ``turn_id`` in it."""
 
     _recoverable = True
 
-    def __init__(self, id: str) -> None:
-        super().__init__(id)
+    def __init__(self, id: str, turn_id: str | None = None) -> None:
+        super().__init__(id, turn_id)
         self.id = id
+        self.turn_id = turn_id
 
     def _text(self) -> str:
-        return f"session not found: {self.id}"
+        if self.turn_id is None:
+            return f"session not found: {self.id}"
+        shown = self.turn_id if self.turn_id.isprintable() else ascii(self.turn_id)[1:-1]
+        return f"session {self.id} has no turn {shown[:40]}"
 
 
 class ConflictError(StorageError):
     """The session is at another revision than the caller expected (``actual`` 0: it is absent), or what it changes is.
 
     ``parts`` names what a save has changed and others have changed otherwise, such as ``metadata.title``,
-    ``project_context.name``, ``turn/<id>``. It is empty if the session is gone or was made anew, and for `if_revision`.
+    ``project_context.name``, ``turn/<id>``; ``history.turns`` if the last turn is another one than `if_last`, or if the
+    turns of a partial asset were cut: load it again. It is empty if the session is gone or was made anew, and for
+    `if_revision`.
     """
 
     _recoverable = True
@@ -106,7 +112,8 @@ class ConflictError(StorageError):
     def _text(self) -> str:
         shown = ", ".join(part if len(part) <= 40 else f"{part[:39]}…" for part in self.parts[:5])
         more = f": others have changed {shown}" if self.parts else ""
-        text = f"conflict on session {self.id}: expected revision {self.expected}, found {self.actual}{more}"
+        expected = f"expected revision {self.expected}, " if self.expected not in (0, self.actual) or not more else ""
+        text = f"conflict on session {self.id}: {expected}found {self.actual}{more}"
         return text if text.isprintable() else ascii(text)[1:-1]
 
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from orcs_redis import (
+    Committed,
     ConflictError,
     ConversationTurn,
     InvalidIdError,
@@ -23,7 +24,6 @@ from orcs_redis import (
     SessionAsset,
     SkillConfig,
 )
-from orcs_redis.model.meta import Committed
 from orcs_redis.transport.lifecycle import Lifecycle
 
 from .conftest import ROWS, Connect, Place
@@ -101,6 +101,7 @@ async def test_all_at_once(s: Any) -> None:
 async def test_creation(store: Any) -> None:
     """A session that a commit makes has what a new asset has, and what the commit says. None is made unasked."""
     for make in (store.append("s", turn()), store.commit("s", put={"k": b"1"}), store.pop("s"), store.touch("s"),
+                 store.commit("s", put={"k": b"1"}, if_last="1"),
                  store.truncate("s", 1), store.replace_turn("s", turn()), store.commit("s", set={"metadata.x": 1}),
                  store.append("s", turn(), once=True), store.fork("s", "t"), store.delete("s")):  # fmt: skip
         with pytest.raises(NotFoundError) as caught:
@@ -268,6 +269,28 @@ async def test_times(s: Any) -> None:
     await s.commit("s", set={"updated_at_ms": 7})
     assert (await s.load("s")).updated_at_ms == 7
     assert (await meta_of(s)).updated_at == meta.updated_at
+
+
+async def test_deletes(connect: Connect) -> None:
+    """Of what a list has found, only what is still at that revision is deleted; the others are conflicts or gone."""
+    store = await connect(partitions=3)
+    for n in range(30):
+        await store.append(f"{n}", turn(), create=True)
+    metas = sorted(await store.list(), key=lambda meta: int(meta.id))
+    for n in range(0, 30, 3):
+        await store.commit(f"{n}", put={"k": b"1"})
+    for n in range(1, 30, 3):
+        await store.delete(f"{n}")
+    await store.append("1", turn(), create=True)
+    errors = await store.delete_many([*metas, "0", "none"])
+    changed = [error for n, error in enumerate(errors[:30]) if n % 3 == 0]
+    assert [type(error) for error in changed] == [ConflictError] * 10
+    assert [error.expected for error in changed] == [meta.revision for meta in metas[::3]]
+    assert [type(error) for error in errors[1:30:3]] == [ConflictError] * 10
+    assert [error.actual for error in errors[4:30:3]] == [0] * 9
+    assert errors[2:30:3] == [None] * 10
+    assert (errors[30], type(errors[31])) == (None, NotFoundError)
+    assert {meta.id for meta in await store.list()} == {"1", *(f"{n}" for n in range(3, 30, 3))}
 
 
 # Labels

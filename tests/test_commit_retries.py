@@ -10,14 +10,24 @@ from typing import Any
 
 import pytest
 
-from orcs_redis import CorruptSessionError, LayoutError, NotFoundError, SessionAsset, StoreFullError
-from orcs_redis.model.meta import Committed
+from orcs_redis import (
+    Committed,
+    CorruptSessionError,
+    LayoutError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RedisSessionStore,
+    SessionAsset,
+    StoreFullError,
+)
+from orcs_redis.protocol.turns import decode_turns
+from orcs_redis.protocol.writes import PopUnseen
 
 from .conftest import ROWS, Place, Server, connected, every_server
 from .faults.proxy import SWALLOW, Proxy
 from .support import turn, until
 from .test_bad_input import content
-from .test_commit import numbered
+from .test_commit import ids, numbered
 from .test_rights import dump
 
 StartServer = Callable[..., Server]
@@ -99,8 +109,10 @@ class Strikes:
 
 @forms
 @every_server
-async def test_lost_replies(start_server: StartServer, form: str) -> None:
+@pytest.mark.parametrize("pops", [4, 0], ids=["a calm session", "a busy session"])
+async def test_lost_replies(start_server: StartServer, form: str, pops: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever reply of a face is lost, it is done once, and what it returns is what it did the first time."""
+    monkeypatch.setattr("orcs_redis.protocol.sessions._POPS", pops)
     server = start_server()
     raw: Any = server.raw()
     near = await connected("async", server.url)
@@ -135,10 +147,31 @@ async def test_lost_replies(start_server: StartServer, form: str) -> None:
                 break
             lost += 1
             step += 1
-    assert lost == len(LOST) + 5
+    assert lost == len(LOST) + (5 if pops else 3)
     for store in (near, far):
         await store.aclose()
     proxy.close()
+
+
+@every_server
+async def test_popped_too_late(start_server: StartServer) -> None:
+    """What a pop from a busy session removes can be read for a minute; an attempt after that does not say "none"."""
+    server = start_server()
+    raw: Any = server.raw()
+    async with await RedisSessionStore.connect(server.url) as store:
+        await store.save(asset())
+        request = PopUnseen(store._core.sessions._namespace, "s", 2, None)
+        expires = asyncio.get_running_loop().time() + 5
+        for _ in range(2):
+            replies = await store._driver.link.call(request.commands(), expires)
+            assert [each.id for each in decode_turns("s", request.decode(replies).popped)] == ["3", "4"]
+        (key,) = raw.keys("*:staging:*")
+        assert 50_000 < raw.pttl(key) <= 60_000
+        raw.delete(key)  # as if its time was over
+        replies = await store._driver.link.call(request.commands(), expires)
+        with pytest.raises(OutcomeUnknownError):
+            request.decode(replies)
+        assert await ids(store) == [0, 1, 2]
 
 
 def reached(writing: asyncio.Future[Any], strikes: Strikes, calls: Callable[[], int], before: int) -> bool:

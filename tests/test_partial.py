@@ -225,3 +225,19 @@ async def test_the_sections_alone(connect: Connect) -> None:
     assert (contents(loaded), loaded.history.skipped) == ("theirs mine", 3)
     assert await stored(store, asset.id) == "0 1 2 theirs mine"
     assert (await store.load(asset.id)).project_context.name == "named"
+
+
+@pytest.mark.parametrize("last", [0, 1])
+async def test_a_turn_of_a_lost_save(store: Any, last: int) -> None:
+    """What a save has stored whose answer was lost is not stored again, though turns were changed meanwhile."""
+    asset = await saved(store, 2)
+    partial = await store.load(asset.id, last=last)
+    partial.history.turns.append(turn("new"))
+    await store.save(copy.deepcopy(partial))
+    edited = asset.history.turns[0]
+    edited.content = "edited"
+    await store.replace_turn(asset.id, edited)
+    partial.metadata["title"] = "x"
+    await store.save(partial)
+    assert await stored(store, asset.id) == "edited 1 new"
+    await is_as_loaded(store, partial)

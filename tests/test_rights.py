@@ -20,6 +20,7 @@ from orcs_redis import (
     scripts,
 )
 from orcs_redis.protocol import namespace
+from orcs_redis.protocol.writes import PopUnseen
 
 from .conftest import Server, every_server
 from .support import turn
@@ -82,6 +83,7 @@ CASES: dict[str, Callable[[Any, SessionAsset], Any]] = {
     "edit": edited,
     "delete": lambda store, known: store.delete("s"),
     "pop": lambda store, known: store.pop("s"),
+    "pop unseen": lambda store, known: store._driver.send(PopUnseen(store._core.sessions._namespace, "s", 2, None)),
     "pop all": lambda store, known: store.pop("s", 3),
     "truncate": lambda store, known: store.truncate("s", 1),
     "replace a turn": renewed,

@@ -183,7 +183,8 @@ class Run:
         if (n := self.pick()) is None:
             return
         store, asset, base = self.assets[n]
-        twin = self.random.choice([copy.copy, copy.deepcopy, lambda asset: pickle.loads(pickle.dumps(asset))])(asset)
+        ways: list[Any] = [copy.copy, copy.deepcopy, lambda asset: pickle.loads(pickle.dumps(asset))]
+        twin = self.random.choice(ways)(asset)
         self.log[-1] += f" {n}"
         assert twin == asset
         self.assets[n] = (self.store(), twin, base) if self.random.random() < 0.5 else (store, twin, base)
@@ -217,7 +218,7 @@ class Run:
                     "compact",
                     "twin",
                     "many",
-                ]  # fmt: skip
+                ]
             )
             self.log[-1] += f" {n}:{kind}"
             self.change_one(asset, kind)
@@ -239,11 +240,11 @@ class Run:
             case "snapshot":
                 put(asset.component_snapshots, key, value and ComponentSnapshot(component_fqn=key, state=value))
             case "name":
-                asset.project_context.name = value and str(value)
+                asset.project_context.name = str(value) if value else None
             case "root":
-                asset.project_context.root_path = value and f"/{value}"
+                asset.project_context.root_path = f"/{value}" if value else None
             case "language":
-                asset.preferences.communication.language = value and str(value)
+                asset.preferences.communication.language = str(value) if value else None
             case "max":
                 history.max_turns = value or 1000
             case "touch":

@@ -268,7 +268,7 @@ def describe_session(asset: SessionAsset, turns: int) -> Text:
     shown = history.recent(turns)
     first = history.skipped + len(history) - len(shown)
     if first:
-        text.append(f"\n\n... {first} earlier turns", "dim")
+        text.append(f"\n\n... {first} earlier turn{'s' if first > 1 else ''}", "dim")
     for number, turn in enumerate(shown, first):
         text.append(f"\n\n#{number} ", "bold").append_text(_describe_turn(turn))
     return text

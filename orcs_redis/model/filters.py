@@ -27,7 +27,7 @@ class FilterArguments(TypedDict, total=False):
 
 
 class Filters:
-    """The same, checked; ValueError for what can't be."""
+    """The same, checked; ValueError for what can't be, TypeError for what is none of them."""
 
     __slots__ = ("labels", "project_path", "updated_after", "updated_before")
 
@@ -37,7 +37,10 @@ class Filters:
         updated_after: datetime | None = None,
         updated_before: datetime | None = None,
         labels: Mapping[str, str] | None = None,
+        **others: object,
     ) -> None:
+        for name in others:
+            raise TypeError(f"there is no filter {name}")
         for moment in (updated_after, updated_before):
             if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
                 raise ValueError("a datetime with a time zone is needed")

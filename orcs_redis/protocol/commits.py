@@ -75,6 +75,8 @@ def _turn_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
         if type(changes.truncate) is not int or changes.truncate < 0:
             raise ValueError("truncate is a number of turns")
         groups.append(Group(b"q", (min(changes.truncate, 2**31),)))
+    if isinstance(changes.append, ConversationTurn):
+        raise TypeError("append is a sequence of turns")
     if changes.append:
         groups.append(Group(b"p", codec.turns(changes.append)))
     return groups
@@ -94,8 +96,6 @@ def _part_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
         fields.add(field)
         if field == "metadata.labels":
             labels = encode(dict(sorted(value.items()))) if valid_labels(value) else _NO_LABELS
-        if field == "updated_at_ms":
-            groups.append(Group(b"t", (int(value),)))  # type: ignore[call-overload]  # encoded as one above
     removed = [codec.field_of(settable(name, codec.asset_type, unset=True)) for name in changes.unset]
     if len({*removed}) < len(removed) or not fields.isdisjoint(removed):
         raise ValueError("a part is set and unset, or unset twice")

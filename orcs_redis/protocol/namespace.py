@@ -42,8 +42,8 @@ _POLICY = re.compile(rb"maxmemory_policy:(?!noeviction)([a-z-]+)")
 # What the scripts call besides TIME and PUBLISH, and what goes ahead of them; tests/test_rights.py reads the scripts.
 _WRITE_COMMANDS = (
     "COPY", "EVALSHA", "EXEC", "EXISTS", "HDEL", "HEXISTS", "HGET", "HINCRBY", "HKEYS", "HLEN", "HMGET", "HRANDFIELD",
-    "HSET", "LINDEX", "LLEN", "LRANGE", "LSET", "LTRIM", "MULTI", "PERSIST", "PEXPIRE", "PUBLISH", "RENAME", "RPUSH",
-    "TIME", "UNLINK", "ZADD", "ZCARD", "ZRANGE", "ZREM", "ZSCORE",
+    "HSET", "LINDEX", "LLEN", "LMOVE", "LRANGE", "LSET", "LTRIM", "MULTI", "PERSIST", "PEXPIRE", "PUBLISH", "RENAME",
+    "RPUSH", "TIME", "UNLINK", "ZADD", "ZCARD", "ZRANGE", "ZREM", "ZSCORE",
 )  # fmt: skip
 _OTHER_COMMANDS = (
     "EVAL",

@@ -16,7 +16,7 @@ from .baseline import Baseline, baseline_of, loaded_turns, resolved, set_baselin
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
-from .reads import NO_TURNS, News, ReadNews, ReadStored, Stored
+from .reads import News, ReadNews, ReadStored, Stored
 from .request import Pause, Plan
 from .turns import id_of
 from .writer import Namespace
@@ -225,8 +225,10 @@ class Saving(Generic[A]):
 
     def _read_again(self, known: Baseline) -> Plan[Baseline]:
         stored, skipped = yield from self._read_from_place(known)
-        if stored.born > known.revision or skipped is None:
+        if stored.born > known.revision:
             raise ConflictError(known.id, known.revision, stored.revision)
+        if skipped is None:
+            raise ConflictError(known.id, known.revision, stored.revision, ("history.turns",))
         return _as_baseline(known, stored, stored.turns[skipped - stored.start :], skipped)
 
     def _read_from_place(self, known: Baseline) -> Plan[tuple[Stored, int | None]]:
@@ -234,8 +236,7 @@ class Saving(Generic[A]):
 
         Nearly always nothing before them was removed; then no turn before them is read.
         """
-        start = known.skipped if known.turns or not known.skipped else NO_TURNS
-        stored = yield ReadStored(self._namespace, self._codec, known.id, start)
+        stored = yield ReadStored(self._namespace, self._codec, known.id, known.skipped)
         reshaped = stored.reshaped > known.revision or stored.revision <= known.revision
         if not (known.skipped and known.turns and reshaped) or _begins_alike(known, stored):
             return stored, stored.start

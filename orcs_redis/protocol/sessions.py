@@ -21,12 +21,13 @@ from .reads import Exists, Load, Ping, ReadStored, ReadTail, ReadWithRecords, Tu
 from .request import Pause, Plan
 from .turns import decode_turns, id_of
 from .writer import Namespace
-from .writes import DELETE, FORK, Group, LeaseToken, Outdated, Write, check_lease, expectation
+from .writes import DELETE, FORK, Group, LeaseToken, Outdated, PopUnseen, Write, check_lease, expectation
 
 __all__ = ["Sessions"]
 
 A = TypeVar("A", bound=SessionAsset)
 _ONCE = 1000  # of the last turns, ids are compared
+_POPS = 4  # attempts of a pop that looks before it removes
 _SEARCHED = 8  # turns read at first to find one; then eight times as many
 
 
@@ -131,7 +132,7 @@ class Sessions(Generic[A]):
         conditions = _conditions(id, if_revision, lease)
         number = _count(count, "count", least=1)
         delay = 0.001
-        while True:
+        for _ in range(_POPS if if_revision is None else 1):
             tail = yield ReadTail(self._namespace, id, number)
             if if_revision not in (None, tail.revision):
                 raise ConflictError(id, if_revision or 0, tail.revision)
@@ -143,14 +144,14 @@ class Sessions(Generic[A]):
             try:
                 yield Write(self._namespace, id, groups, lease=lease)
                 return popped
-            except Outdated:
-                if if_revision is not None:
-                    raise
             except ConflictError:
                 if if_revision is not None:
                     raise
             yield Pause(random.uniform(0, delay))
-            delay = min(2 * delay, 0.1)
+            delay *= 2
+        # Others write all the time.
+        written = yield PopUnseen(self._namespace, id, number, lease)
+        return decode_turns(id, written.popped)
 
     def truncate(self, id: str, length: int, if_revision: int | None, lease: LeaseToken | None) -> Write:
         """Keep the first turns."""
@@ -169,10 +170,10 @@ class Sessions(Generic[A]):
             try:
                 return int((yield Write(self._namespace, id, groups, lease=lease)).revision)
             except Outdated:
-                index = yield from self._find(id, wanted)
+                index = yield from self._find(id, turn.id, wanted)
 
-    def _find(self, id: str, wanted: bytes) -> Plan[int]:
-        """Return the index of the last turn with an id."""
+    def _find(self, id: str, turn_id: str, wanted: bytes) -> Plan[int]:
+        """Return the index of the last turn with an id; `wanted`: as it is encoded."""
         most = _SEARCHED
         while True:
             tail = yield ReadTail(self._namespace, id, most)
@@ -180,7 +181,7 @@ class Sessions(Generic[A]):
                 if id_of(tail.turns[n]) == wanted:
                     return int(tail.turn_count - len(tail.turns) + n)
             if len(tail.turns) == tail.turn_count:
-                raise NotFoundError(id)
+                raise NotFoundError(id, turn_id)
             most *= 8
 
     def commit(

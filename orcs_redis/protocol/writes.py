@@ -38,6 +38,7 @@ __all__ = [
     "Identified",
     "LeaseToken",
     "Outdated",
+    "PopUnseen",
     "Write",
     "Written",
     "check_lease",
@@ -103,6 +104,7 @@ class Written(msgspec.Struct, frozen=True):
     operation_id: bytes
     bits: bytes = b""
     before: int | None = None  # the session's revision before, 0 if it was absent; None: not known
+    popped: Sequence[bytes] = ()  # turns
 
 
 class Outdated(ConflictError):
@@ -281,7 +283,7 @@ class Write(Identified[Written]):
                     self._namespace.acknowledge(self._partition, token)
                 return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":
-                raise ConflictError(id, expected, value)
+                raise ConflictError(id, expected, value, ("history.turns",) if more == b"last" else ())
             case b"CHANGED":
                 outdated = Outdated(id, self._expected, value)
                 # A part may come back to what it was, and what was absent may be gone again.
@@ -308,6 +310,32 @@ class Write(Identified[Written]):
             case b"RESET":
                 self._wiped = value < 0
         raise script_error(self._partition, answer, value)
+
+
+class PopUnseen(Write):
+    """Removes the last turns, whatever they are: they are moved to a key from which they are read.
+
+    This key is the operation's, so they are there for each attempt.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, namespace: Namespace, id: str, count: int, lease: LeaseToken | None) -> None:
+        super().__init__(namespace, id, [Group(b"z", (count,)), Group(b"T", (_STAGING_TTL_MS,))], lease=lease)
+
+    def commands(self) -> Sequence[Command]:
+        """Return the script's call, and what reads the key."""
+        token = self._identify()
+        key = self._staging_key(token)
+        return [self._call(token, key), ("LRANGE", key, b"0", b"-1")]
+
+    def decode(self, replies: Sequence[Reply]) -> Written:
+        """Return what was written, with the turns."""
+        written = super().decode(replies[:1])
+        self._check(replies[1:])
+        if not written.updated_at_ms and not replies[1]:
+            raise OutcomeUnknownError("turns were popped, but the answer came too late to read them")
+        return msgspec.structs.replace(written, popped=replies[1])
 
 
 def script_error(partition: Partition, answer: bytes, value: Any) -> StorageError:

@@ -89,7 +89,7 @@ local function not_callable(command)
     refusal = false
     if redis.acl_check_cmd then -- fakeredis has no rights to check
       local known, allowed
-      if command == 'RENAME' or command == 'COPY' then
+      if command == 'RENAME' or command == 'COPY' or command == 'LMOVE' then
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], KEYS[1])
       elseif command == 'UNLINK' then
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1])

@@ -12,7 +12,7 @@ local function check(command)
   local may = redis.acl_check_cmd
   if command == 'PUBLISH' then return may(command, ARGV[1], '') end
   if command == 'SUBSCRIBE' or command == 'UNSUBSCRIBE' then return may(command, ARGV[1]) end
-  if command == 'RENAME' or command == 'COPY' then return may(command, KEYS[1], KEYS[1]) end
+  if command == 'RENAME' or command == 'COPY' or command == 'LMOVE' then return may(command, KEYS[1], KEYS[1]) end
   if command == 'UNLINK' or command == 'EXISTS' then return may(command, KEYS[1]) end
   return may(command, KEYS[1], '0', '0')
 end

@@ -17,7 +17,7 @@
 --                                updated_at_ms
 --       . {p}:turns:<id>   LIST  one msgpack value per turn
 --       . {p}:lease:<id>   HASH  (group l) token and more: see lease.lua
---       . {p}:staging:<name> LIST (group S) the turns that are to replace the history
+--       . {p}:staging:<name> LIST (group S) the turns that are to replace the history; (group T) those that z removes
 --       . {p}:records:<id> HASH, {p}:names:<id> ZSET (groups P, N, D, R; kinds d, f) records by key; keys (scores 0)
 --       . (kind f) the same four of the source: session, turns, records, names
 --
@@ -60,6 +60,7 @@
 --       x 2: index of the first and last turn to keep, -1 being the end
 --       z 1: how many of the last turns to remove
 --       q 1: how many of the first turns to keep (kind f: as well)
+--       T 1: for how many ms what z removes stays in the staging key, for who has called to read it; with z alone
 --       y  : pairs of index, among those that are kept, and turn to put there
 --       v 3: an index, the id (msgpack) that the turn there must have, the turn to put there
 --       h  : the turns that replace all
@@ -80,7 +81,8 @@
 --                                    before: the session's revision before, 0 if it was absent; not of an earlier
 --                                    attempt. What only pushes is answered without bits and before
 --   "CONFLICT", revision             the session is at another revision (0: absent), or another session by now; as of
---                                    "CORRUPT" and "VERSION", "source" may follow: that of a fork is meant
+--                                    "CORRUPT" and "VERSION", "source" may follow: that of a fork is meant; or "last":
+--                                    the last turn is another than that of i
 --   "CHANGED", revision, what        what the write was made from was changed by others: "turns", which stay so, or
 --                                    "parts", which may come back
 --   "LEASELOST"                      the lease ended or passed to another
@@ -181,7 +183,7 @@ local function not_callable(command)
     refusal = false
     if redis.acl_check_cmd then -- fakeredis has no rights to check
       local known, allowed
-      if command == 'RENAME' or command == 'COPY' then
+      if command == 'RENAME' or command == 'COPY' or command == 'LMOVE' then
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1], KEYS[1])
       elseif command == 'UNLINK' then
         known, allowed = pcall(redis.acl_check_cmd, command, KEYS[1])
@@ -231,7 +233,7 @@ local function parse_groups(operation, header, at, argument, key)
     argument = argument + count
     others = others or letter ~= 'p' and not ('rlb'):find(letter, 1, true)
     if letter == 'l' then operation.lease_key, key = KEYS[key], key + 1
-    elseif letter == 'S' then operation.staging_key, key = KEYS[key], key + 1
+    elseif letter == 'S' or letter == 'T' then operation.staging_key, key = KEYS[key], key + 1
     elseif ('PNDR'):find(letter, 1, true) then records = true end
   end
   operation.first, operation.last = first, last
@@ -517,13 +519,13 @@ local function check_conditions(operation, revision, turns, op)
     refusal = rest().check_base(operation, revision, turns, op)
     if refusal then return refusal end
   end
+  if not revision and not operation.foreign and not (first.W or first.c) then return {'NOTFOUND'} end
   if first.i then
     local turn = redis.pcall('LINDEX', operation.turns_key, -1)
     refusal = error_refusal(turn, 'CORRUPT', 'history.turns')
     if refusal then return refusal end
-    if not turn or rest().id_of(turn) ~= ARGV[first.i] then return {'CONFLICT', revision or 0} end
+    if not turn or rest().id_of(turn) ~= ARGV[first.i] then return {'CONFLICT', revision or 0, 'last'} end
   end
-  if not revision and not operation.foreign and not (first.W or first.c) then return {'NOTFOUND'} end
 end
 
 function define_rest()
@@ -805,7 +807,7 @@ function define_rest()
     commands_of = {
       W = {'HKEYS', 'HDEL', 'UNLINK'}, c = {'ZREM', 'HDEL'}, u = {'HDEL'}, j = {'HDEL'},
       x = {'LTRIM', 'RPUSH'}, z = {'LTRIM', 'RPUSH'}, q = {'LTRIM', 'RPUSH'}, y = {'LSET'}, v = {'LSET'},
-      h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'},
+      h = {'RPUSH', 'LTRIM', 'UNLINK'}, S = {'RENAME', 'PERSIST'}, T = {'LMOVE', 'PEXPIRE'},
       N = {'HEXISTS'}, D = {'HDEL', 'ZREM'}, R = {'HDEL', 'ZREM', 'ZRANGE'}, O = {'COPY'},
     }
     values_of = {
@@ -830,7 +832,7 @@ function define_rest()
         end
       end
       -- The others change nothing of a session that is there, if its history is short.
-      if not ('rlbgicxzq'):find(letter, 1, true) then only_cuts = false end
+      if not ('rlbgicxzqT'):find(letter, 1, true) then only_cuts = false end
     end
     operation.only_cuts = only_cuts
   end
@@ -974,6 +976,11 @@ function define_rest()
       return last.h - first.h + 1
     end
     local kept, pushes = plan.to - plan.from + 1, plan.push and plan.push <= last.p
+    if first.T then
+      for _ = kept + 1, plan.stored do redis.call('LMOVE', turns_key, operation.staging_key, 'RIGHT', 'LEFT') end
+      redis.call('PEXPIRE', operation.staging_key, ARGV[first.T])
+      return kept
+    end
     local cut = kept < plan.stored
     if cut and kept > 0 then redis.call('LTRIM', turns_key, plan.from, plan.to) end
     for i = first.y or 1, first.y and last.y or 0, 2 do redis.call('LSET', turns_key, ARGV[i], ARGV[i + 1]) end

@@ -121,9 +121,9 @@ def make_forgiving() -> None:
     """Save an asset whose session is gone as a new one."""
     save_changes = Saving._save_changes
 
-    def forgiving(self: Saving[Any], asset: Any, known: Any, lease: Any) -> Any:
+    def forgiving(self: Saving[Any], asset: Any, known: Any, expected: Any, lease: Any) -> Any:
         try:
-            return (yield from save_changes(self, asset, known, lease))
+            return (yield from save_changes(self, asset, known, expected, lease))
         except ConflictError as error:
             if error.actual:
                 raise

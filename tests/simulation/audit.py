@@ -96,7 +96,7 @@ def _members(id: str, stored: Stored) -> list[bytes]:
     return [
         len(name.encode()).to_bytes() + name.encode() + len(value.encode()).to_bytes(4) + value.encode() + id.encode()
         for name, value in pairs.items()
-        if value
+        if value is not None
     ]
 
 

@@ -14,7 +14,7 @@ from orcs_redis.protocol.writes import DELETE
 from .intents import Intent, State, state_of
 from .reference import Stored
 from .rules import Violation
-from .views import Turn, View, changes, rebase, view_of
+from .views import ABSENT, Changes, Turn, View, changes, rebase, view_of
 
 if TYPE_CHECKING:
     from .driver import Writer
@@ -41,7 +41,7 @@ class Held:
         self.mine = view_of(self.asset)
 
     def loaded(self) -> None:
-        """Note that it was loaded: it is what is stored, but for changes of which the outcome could not be read."""
+        """Note that it was loaded: it is what is stored."""
         stored = self._note_baseline()
         self.base = view_of(stored).last(self.skipped)
 
@@ -68,10 +68,15 @@ class Held:
         in_turns = any(name.startswith("turn/") for name in wanted.conflicts)
         self.base = View(parts, base.turns if in_turns else theirs.turns)
 
-    def is_behind(self, entry: Entry) -> bool:
-        """Whether what came of its own write could not be read."""
+    def is_behind(self, entry: Entry, written: View) -> bool:
+        """Whether what came of its own write could not be read, or is gone: then it is as it was written."""
         known = baseline_of(self.asset, self.world.incarnation)
-        return known is not None and known.revision < entry.revision
+        if known is None or not known.conflicting or known.revision != entry.revision:
+            return False
+        if view_of(self.asset) != self.mine:
+            return False
+        self.base, self.revision, self.skipped = written, known.revision, known.skipped
+        return True
 
     def _note_baseline(self) -> Stored:
         known = baseline_of(self.asset, self.world.incarnation)
@@ -156,9 +161,33 @@ class Save(_OfHeld):
         assert entry.before is not None
         if entry.before.born > self.held.revision:
             raise Violation("resurrected", f"{self} of {self.held.revision}: made anew as {entry.before.born}")
-        if conflicts := rebase(base, mine, old.view.last(self.held.skipped)).conflicts:
+        own = changes(base, mine)
+        settled = self._settled(own, old.view, view_of(entry.made.session)) if entry.made.session else frozenset()
+        if conflicts := rebase(base, mine, old.view.last(self.held.skipped)).conflicts - settled:
             raise Violation("part", f"{self} takes away what others made of {sorted(conflicts)}")
-        return State(changes(base, mine).made_to(old.view), old.records)
+        return State(own.without(settled).made_to(old.view), old.records)
+
+    def _settled(self, own: Changes, before: View, after: View) -> frozenset[str]:
+        """Return what of its changes was there when it read, by an earlier attempt, and others have changed since."""
+        held = self.held
+        states = [
+            view_of(state)
+            for state in self.world.model.history[self.id]
+            if state is not None and state.born <= held.revision < state.revision
+        ]
+        parts = {
+            name
+            for name, value in own.parts.items()
+            if before.parts.get(name, ABSENT) == after.parts.get(name, ABSENT) != value
+            and any(state.parts.get(name, ABSENT) == value for state in states)
+        }
+        turns = {
+            f"turn/{id}"
+            for id, content in (*own.added, *own.edited.items())
+            if dict(before.turns).get(id) == dict(after.turns).get(id) != content
+            and any((id, content) in state.turns for state in states)
+        }
+        return frozenset(parts | turns)
 
     def same_turns(self, found: View, wanted: View, entry: Entry) -> bool:
         base, mine = entry.record.goal
@@ -171,12 +200,11 @@ class Save(_OfHeld):
         return State(mine, records)
 
     def returned(self, result: Any) -> None:
-        base = self.begun_with
         if self.entry is not None:
             self._check_revision(result)
-            if self.held.is_behind(self.entry) and self.held.base is not None:
-                base = self.held.base
-        self.held.synced(base, self, whole=not self.merges)
+            if self.held.is_behind(self.entry, self.begun_with):
+                return
+        self.held.synced(self.begun_with, self, whole=not self.merges)
         if self.entry is None and result != self.held.revision and not self.held.muddled:
             raise Violation("lost", f"{self} returns {result}, it is at {self.held.revision}")
 
@@ -217,7 +245,7 @@ class Load(Intent):
         length = len(result.asset.history.turns)
         if length > self._last if self._last is not None else result.asset.history.skipped:
             raise Violation("loaded", f"{self}, the last {self._last}, has {length} turns")
-        _take(self.world, self._writer, result.asset)
+        _take(self.world, self._writer, result.asset).loaded()
 
 
 class Update(Intent):
@@ -252,8 +280,10 @@ class Update(Intent):
         if self.entry is None:
             raise Violation("lost", f"{self} returns {result.revision}, and nothing was written")
         held = _take(self.world, self._writer, result.asset)
-        if not held.is_behind(self.entry):
-            self.world.model.loaded(self.id, result.revision, view_of(result.asset))
+        if held.is_behind(self.entry, held.mine):
+            return
+        held.loaded()
+        self.world.model.loaded(self.id, result.revision, view_of(result.asset))
 
     def refused(self, error: StorageError) -> None:
         if isinstance(error, ConflictError):
@@ -262,6 +292,5 @@ class Update(Intent):
 
 def _take(world: World, writer: Writer, asset: SessionAsset) -> Held:
     held = Held(world, asset)
-    held.loaded()
     writer.assets[asset.id] = held
     return held

@@ -308,8 +308,10 @@ class Commit(Intent):
         for name in arguments.unset:
             parts.pop(name, None)
         if arguments.labels:
-            labels = {**labels_of(parts.get("metadata.labels")), **arguments.labels}
-            parts["metadata.labels"] = {name: value for name, value in labels.items() if value is not None} or ABSENT
+            before = labels_of(parts.get("metadata.labels"))
+            labels = {name: value for name, value in {**before, **arguments.labels}.items() if value is not None}
+            if labels or before:  # else what is there, if anything, is no labels
+                parts["metadata.labels"] = labels or ABSENT
         return {name: value for name, value in parts.items() if value is not ABSENT}
 
     def _records(self, old: Mapping[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[str, bool]]:

@@ -191,7 +191,8 @@ class Model:
         """Judge the answer to one attempt at a write."""
         if as_error(item) is not None:
             return self.refused(item)
-        answer, value, at, bits = (*item, None, None, None)[:4]
+        answer, value, at = (*item, None, None)[:3]
+        bits = item[3] if len(item) > 3 else b""
         mark = token.high_water_mark
         entry = self.applied.get(token.op)
         if answer == b"FORGOTTEN":

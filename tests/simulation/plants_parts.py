@@ -150,7 +150,7 @@ PLANTS_OF_PARTS = (
     ),
     write(
         "any-last-turn", "a commit meets the last turn that it names", "calm", 400,
-        "if not turn or id_of(turn) ~= ARGV[first.i] then", "if not turn then",
+        "if not turn or rest().id_of(turn) ~= ARGV[first.i] then", "if not turn then",
     ),
     write(
         "any-turn-replaced", "a turn is put in the place of the one with its id", "calm", 400,
@@ -175,11 +175,11 @@ PLANTS_OF_PARTS = (
     ),
     write(
         "drops-what-is-put", "a prefix that is dropped leaves what is put", "calm", 2000,
-        "if not named[name] then dropped", "if true then dropped",
+        "if not named[name] then named[name], dropped", "if true then named[name], dropped",
     ),
     write(
         "labels-stay", "the index of labels forgets those that a session has no more", "calm", 100,
-        "if #removed > 0 then", "if false then",
+        "if not new[member] then labelled[member] = false end", "",
     ),
     write(
         "labels-of-the-dead", "the index of labels has no session that was deleted", "calm", 200,

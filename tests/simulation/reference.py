@@ -237,7 +237,8 @@ def _labels(change: Change, current: Stored | None) -> tuple[dict[str, str], boo
             labels[text(name)] = text(value)
     if len(labels) > _MAX_LABELS:
         raise _Refused(b"LABELS")
-    return labels, "j" in groups
+    none = "W" in groups or current is None or not current.labels
+    return labels, "j" in groups and not (none and not labels)
 
 
 def _write(change: Change, current: Stored | None, now: int, revision: int, op: bytes, *, later: bool) -> Made:
@@ -245,7 +246,7 @@ def _write(change: Change, current: Stored | None, now: int, revision: int, op: 
     whole, before = "W" in groups, None if current is None else current.updated_at
     labels, sets_labels = _labels(change, current)
     turns, reshaped = _turns(change, current, revision)
-    if current is not None and not reshaped and not groups.keys() - {*"rlbgixzq"}:
+    if current is not None and not reshaped and not groups.keys() - {*"rlbgixzqc"}:
         return Made(current, writes=False)
     moves = "n" in groups or reshaped or "p" in groups
     named = int(groups["t"][0]) if "t" in groups else None
@@ -314,9 +315,9 @@ def _records(groups: dict[str, list[Any]], old: dict[bytes, bytes]) -> tuple[dic
 def _fork(change: Change, source: Stored | None, source_id: str, now: int, revision: int, op: bytes) -> Outcome:
     groups = change.groups
     if source is None:
-        raise _Refused(b"NOTFOUND")
+        raise _Refused(b"NOTFOUND", b"", b"source")
     if "r" in groups and int(groups["r"][0]) != source.revision:
-        raise _Refused(b"CONFLICT", source.revision)
+        raise _Refused(b"CONFLICT", source.revision, b"source")
     turns = source.turns[: int(groups["q"][0])] if "q" in groups else source.turns
     origin = {"id": source_id, "revision": source.revision, "length": len(turns)}
     fields = source.fields | {

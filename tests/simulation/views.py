@@ -83,6 +83,16 @@ class Changes(NamedTuple):
         parts = {name: value for name, value in (view.parts | self.parts).items() if value is not ABSENT}
         return View(parts, tuple(turns))
 
+    def without(self, names: Iterable[str]) -> Changes:
+        """Return them without those of these parts and turns."""
+        gone = frozenset(names)
+        return Changes(
+            {name: value for name, value in self.parts.items() if name not in gone},
+            self.removed,
+            {id: content for id, content in self.edited.items() if f"turn/{id}" not in gone},
+            tuple(turn for turn in self.added if f"turn/{turn[0]}" not in gone),
+        )
+
     def are_made(self, found: View, wanted: View) -> bool:
         """Whether the turns are right. One that comes in the place of one that was removed may keep that place."""
         if not (self.removed and self.added):

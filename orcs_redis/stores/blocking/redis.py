@@ -303,11 +303,12 @@ class RedisSessionStore(Generic[A]):
             append: turns to add at the end, after `pop` or `truncate`.
             pop: how many of the last turns to remove, if there are so many.
             truncate: how many of the first turns to keep.
-            set: values of parts by name: `metadata.<key>`, `skill_configs.<key>`, `component_snapshots.<key>`, or a
-                section such as `project_context`.
+            set: values of parts by name: `metadata.<key>`, `skill_configs.<key>`, `component_snapshots.<key>`,
+                `extra.<key>`, or a section such as `project_context`.
             unset: names of such parts to remove, whether they are there or not.
             put: records by key; they replace those of the same key.
-            put_new: records by key; those that are there stay (`Committed.placed` says which were put).
+            put_new: records by key; those that are there stay (`Committed.placed` says which were put), and the rest of
+                the commit is done all the same.
             drop: keys of records to remove; one that ends in `*` removes all that begin like this, but for those of
                 `put` and `put_new`.
             labels: by name; None removes one.
@@ -335,7 +336,7 @@ class RedisSessionStore(Generic[A]):
         return self._driver.perform(self._core.sessions.turns, id, start, stop)
 
     def update(self, id: str, change: Callable[[A], object], *, lease: Lease | None = None) -> Versioned[A]:
-        """Load a session, call `change(asset)`, and save it if no other write came between; else do it again.
+        """Load a session, call `change(asset)`, and save it; again if others have changed the same part in between.
 
         There is no bound on the number of tries; the deadline is for each of them. A change that changes nothing
         writes nothing.
