@@ -498,6 +498,32 @@ async def test_every_write_is_finished(server: Server, proxies: Any, open_store:
     assert unfinished(store) == 0
 
 
+async def test_changed_again_after_a_cancelled_save(server: Server, open_store: Open) -> None:
+    """What a cancelled save has stored is no change of others, and the turn that grew since is there once."""
+    store = await open_store("async", server)
+    asset = session(id="s")
+    await store.save(asset)
+    asset.add_turn(turn("so far"))
+    call: Any = store._driver.link.call
+    answered = asyncio.Event()
+
+    async def hold(commands: Any, expires: float) -> Any:
+        await call(commands, expires)
+        answered.set()
+        await asyncio.sleep(60)
+
+    store._driver.link.call = hold
+    saving = asyncio.create_task(store.save(asset))
+    await answered.wait()
+    store._driver.link.call = call
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    asset.history.turns[0].content = "so far, so good"
+    await store.save(asset)
+    assert await contents(store, "s") == ["so far, so good"]
+
+
 async def test_late_append_to_a_session_that_is_gone_again(server: Server, open_store: Open) -> None:
     """What was to make a session, and met one that others had made, may do so yet when that is gone: it is not told."""
     store, other = await open_store("async", server), await open_store("async", server)

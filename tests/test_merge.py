@@ -20,7 +20,7 @@ from orcs_redis import (
     SessionAsset,
     SkillConfig,
 )
-from orcs_redis.model.merge import merge, rebased
+from orcs_redis.model.merge import merge, rebased, settled
 from orcs_redis.model.parts import TIMES, Digests, changed, digests, get_part, parts_of
 
 few = st.integers(0, 2)
@@ -279,6 +279,19 @@ def test_a_conflict_stays_one(three: Any) -> None:
     if not merged.conflicts:
         assert after == digests(theirs)
         assert merge(after, merged.asset, theirs).asset == merged.asset
+
+
+@given(versions(), edits, edits)
+def test_what_was_sent_is_no_change_of_others(three: Any, more: list[Op], after: list[Op]) -> None:
+    """Stored or not, a version that was sent is no change of others: what came since collides with theirs alone."""
+    base, sent, others = three
+    known, later = digests(base), made(sent, more)
+    for stored in (base, sent):
+        assert merge(settled(known, digests(sent), digests(stored)), later, stored) == (later, ())
+    assert merge(settled(known, digests(sent), digests(others)), sent, others).conflicts == merge(*three).conflicts
+    theirs = made(sent, after)
+    both = merge(sent, later, theirs).conflicts
+    assert {*both} <= {*merge(settled(known, digests(sent), digests(theirs)), later, theirs).conflicts}
 
 
 @given(versions())

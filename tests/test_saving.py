@@ -7,6 +7,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -16,12 +17,14 @@ from orcs_redis import (
     ConflictError,
     ConversationTurn,
     NotFoundError,
+    OutcomeUnknownError,
     ProjectContext,
     RawItem,
     SerializationError,
     SessionAsset,
 )
 from orcs_redis.model.sections import now_ms
+from orcs_redis.protocol.writes import Write
 
 from .conftest import Connect, Place
 from .support import turn
@@ -515,3 +518,47 @@ async def test_a_time_that_both_have_changed(connect: Connect) -> None:
         assert expected is None or loaded.updated_at_ms == theirs
         listed = await meta(store, asset.id)
         assert theirs <= listed.updated_at.timestamp() * 1000 + 1
+
+
+UNKNOWN = OutcomeUnknownError("no answer")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_changed_again_after_an_unknown_outcome(connect: Connect, stored: bool) -> None:
+    """Whether or not a save was applied whose answer was lost: what it brought is no change of others."""
+    store = await connect()
+    asset = session(3, id="a", metadata={"step": 0, "other": 0})
+    await store.save(asset)
+    asset.metadata["step"] = 1
+    asset.history.turns[1].content = "edited once"
+    asset.history.turns += [turn("draft"), turn("mistake")]
+    lost = mock.patch.object(Write, "decode" if stored else "commands", side_effect=UNKNOWN)
+    with lost, pytest.raises(OutcomeUnknownError):
+        await store.save(asset)
+    assert ((await store.load("a")).metadata["step"] == 1) is stored
+    asset.metadata["step"] = 2
+    asset.history.turns[1].content = "edited twice"
+    asset.history.turns[3].content = "final"
+    asset.history.turns.pop()
+    await (await connect()).commit("a", set={"metadata.other": 5}, append=[turn("peer")])
+    await store.save(asset)
+    expected = ["turn 0", "edited twice", "turn 2", "final", "peer"]
+    assert sorted(contents(asset)) == sorted(expected)
+    assert asset.metadata == {"step": 2, "other": 5}
+    assert await store.load("a") == asset
+
+
+async def test_others_changes_after_an_unknown_outcome(connect: Connect) -> None:
+    """They collide as ever; and a refresh settles what was stored."""
+    store, peer = await connect(), await connect()
+    asset = session(1, id="a", metadata={"step": 0, "title": ""})
+    await store.save(asset)
+    asset.metadata["step"] = 1
+    with mock.patch.object(Write, "decode", side_effect=UNKNOWN), pytest.raises(OutcomeUnknownError):
+        await store.save(asset)
+    await peer.commit("a", set={"metadata.step": 7})
+    asset.metadata["step"] = 2
+    await refused(store.save(asset), "metadata.step")
+    asset.metadata["step"] = 7
+    assert await store.refresh(asset) == await store.save(asset)
+    assert asset == await peer.load("a")

@@ -20,7 +20,7 @@ from msgspec import Struct
 from .asset import SessionAsset
 from .parts import TIMES, Digests, Entry, digests, drop_part, get_part, list_part, parts_of, set_part
 
-__all__ = ["Merged", "merge", "rebased"]
+__all__ = ["Merged", "merge", "rebased", "settled"]
 
 A = TypeVar("A", bound=SessionAsset)
 T = TypeVar("T")
@@ -85,6 +85,31 @@ def rebased(base: Digests, theirs: Digests, conflicts: Collection[str]) -> Diges
         kept = [entry for entry in base.lists.get(path, []) if list_part(path, entry[0]) in conflicts]
         lists[path] = [entry for entry in entries if list_part(path, entry[0]) not in conflicts] + kept
     return Digests(values | {name: base.values[name] for name in conflicts if name in base.values}, lists)
+
+
+def settled(base: Digests, sent: Digests, theirs: Digests) -> Digests:
+    """Return what both had, where mine was sent once, and may have been stored or not.
+
+    What is stored as it was sent, both had: it is no change of others.
+    """
+    values = {name: data for name, data in base.values.items() if sent.values.get(name) != theirs.values.get(name)}
+    values |= {name: data for name, data in sent.values.items() if data == theirs.values.get(name)}
+    lists = {path: _settled_list(base.lists.get(path, []), sent.lists[path], theirs.lists[path]) for path in sent.lists}
+    return Digests(values, lists)
+
+
+def _settled_list(base: list[Entry], sent: list[Entry], theirs: list[Entry]) -> list[Entry]:
+    if sent == theirs:
+        return sent
+    unchanged, mine, others = {*sent}, dict(sent), dict(theirs)
+    result: list[Entry] = []
+    for key, data in base:
+        if (key, data) in unchanged or mine.get(key) != others.get(key):
+            result.append((key, data))
+        elif key in mine:
+            result.append((key, mine[key]))
+    known = {key for key, _ in base}
+    return result + [(key, data) for key, data in sent if key not in known and others.get(key) == data]
 
 
 class _Versions(NamedTuple, Generic[T]):

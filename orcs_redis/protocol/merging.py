@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from ..errors import SerializationError
 from ..model.asset import SessionAsset
 from ..model.encoding import attempt
-from ..model.merge import Merged, merge
+from ..model.merge import Merged, merge, settled
 from ..model.parts import Digests, Entry, digests, drop_part, get_part, set_part
 from ..model.sections import ConversationTurn, now_ms
 from .baseline import Baseline, Digest, loaded_turns, resolved, set_baseline, turn_id
@@ -66,7 +66,10 @@ def merged(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline) -> tuple
     base = resolved(base, theirs.fields, theirs.turns)
 
     def merge_with(base: Baseline) -> Merged[A]:
-        return merge(_digests(codec, base, theirs, asset, new), asset, new, now=now_ms())
+        old = _digests(codec, base, theirs, asset, new)
+        if base.sent is not None:
+            old = settled(old, digests(codec.decode(base.id, *base.sent)), digests(new))
+        return merge(old, asset, new, now=now_ms())
 
     result, refusal = attempt(merge_with, base)
     if refusal is not None:

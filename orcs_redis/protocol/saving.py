@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..errors import ConflictError, NotFoundError, StorageError
+from ..errors import ConflictError, NotFoundError, OutcomeUnknownError, StorageError
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
-from .baseline import Baseline, baseline_of, resolved, set_baseline, turn_id
+from .baseline import Baseline, baseline_of, loaded_turns, resolved, set_baseline, turn_id
 from .codec import Codec, Encoded, Patch, TurnsPatch
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
@@ -89,6 +90,17 @@ class Saving(Generic[A]):
         if before is None or before.revision < written.revision:
             set_baseline(asset, self._baseline(asset.id, new, written, skipped), objects)
 
+    @contextlib.contextmanager
+    def _noting(self, asset: A, new: Encoded) -> Iterator[None]:
+        """If it remains unknown whether an asset was stored, note with it what it was then."""
+        try:
+            yield
+        except (GeneratorExit, OutcomeUnknownError):  # cancelled or interrupted; or no answer
+            if (known := self._known(asset)) is not None:
+                objects = loaded_turns(asset, self._namespace.incarnation)
+                set_baseline(asset, known._replace(conflicting=True, sent=(new.fields, new.turns)), objects)
+            raise
+
     def _baseline(self, id: str, new: Encoded, written: Written, skipped: int) -> Baseline:
         incarnation = self._namespace.incarnation
         return Baseline(incarnation, id, written.revision, written.operation_id, new.fields, new.turns, skipped)
@@ -109,7 +121,8 @@ class Saving(Generic[A]):
             if patch.is_empty:
                 return (yield from self._refresh_saved(asset, known))
             try:
-                written = yield from self._write_patch(work, base, new, patch, lease, exactly=expected is not None)
+                with self._noting(asset, first):
+                    written = yield from self._write_patch(work, base, new, patch, lease, exactly=expected is not None)
                 break
             except Outdated:
                 work, base = yield from self._merge(asset, known)
