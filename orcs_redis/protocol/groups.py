@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from ..model.asset import SessionAsset
 from .baseline import Baseline, digest, turn_id
-from .codec import Encoded, Patch, TurnsPatch
+from .codec import Encoded
 from .commands import Argument
+from .patches import Patch, TurnsPatch
 from .turns import id_of
 from .writes import Group
 

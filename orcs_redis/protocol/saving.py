@@ -13,9 +13,10 @@ from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
 from .baseline import Baseline, baseline_of, loaded_turns, resolved, set_baseline, turn_id
-from .codec import Codec, Encoded, Patch, TurnsPatch
+from .codec import Codec, Encoded
 from .groups import STAGED_TURNS, base_groups, patch_groups, place, whole_groups
 from .merging import bring_up, merged
+from .patches import Patch, TurnsPatch, compare
 from .reads import News, ReadNews, ReadStored, Stored
 from .request import Pause, Plan
 from .turns import id_of
@@ -80,7 +81,7 @@ class Saving(Generic[A]):
         new = self._codec.encode(asset, known)
         known = resolved(known, new.fields, new.turns)
         objects = tuple(asset.history.turns)
-        patch = self._codec.compare(known, new)
+        patch = compare(known, new)
         written = yield from self._write_patch(asset, known, new, patch, lease, exactly=True)
         self._remember(asset, new, objects, written, known.skipped)
         return int(written.revision)
@@ -117,7 +118,7 @@ class Saving(Generic[A]):
                 raise ConflictError(asset.id, known.revision, base.revision)
             new = self._codec.encode(work, base)
         while True:
-            patch = self._codec.compare(base, new)
+            patch = compare(base, new)
             if patch.is_empty:
                 return (yield from self._refresh_saved(asset, known))
             try:
@@ -281,7 +282,7 @@ class Saving(Generic[A]):
             _call(change, asset)
             new = self._codec.encode(asset, known)
             turns = tuple(asset.history.turns)
-            patch = self._codec.compare(known, new)
+            patch = compare(known, new)
             if patch.is_empty:
                 return Versioned(asset, known.revision)
             try:
