@@ -870,8 +870,9 @@ function define_rest()
     end
     -- Parts.
     if not first.e then return nil end
-    local same_parts, sha1hex = parts <= base, redis.sha1hex
-    if not (same_parts or sha1hex) then return changed end -- fakeredis has none
+    local sha1hex = redis.sha1hex
+    local same_parts = not sha1hex and parts <= base -- for fakeredis; a restore may have lost what this was made from
+    if not (same_parts or sha1hex) then return changed end
     local names = {}
     for i = first.s or 1, first.s and last.s or 0, 2 do names[#names + 1] = ARGV[i] end
     for i = first.u or 1, first.u and last.u or 0 do names[#names + 1] = ARGV[i] end
