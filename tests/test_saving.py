@@ -541,10 +541,13 @@ async def test_changed_again_after_an_unknown_outcome(connect: Connect, stored: 
     asset.history.turns[3].content = "final"
     asset.history.turns.pop()
     await (await connect()).commit("a", set={"metadata.other": 5}, append=[turn("peer")])
+    with mock.patch.object(Write, "commands", side_effect=UNKNOWN), pytest.raises(OutcomeUnknownError):
+        await store.save(asset)
+    asset.metadata["step"] = 3
     await store.save(asset)
     expected = ["turn 0", "edited twice", "turn 2", "final", "peer"]
     assert sorted(contents(asset)) == sorted(expected)
-    assert asset.metadata == {"step": 2, "other": 5}
+    assert asset.metadata == {"step": 3, "other": 5}
     assert await store.load("a") == asset
 
 

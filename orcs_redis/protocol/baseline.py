@@ -58,7 +58,7 @@ class Baseline(NamedTuple):
     skipped: int = 0  # turns before these
     conflicting: bool = False  # whether what is stored now differs: `refresh` has left a conflict to the next save
     digested: bool = False  # whether there are digests among the values
-    sent: tuple[Mapping[str, bytes], Sequence[bytes]] | None = None  # fields and turns of a save of unknown outcome
+    sent: tuple[tuple[Mapping[str, bytes], Sequence[bytes]], ...] = ()  # fields and turns of saves of unknown outcome
 
     @property
     def turn_count(self) -> int:

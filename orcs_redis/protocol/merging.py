@@ -67,8 +67,8 @@ def merged(codec: Codec[A], asset: A, base: Baseline, theirs: Baseline) -> tuple
 
     def merge_with(base: Baseline) -> Merged[A]:
         old = _digests(codec, base, theirs, asset, new)
-        if base.sent is not None:
-            old = settled(old, digests(codec.decode(base.id, *base.sent)), digests(new))
+        for fields, turns in base.sent:
+            old = settled(old, digests(codec.decode(base.id, fields, turns)), digests(new))
         return merge(old, asset, new, now=now_ms())
 
     result, refusal = attempt(merge_with, base)

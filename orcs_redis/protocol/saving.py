@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from ..errors import ConflictError, NotFoundError, OutcomeUnknownError, StorageError
+from ..interrupts import raise_interruption
 from ..model.asset import SessionAsset
 from ..model.ids import check_id
 from ..model.meta import Versioned
@@ -26,6 +27,7 @@ from .writes import Group, LeaseToken, Outdated, Write, Written, check_lease, ex
 __all__ = ["Saving"]
 
 A = TypeVar("A", bound=SessionAsset)
+_MAX_SENT = 8  # saves of unknown outcome, one after the other, that an asset remembers
 
 
 class Saving(Generic[A]):
@@ -93,13 +95,21 @@ class Saving(Generic[A]):
 
     @contextlib.contextmanager
     def _noting(self, asset: A, new: Encoded) -> Iterator[None]:
-        """If it remains unknown whether an asset was stored, note with it what it was then."""
+        """Note with an asset what it is when it is sent, until it has another baseline, or the write was refused."""
+        known, objects = self._known(asset), loaded_turns(asset, self._namespace.incarnation)
+        noted = None
+        if known is not None:
+            sent = [*known.sent, (new.fields, new.turns)][-_MAX_SENT:]
+            noted = known._replace(conflicting=True, sent=tuple(sent))
+            set_baseline(asset, noted, objects)
         try:
             yield
-        except (GeneratorExit, OutcomeUnknownError):  # cancelled or interrupted; or no answer
-            if (known := self._known(asset)) is not None:
-                objects = loaded_turns(asset, self._namespace.incarnation)
-                set_baseline(asset, known._replace(conflicting=True, sent=(new.fields, new.turns)), objects)
+        except OutcomeUnknownError:
+            raise
+        except StorageError as error:
+            raise_interruption(error)
+            if known is not None and self._known(asset) is noted:
+                set_baseline(asset, known, objects)
             raise
 
     def _baseline(self, id: str, new: Encoded, written: Written, skipped: int) -> Baseline:
