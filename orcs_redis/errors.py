@@ -95,25 +95,28 @@ class ConflictError(StorageError):
     """The session is at another revision than the caller expected (``actual`` 0: it is absent), or what it changes is.
 
     ``parts`` names what a save has changed and others have changed otherwise, such as ``metadata.title``,
-    ``project_context.name``, ``turn/<id>``; ``history.turns`` if the last turn is another one than `if_last`, or if the
-    turns of a partial asset were cut: load it again. It is empty if the session is gone or was made anew, and for
-    `if_revision`.
+    ``project_context.name``, ``turn/<id>``. It is empty if the session is gone or was made anew, if the turns of a
+    partial asset were cut, and for `if_revision` and `if_last`.
     """
 
     _recoverable = True
 
-    def __init__(self, id: str, expected: int, actual: int, parts: tuple[str, ...] = ()) -> None:
-        super().__init__(id, expected, actual, parts)
+    def __init__(self, id: str, expected: int, actual: int, parts: tuple[str, ...] = (), reason: str = "") -> None:
+        super().__init__(id, expected, actual, parts, reason)
         self.id = id
         self.expected = expected
         self.actual = actual
         self.parts = parts
+        self._reason = reason
 
     def _text(self) -> str:
         shown = ", ".join(part if len(part) <= 40 else f"{part[:39]}…" for part in self.parts[:5])
-        more = f": others have changed {shown}" if self.parts else ""
-        expected = f"expected revision {self.expected}, " if self.expected not in (0, self.actual) or not more else ""
-        text = f"conflict on session {self.id}: {expected}found {self.actual}{more}"
+        why = f"others have changed {shown}" if self.parts else self._reason
+        if not why:
+            why = f"expected revision {self.expected}, found {self.actual}"
+        else:
+            why = f"{why} (it is at revision {self.actual})"
+        text = f"conflict on session {self.id}: {why}"
         return text if text.isprintable() else ascii(text)[1:-1]
 
 

@@ -27,6 +27,7 @@ from .writes import Group, LeaseToken, Outdated, Write, Written, check_lease, ex
 __all__ = ["Saving"]
 
 A = TypeVar("A", bound=SessionAsset)
+_CUT = "its turns were cut below those of the partial asset: load it again"
 _MAX_SENT = 8  # saves of unknown outcome, one after the other, that an asset remembers
 
 
@@ -239,7 +240,7 @@ class Saving(Generic[A]):
         if stored.born > known.revision:
             raise ConflictError(known.id, known.revision, stored.revision)
         if skipped is None:
-            raise ConflictError(known.id, known.revision, stored.revision, ("history.turns",))
+            raise ConflictError(known.id, known.revision, stored.revision, reason=_CUT)
         return _as_baseline(known, stored, stored.turns[skipped - stored.start :], skipped)
 
     def _read_from_place(self, known: Baseline) -> Plan[tuple[Stored, int | None]]:

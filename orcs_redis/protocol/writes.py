@@ -283,7 +283,8 @@ class Write(Identified[Written]):
                     self._namespace.acknowledge(self._partition, token)
                 return Written(value, more, token.operation_id, rest[0] or b"", rest[1])
             case b"CONFLICT":
-                raise ConflictError(id, expected, value, ("history.turns",) if more == b"last" else ())
+                reason = "the last turn is another one" if more == b"last" else ""
+                raise ConflictError(id, expected, value, reason=reason)
             case b"CHANGED":
                 outdated = Outdated(id, self._expected, value)
                 # A part may come back to what it was, and what was absent may be gone again.

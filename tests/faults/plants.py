@@ -136,8 +136,11 @@ def make_vague() -> None:
     """Name a part too many in a conflict."""
     make = ConflictError.__init__
 
-    def vague(self: ConflictError, id: str, expected: int, actual: int, parts: tuple[str, ...] = ()) -> None:
-        make(self, id, expected, actual, (*parts, "metadata.c") if parts and "metadata.c" not in parts else parts)
+    def vague(
+        self: ConflictError, id: str, expected: int, actual: int, parts: tuple[str, ...] = (), reason: str = ""
+    ) -> None:
+        named = (*parts, "metadata.c") if parts and "metadata.c" not in parts else parts
+        make(self, id, expected, actual, named, reason)
 
     ConflictError.__init__ = vague  # type: ignore[method-assign]
 

@@ -136,8 +136,7 @@ class _Answers:
             for base, state in itertools.product(bases, states):
                 if state is not None:
                     result = merged(base, op.args["mine"], state) if state.born == base.born else None
-                    cut = result is None and state.born == base.born  # below the turns of a partial asset
-                    must = result.conflicts if result else ("history.turns",) if cut else ()
+                    must = result.conflicts if result else ()
                     if parts == must and (must or result is None):
                         return
                     musts.append(must)

@@ -130,7 +130,7 @@ class _OfHeld(Intent):
             if error.parts:
                 raise Violation("conflict", f"{self} ended in {error!r}: it was made anew")
             return
-        if error.parts == ("history.turns",) and held.skipped and theirs.reshaped > held.revision:
+        if not error.parts and held.skipped and theirs.reshaped > held.revision:
             return  # turns that were not loaded are gone: where its own begin is not known
         conflicts = rebase(held.base, held.mine, view_of(theirs).last(held.skipped)).conflicts
         if {*error.parts} != conflicts or not conflicts:
@@ -227,7 +227,7 @@ class Refresh(_OfHeld):
     def refused(self, error: StorageError) -> None:
         if isinstance(error, NotFoundError) and not self._was_deleted():
             raise Violation("conflict", f"{self} ended in {error!r}, and the session was not deleted")
-        if isinstance(error, ConflictError) and error.parts not in ((), ("history.turns",)):
+        if isinstance(error, ConflictError) and error.parts:
             raise Violation("conflict", f"{self} ended in {error!r}: it hides no conflict, and has none")
         super().refused(error)
 
