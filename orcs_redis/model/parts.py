@@ -211,8 +211,6 @@ def settable(name: str, asset_type: type[SessionAsset] = SessionAsset, *, unset:
         raise ValueError(f"{named(name)}: turns are changed by append, pop, truncate and replace_turn")
     if section in _FIXED:
         raise ValueError(f"{section} can't be changed")
-    if section == "updated_at_ms":
-        raise ValueError("updated_at_ms moves with turns, and with touch")
     if len(place.fields) > 1:
         raise ValueError(f"{named(name)} is not stored by itself: set {section}, or save an asset")
     fields = json_fields(asset_type)

@@ -94,6 +94,8 @@ def _part_groups(codec: Codec[Any], changes: CommitArguments) -> list[Group]:
             check_time(field, value)
         values += (field, data)
         fields.add(field)
+        if field == "updated_at_ms":
+            groups.append(Group(b"t", (int(value),)))  # type: ignore[call-overload]  # encoded as one above
         if field == "metadata.labels":
             labels = encode(dict(sorted(value.items()))) if valid_labels(value) else _NO_LABELS
     removed = [codec.field_of(settable(name, codec.asset_type, unset=True)) for name in changes.unset]
