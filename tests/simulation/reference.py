@@ -151,12 +151,12 @@ def _check_conditions(change: Change, current: Stored | None, token: Any) -> boo
             raise _Refused(b"CONFLICT", revision)
     if "g" in groups:
         later = _check_base(change, current)
+    if current is None and not {"W", "c"} & groups.keys():
+        raise _Refused(b"NOTFOUND")
     if "i" in groups:
         last = None if current is None or not current.turns else _id(current.turns[-1])
         if last is None or last != _decode(groups["i"][0]):
             raise _Refused(b"CONFLICT", revision, b"last")
-    if current is None and not {"W", "c"} & groups.keys():
-        raise _Refused(b"NOTFOUND")
     return later
 
 
