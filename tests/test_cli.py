@@ -241,7 +241,7 @@ def test_show_reads_no_more_turns_than_it_shows(run: Run, embedded: str) -> None
     where = ("--url", embedded, "--namespace", "long")
     shown = run("show", "s", "--turns", "29", *where)
     assert shown.code == 0
-    assert "... 1 earlier turns" in shown.out
+    assert "... 1 earlier turn\n" in shown.out
     assert "#1 user" in shown.out
     assert "30, and 0 summarised" in shown.out
     assert run("show", "s", "--turns", "30", *where).code == 1

@@ -574,7 +574,7 @@ async def test_reader(start_server: StartServer, open_store: Open, way: str) -> 
     assert await store.exists(asset.id)
     assert [meta.id for meta in await store.list()] == [asset.id]
     assert [meta.id for meta in (await store.page(10)).items] == [asset.id]
-    await fails(PermissionDeniedError, store.save(asset))
+    await fails(PermissionDeniedError, store.save(session(id=asset.id)))
     assert dump(raw) == before
 
 
@@ -598,7 +598,7 @@ async def test_replica(start_server: StartServer, open_store: Open, way: str) ->
     store = await open_store(way, replica, deadline=DEADLINE)
     assert await store.load(asset.id) == asset
     assert [meta.id for meta in await store.list()] == [asset.id]
-    for call in (store.save(asset), store.append(asset.id, turn()), store.delete(asset.id)):
+    for call in (store.save(session()), store.append(asset.id, turn()), store.delete(asset.id)):
         await fails(UnavailableError, call)
 
 

@@ -149,7 +149,7 @@ class Client:
             raise RefusedError(answer.decode(), *values)
         p = operation.partition
         self.high_water_marks[p] = max(self.high_water_marks[p], values[0])
-        return [values[0], "".join(f"{byte:08b}" for byte in values[2])]
+        return [values[0], "".join(f"{byte:08b}" for byte in (values[2:] or [b""])[0])]
 
     def write(self, id: str, **groups: Sequence[Any]) -> int:
         return int(self.perform(self.operation(id, groups))[0])
