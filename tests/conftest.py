@@ -159,10 +159,12 @@ ROWS = [
     Row("redis", "async", injected=True),
     Row("redis", "sync", protocol=2, injected=True),
 ]
-if only := os.environ.get("ORCS_REDIS_TEST_SERVER"):  # the others are the same with every server on the PATH
-    ROWS = [row for row in ROWS if row.server == only]
 if os.environ.get("ORCS_REDIS_TEST_URL"):
     ROWS += [Row("given", "async"), Row("given", "sync")]
+
+# Those of one kind of server, if that is said: the others are the same with every server on the PATH.
+ONLY = os.environ.get("ORCS_REDIS_TEST_SERVER")
+CHOSEN = [row for row in ROWS if ONLY in (None, row.server)]
 
 Connect = Callable[..., Awaitable[Any]]
 
@@ -220,7 +222,7 @@ class Place:
         return channel(self.raw, self.key(rest, partition))
 
 
-@pytest.fixture(params=ROWS, ids=str)
+@pytest.fixture(params=CHOSEN, ids=str)
 def place(
     request: pytest.FixtureRequest, shared_server: Server, embedded_server: embedded.Attachment
 ) -> Iterator[Place]:
