@@ -396,10 +396,7 @@ def _map_parts(section: str, value: object, kind: Any, old: Mapping[str, bytes])
         raise SerializationError(section, "it has no encoding")
     for key, item in value.items():
         part = f"{section}.{key}"
-        stored = old.get(part)
-        if stored is None or attempt(encode, item) != (stored, None):
-            stored = pack(item, kind, f"{section}.{named(key)}", level=3)
-        yield part, stored
+        yield part, encoded_part(item, kind, f"{section}.{named(key)}", old.get(part), level=3)
 
 
 def _map_of(items: list[tuple[str, bytes]]) -> bytes:

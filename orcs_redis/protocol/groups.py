@@ -10,10 +10,11 @@ from .baseline import Baseline, digest, turn_id
 from .codec import Encoded
 from .commands import Argument
 from .patches import Patch, TurnsPatch
+from .reads import Tail
 from .turns import id_of
 from .writes import Group
 
-__all__ = ["STAGED_TURNS", "base_groups", "pairs", "patch_groups", "place", "whole_groups"]
+__all__ = ["STAGED_TURNS", "base_group", "base_groups", "pairs", "patch_groups", "place", "whole_groups"]
 
 STAGED_TURNS = 16
 """From so many turns on, a history is staged by plain commands, not passed through Lua."""
@@ -30,16 +31,21 @@ def whole_groups(asset: SessionAsset, new: Encoded) -> list[Group]:
     ]
 
 
-def place(known: Baseline) -> bytes:
+def place(known: Baseline | Tail) -> bytes:
     """Return a revision and the operation that made it."""
     return b"%d:%b" % (known.revision, known.operation_id)
+
+
+def base_group(known: Baseline | Tail) -> Group:
+    """Return what a write is made from."""
+    return Group(b"g", (place(known), known.turn_count))
 
 
 def base_groups(known: Baseline, patch: Patch) -> list[Group]:
     """Return what the write is made from, and of what it changes what it was."""
     names = [*patch.set, *patch.removed]
     digests = [digest(data).hex() if (data := known.fields.get(name)) else "" for name in names]
-    return [Group(b"g", (place(known), known.turn_count)), *([Group(b"e", digests)] if digests else [])]
+    return [base_group(known), *([Group(b"e", digests)] if digests else [])]
 
 
 def patch_groups(asset: SessionAsset, known: Baseline, new: Encoded, patch: Patch, turns: TurnsPatch) -> list[Group]:

@@ -15,8 +15,7 @@ from ..model.sections import ConversationTurn, now_ms
 from .codec import Codec
 from .commands import Argument
 from .commits import CommitArguments, commit_groups, committed
-from .groups import pairs, whole_groups
-from .namespace import Probe
+from .groups import base_group, pairs, whole_groups
 from .reads import Exists, Load, Ping, ReadStored, ReadTail, ReadWithRecords, Turns
 from .request import Pause, Plan
 from .turns import decode_turns, id_of
@@ -37,10 +36,6 @@ class Sessions(Generic[A]):
     def __init__(self, namespace: Namespace, codec: Codec[A]) -> None:
         self._namespace = namespace
         self._codec = codec
-
-    def probe(self) -> Probe:
-        """Whether writing is allowed."""
-        return Probe(self._namespace)
 
     def begin_epoch(self) -> None:
         """Begin a new epoch with the next write."""
@@ -100,18 +95,18 @@ class Sessions(Generic[A]):
             try:
                 tail = yield ReadTail(self._namespace, id, _ONCE)
                 known = {id_of(turn) for turn in tail.turns}
-                base: tuple[Argument, ...] = (b"%d:%b" % (tail.revision, tail.operation_id), tail.turn_count)
+                base = base_group(tail)
                 revision = tail.revision
             except NotFoundError:
                 if not create:
                     raise
-                known, base, revision = set(), (0, 0), 0
+                known, base, revision = set(), Group(b"g", (0, 0)), 0
             if if_revision not in (None, revision):
                 raise ConflictError(id, if_revision, revision)
             new = [turn for turn in data if id_of(turn) not in known]
             if not new:
                 return int(revision)
-            groups = [*_conditions(id, if_revision, lease), Group(b"g", base), Group(b"p", new)]
+            groups = [*_conditions(id, if_revision, lease), base, Group(b"p", new)]
             if create:
                 groups.insert(-1, self._creation())
             try:
@@ -139,7 +134,7 @@ class Sessions(Generic[A]):
             if not tail.turns:
                 return []
             popped = decode_turns(id, tail.turns)
-            base = Group(b"g", (b"%d:%b" % (tail.revision, tail.operation_id), tail.turn_count))
+            base = base_group(tail)
             groups = [*conditions, base, Group(b"z", (len(tail.turns),))]
             try:
                 yield Write(self._namespace, id, groups, lease=lease)

@@ -23,6 +23,7 @@ from .options import Options
 __all__ = ["Core"]
 
 A = TypeVar("A", bound=SessionAsset)
+T = TypeVar("T")
 
 
 class Core(Generic[A]):
@@ -41,44 +42,32 @@ class Core(Generic[A]):
     @property
     def sessions(self) -> Sessions[A]:
         """What the store can do, once it is open."""
-        if self._sessions is None:
-            raise UnavailableError("the store is not connected")
-        return self._sessions
+        return _opened(self._sessions)
 
     @property
     def saving(self) -> Saving[A]:
         """What the store can do with whole assets, once it is open."""
-        if self._saving is None:
-            raise UnavailableError("the store is not connected")
-        return self._saving
+        return _opened(self._saving)
 
     @property
     def lists(self) -> Lists:
         """What there is to ask about many sessions, once it is open."""
-        if self._lists is None:
-            raise UnavailableError("the store is not connected")
-        return self._lists
+        return _opened(self._lists)
 
     @property
     def records(self) -> Records:
         """What there is to ask about a session's records, once it is open."""
-        if self._records is None:
-            raise UnavailableError("the store is not connected")
-        return self._records
+        return _opened(self._records)
 
     @property
     def leases(self) -> Leases:
         """What there is to ask about leases, once it is open."""
-        if self._leases is None:
-            raise UnavailableError("the store is not connected")
-        return self._leases
+        return _opened(self._leases)
 
     @property
     def changes(self) -> Changes:
         """What there is to ask about changes, once it is open."""
-        if self._changes is None:
-            raise UnavailableError("the store is not connected")
-        return self._changes
+        return _opened(self._changes)
 
     def connection_spec(self, target: Target | None, client: Any) -> ConnectionSpec:
         """Return what is to be reached, and how; ValueError if it is no server."""
@@ -108,3 +97,9 @@ class Core(Generic[A]):
         self._leases = Leases(namespace)
         self._changes = Changes(namespace, options.heartbeat)
         self.lifecycle.namespace = namespace
+
+
+def _opened(part: T | None) -> T:
+    if part is None:
+        raise UnavailableError("the store is not connected")
+    return part

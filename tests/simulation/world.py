@@ -14,7 +14,7 @@ from orcs_redis.model import sections
 from orcs_redis.protocol import attempts, changes, leases, reads, saving, sessions, watching
 from orcs_redis.protocol import writer as writers
 from orcs_redis.protocol.keys import Keyspace
-from orcs_redis.protocol.namespace import Create
+from orcs_redis.protocol.namespace import Create, Probe
 from orcs_redis.protocol.writer import Namespace
 
 from .audit import check_state
@@ -316,7 +316,7 @@ class World:
         writer = self._add(Writer(len(self.writers), namespace, _HEARTBEAT))
         if self.tracing:
             self.say(f"writer {writer.number} opens: {namespace.origin.hex()}")
-        Call(self, writer, writer.sessions.probe(), lambda _: None)
+        Call(self, writer, Probe(namespace), lambda _: None)
         self._perform(writer)
         return writer
 
