@@ -311,7 +311,7 @@ class RedisSessionStore(Generic[A]):
                 the commit is done all the same.
             drop: keys of records to remove; one that ends in `*` removes all that begin like this, but for those of
                 `put` and `put_new`.
-            labels: by name; None removes one.
+            labels: by name; None removes one. A `metadata["labels"]` that is no labels gives way to them.
             create: make the session if it is absent.
             if_revision: only over this revision; 0: only if the session is absent.
             if_last: only if the last turn has this id.
