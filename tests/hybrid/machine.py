@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from functools import partial
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,9 +100,9 @@ def instrumented() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, names in (
             (files.Files, ("replace_locked", "remove", "remove_locked", "keep")),
-            (journal.Journal, ("note", "note_seen", "note_removal", "note_remote", "forget_bases")),
+            (journal.Journal, ("note", "note_seen", "note_removal", "forget_bases")),
         ):
-            for name in names:
+            for name in filter(partial(hasattr, owner), names):
                 stack.enter_context(mock.patch.object(owner, name, _gated(getattr(owner, name), _full)))
         stack.enter_context(mock.patch.object(files.Files, "replace", _gated_replace(files.Files.replace)))
         for name in ("exchange", "move"):
@@ -157,8 +158,8 @@ class _Faulty(Shared[SessionAsset]):
     def index(self) -> Any:
         return (yield from self._read("index", super().index()))
 
-    def mark(self, id: str) -> Any:
-        return (yield from self._read("mark", super().mark(id)))
+    def glance(self, ids: Any) -> Any:
+        return (yield from self._read(f"glance {' '.join(ids)}", super().glance(ids)))
 
     def read(self, id: str) -> Any:
         return (yield from self._read(f"read {id}", super().read(id)))
@@ -166,8 +167,8 @@ class _Faulty(Shared[SessionAsset]):
     def put(self, asset: Any, revision: int) -> Any:
         return (yield from self._write(f"put {asset.id} over {revision}", asset.id, lambda: Shared.put(self, asset, revision)))
 
-    def replace(self, asset: Any) -> Any:
-        return (yield from self._write(f"replace {asset.id}", asset.id, lambda: Shared.replace(self, asset)))
+    def clear(self, id: str) -> Any:
+        return (yield from self._write(f"clear {id}", id, lambda: Shared.clear(self, id)))
 
     def remove(self, id: str, revision: int) -> Any:
         return (yield from self._write(f"remove {id} at {revision}", id, lambda: Shared.remove(self, id, revision)))
@@ -205,6 +206,46 @@ class _Faulty(Shared[SessionAsset]):
             machine.gate.is_dead = True
             raise Killed
         return result
+
+
+class _Api:
+    def __init__(self, folder):
+        self._local = local.Local(files.Files(folder), journal.Journal(folder / ".orcs-redis" / "state.db"), SessionAsset)
+        self._rounds = rounds.Rounds(self._local, rounds.Rules())
+        self.folder = folder
+
+    def close(self):
+        self._local.journal.close()
+
+    def load(self, id):
+        asset, known = self._local.load(id)
+        local.set_ancestor(asset, self.folder, known)
+        return asset
+
+    def save(self, asset):
+        known = local.ancestor_of(asset, self.folder)
+        data = asset.to_json().encode()
+        turns = [turn.id for turn in asset.history.turns]
+        saved = self._local.save(asset.id, data, turns, known, overwrite=False)
+        local.set_ancestor(asset, self.folder, local.Ancestor(saved.revision, tuple(turns), files.file_digest(data), data))
+
+    def append(self, id, *turns):
+        self._local.append(id, turns)
+
+    def update(self, id, change):
+        while True:
+            asset = self.load(id)
+            change(asset)
+            turns = [turn.id for turn in asset.history.turns]
+            if self._local.save_exactly(id, asset.to_json().encode(), turns, local.ancestor_of(asset, self.folder)):
+                return
+
+    def delete(self, id):
+        self._local.delete(id)
+
+    def list(self):
+        from orcs_redis.model.filters import Filters
+        return self._local.list(Filters())
 
 
 class Machine:
@@ -251,7 +292,7 @@ class Machine:
 
     def another_store(self) -> Any:
         """Open the folder as another process does."""
-        return orcs_redis.sync.HybridSessionStore(self.folder, self._url, live=False)
+        return _Api(self.folder)
 
     def close(self) -> None:
         """End the process, as it should."""
@@ -342,8 +383,8 @@ class Machine:
                 return self._remote._driver.run(make, *arguments)
             case Each(make, items):
                 return [self._one(make, item) for item in items]
-            case Connect():
-                return self._connected()
+            case Connect(anew):
+                return self._connected(anew)
             case Pause():
                 return None
         raise AssertionError(step)
@@ -354,11 +395,16 @@ class Machine:
         except StorageError as error:
             return error
 
-    def _connected(self) -> Any:
+    def _connected(self, anew: bool) -> Any:
         if self.offline:
             raise UnavailableError("planted")
+        if anew and self._remote is not None:
+            self._remote.close()
+            self._remote = None
         if self._remote is None:
             self._remote = orcs_redis.sync.RedisSessionStore.connect(self._url)
+            if not hasattr(self._remote._core.sessions, "namespace"):
+                self._remote._core.sessions.namespace = self._remote._core.sessions._namespace
             self._shared = _Faulty(self._remote._core, self)
         return self._shared
 
@@ -381,7 +427,6 @@ class Machine:
             self.error = error
             judge.interrupted(self.name, self.pushed)
             if isinstance(error, StoreResetError) and world.wiped:
-                self._drop()
                 self.begin_sync(None, adopt=True)
             return
         if resolving is not None:

@@ -151,7 +151,7 @@ class World:
     # Acts at the shared store
 
     def _peer(self, id: str | None = None) -> None:
-        name, id = self.random.choice(PEERS), id or self._session()
+        name, id = self.random.choice(PEERS), id or self._session(REMOTE)
         store, view = self._peers[name], self.judge.views[REMOTE, id]
         if view is None:
             if self.random.random() < 0.5:
@@ -243,7 +243,8 @@ class World:
     # Acts on machines
 
     def _local(self) -> None:
-        machine, id = self._machine(), self._session()
+        machine = self._machine()
+        id = self._session(machine.name)
         acts: dict[Callable[[Machine, str], None], float] = {
             self._append: 10, self._load: 4, self._save: 8, self._update: 6, self._new: 4, self._delete: 2,
         }  # fmt: skip
@@ -383,7 +384,8 @@ class World:
 
     def _orcs(self, machine: Machine | None = None, id: str | None = None) -> None:
         """A program that reads and writes the files: it holds a session for long, and writes it whole."""
-        machine, id = machine or self._machine(), id or self._session()
+        machine = machine or self._machine()
+        id = id or self._session(machine.name)
         name, path = f"o{machine.name[1:]}", machine.path(id)
         draw = self.random.random()
         if draw < 0.08:
@@ -521,8 +523,10 @@ class World:
     def _shuffled(self) -> list[Machine]:
         return self.random.sample(self.machines, len(self.machines))
 
-    def _session(self) -> str:
-        return self.random.choices(SESSIONS, (6, 3, 2, 1))[0]
+    def _session(self, place: str = "") -> str:
+        """Choose a session, mostly one that is at a place."""
+        some = [id for id in SESSIONS if self.judge.views[place, id] is not None] if self.random.random() < 0.8 else []
+        return self.random.choices(SESSIONS, (6, 3, 2, 1))[0] if not some else self.random.choice(some)
 
     def _next(self, writer: str) -> str:
         self._number += 1

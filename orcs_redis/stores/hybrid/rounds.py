@@ -429,8 +429,8 @@ class Rounds(Generic[A]):
         return kept
 
     def _keep(self, item: _Item[A]) -> Iterator[Path]:
-        why = item.step.reason or _WHY[item.step.act]
         for side in item.step.keep:
+            why = item.step.reason or _WHY[item.step.act]
             if side == "here" and item.data is not None:
                 yield self._files.keep(item.id, side, item.data, why)
             elif side == "there" and isinstance(item.there, Side):
