@@ -27,7 +27,7 @@ from ...model.parts import Digests, Entry, digests
 from .files import Signature
 from .planner import Base, Pending
 
-__all__ = ["FileMeta", "Journal", "Record", "Removal", "Remote", "Row", "Seen"]
+__all__ = ["FileMeta", "Journal", "Record", "Remote", "Removal", "Row", "Seen"]
 
 T = TypeVar("T")
 
@@ -109,9 +109,7 @@ class Record(NamedTuple):
         if base is None:
             row = row._replace(base_digest=None, base_revision=0, base_operation=b"")
         else:
-            row = row._replace(
-                base_digest=base.digest, base_revision=base.revision, base_operation=base.operation
-            )
+            row = row._replace(base_digest=base.digest, base_revision=base.revision, base_operation=base.operation)
         return cls(row._replace(has_pending=pending is not None), base, pending)
 
 
@@ -223,8 +221,8 @@ class Journal:
 
     def note(
         self,
-        records: Mapping[str, Record | None] = {},  # noqa: B006  # it is not changed
-        rows: Mapping[str, Row] = {},  # noqa: B006  # it is not changed
+        records: Mapping[str, Record | None] = {},  # it is not changed
+        rows: Mapping[str, Row] = {},  # it is not changed
         remote: Remote | None = None,
     ) -> None:
         """Note what is known of sessions, in one transaction.
@@ -317,8 +315,7 @@ class Journal:
             db.executemany("DELETE FROM removal WHERE id = ?", gone)
 
         self._write(write)
-        with self._lock:
-            self._load()
+        self._run(self._load)
 
     def _pack(self, parts: Digests) -> bytes:
         """Encode digests: names apart, since they can be compressed, and without what every empty session has."""
@@ -369,9 +366,7 @@ class Journal:
             raise
         return connection
 
-    def _load(self) -> None:
-        assert self._connection is not None
-        db = self._connection
+    def _load(self, db: sqlite3.Connection) -> None:
         self.seen = {
             id: Seen(
                 Signature(*signature),
@@ -383,8 +378,8 @@ class Journal:
             for id, *signature, looked, digest, meta, reason in db.execute("SELECT * FROM file")
         }
         self.rows = {
-            id: Row(digest, *known, bool(pending), reason, tuple(msgspec.json.decode(parts)))
-            for id, digest, *known, pending, reason, parts in db.execute(f"SELECT id, {', '.join(_LIGHT)} FROM session")
+            id: Row._make((*known, bool(pending), reason, tuple(msgspec.json.decode(parts))))
+            for id, *known, pending, reason, parts in db.execute(_SELECT)
         }
         self.removals = {
             id: Removal(bool(deleted), frozenset(msgspec.msgpack.decode(turns, type=list[str])))
@@ -400,7 +395,7 @@ class Journal:
                 self._version = -1
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
             if version != self._version:
-                self._load()
+                self._load(self._connection)
                 self._version = version
             return call(self._connection)
 
@@ -437,7 +432,9 @@ class Journal:
                 found.rename(aside.with_name(aside.name + suffix))
         self.seen, self.rows, self.removals = {}, {}, {}
         self.generation += 1
-        _log.warning("%s was damaged and is now %s: what was common with the shared store is forgotten", *(self._path, aside))
+        _log.warning(
+            "%s was damaged and is now %s: what was common with the shared store is forgotten", *(self._path, aside)
+        )
         return _DamagedError(f"{self._path} was damaged: it was moved aside, and the next sync is a first one")
 
 
@@ -452,6 +449,9 @@ _LIGHT: Final = (
     "reason",
     "parts",
 )
+
+
+_SELECT: Final = f"SELECT id, {', '.join(_LIGHT)} FROM session"  # noqa: S608  # constants
 
 
 def _upsert(db: sqlite3.Connection, id: str, row: Row, **heavy: bytes | None) -> None:
