@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from functools import partial
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,10 +98,10 @@ def instrumented() -> Iterator[None]:
     """Have every durable call go through the gate of the machine that acts, for as long as the block lasts."""
     with contextlib.ExitStack() as stack:
         for owner, names in (
-            (files.Files, ("replace_locked", "remove", "remove_locked", "keep")),
+            (files.Files, ("replace_locked", "remove", "keep")),
             (journal.Journal, ("note", "note_seen", "note_removal", "forget_bases")),
         ):
-            for name in filter(partial(hasattr, owner), names):
+            for name in names:
                 stack.enter_context(mock.patch.object(owner, name, _gated(getattr(owner, name), _full)))
         stack.enter_context(mock.patch.object(files.Files, "replace", _gated_replace(files.Files.replace)))
         for name in ("exchange", "move"):
@@ -208,46 +207,6 @@ class _Faulty(Shared[SessionAsset]):
         return result
 
 
-class _Api:
-    def __init__(self, folder):
-        self._local = local.Local(files.Files(folder), journal.Journal(folder / ".orcs-redis" / "state.db"), SessionAsset)
-        self._rounds = rounds.Rounds(self._local, rounds.Rules())
-        self.folder = folder
-
-    def close(self):
-        self._local.journal.close()
-
-    def load(self, id):
-        asset, known = self._local.load(id)
-        local.set_ancestor(asset, self.folder, known)
-        return asset
-
-    def save(self, asset):
-        known = local.ancestor_of(asset, self.folder)
-        data = asset.to_json().encode()
-        turns = [turn.id for turn in asset.history.turns]
-        saved = self._local.save(asset.id, data, turns, known, overwrite=False)
-        local.set_ancestor(asset, self.folder, local.Ancestor(saved.revision, tuple(turns), files.file_digest(data), data))
-
-    def append(self, id, *turns):
-        self._local.append(id, turns)
-
-    def update(self, id, change):
-        while True:
-            asset = self.load(id)
-            change(asset)
-            turns = [turn.id for turn in asset.history.turns]
-            if self._local.save_exactly(id, asset.to_json().encode(), turns, local.ancestor_of(asset, self.folder)):
-                return
-
-    def delete(self, id):
-        self._local.delete(id)
-
-    def list(self):
-        from orcs_redis.model.filters import Filters
-        return self._local.list(Filters())
-
-
 class Machine:
     """A folder with a store, which may be killed at any step."""
 
@@ -292,7 +251,7 @@ class Machine:
 
     def another_store(self) -> Any:
         """Open the folder as another process does."""
-        return _Api(self.folder)
+        return orcs_redis.sync.HybridSessionStore(self.folder, self._url, live=False)
 
     def close(self) -> None:
         """End the process, as it should."""
@@ -403,8 +362,6 @@ class Machine:
             self._remote = None
         if self._remote is None:
             self._remote = orcs_redis.sync.RedisSessionStore.connect(self._url)
-            if not hasattr(self._remote._core.sessions, "namespace"):
-                self._remote._core.sessions.namespace = self._remote._core.sessions._namespace
             self._shared = _Faulty(self._remote._core, self)
         return self._shared
 

@@ -282,11 +282,10 @@ class World:
         if machine.view(id) is None:
             return
         removed: list[str] = []
-        state = self.random.getstate()
+        seed = self.random.random()
 
-        def change(asset: SessionAsset) -> None:
-            self.random.setstate(state)  # it may be called again
-            removed[:] = self._changed(asset, machine.name)
+        def change(asset: SessionAsset) -> None:  # may be called several times
+            removed[:] = self._changed(asset, machine.name, random.Random(seed))
 
         self._act(machine, id, "updates", lambda store: store.update(id, change), removes=removed)
 
@@ -550,21 +549,22 @@ class World:
             asset.metadata["k0"] = self._value(writer)
         return asset
 
-    def _changed(self, asset: SessionAsset, writer: str) -> list[str]:
+    def _changed(self, asset: SessionAsset, writer: str, chooser: random.Random | None = None) -> list[str]:
         """Change an asset; return the turns that were removed from it."""
+        chooser = chooser or self.random
         removed: list[str] = []
-        for _ in range(self.random.choice((1, 1, 2))):
-            draw = self.random.random()
+        for _ in range(chooser.choice((1, 1, 2))):
+            draw = chooser.random()
             if draw < 0.4:
                 asset.add_turn(self._turn(writer))
             elif draw < 0.75:
-                asset.metadata[self.random.choice(("k0", "k1"))] = self._value(writer)
+                asset.metadata[chooser.choice(("k0", "k1"))] = self._value(writer)
             elif draw < 0.82:
                 asset.project_context.name = self._value(writer)
             elif draw < 0.88:
-                asset.metadata.pop(self.random.choice(("k0", "k1")), None)
+                asset.metadata.pop(chooser.choice(("k0", "k1")), None)
             elif asset.history.turns:
-                turn = asset.history.turns.pop(self.random.randrange(len(asset.history.turns)))
+                turn = asset.history.turns.pop(chooser.randrange(len(asset.history.turns)))
                 removed.append(turn.id)
         return removed
 
