@@ -161,7 +161,9 @@ class _Faulty(Shared[SessionAsset]):
         return (yield from self._read(f"glance {' '.join(ids)}", super().glance(ids)))
 
     def read(self, id: str) -> Any:
-        return (yield from self._read(f"read {id}", super().read(id)))
+        version = yield from self._read(f"read {id}", super().read(id))
+        self._machine.world.judge.read_there(self._machine.name, id)
+        return version
 
     def put(self, asset: Any, revision: int) -> Any:
         return (yield from self._write(f"put {asset.id} over {revision}", asset.id, lambda: Shared.put(self, asset, revision)))
@@ -337,6 +339,8 @@ class Machine:
     def _perform(self, step: Any) -> Any:
         match step:
             case Here(call, arguments):
+                if call.__name__ == "_read_here":
+                    self.world.judge.read(self.name, arguments[0])
                 return call(*arguments)
             case There(make, arguments):
                 return self._remote._driver.run(make, *arguments)

@@ -43,6 +43,10 @@ class View:
     created: int
     digest: bytes  # of all but its times
 
+    def __repr__(self) -> str:
+        parts = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in sorted(self.parts.items()))
+        return f"[{' '.join(self.turns)}] {parts} made {self.created % 10_000}"
+
     def is_other(self, than: View) -> bool:
         """Whether these are two sessions of one id: hybrid.md 2.4."""
         alike = self.created == than.created or {*self.turns} & {*than.turns}
@@ -72,13 +76,18 @@ class Event:
     view: View | None  # what was there afterwards
     adds: tuple[str, ...] = ()
     removes: frozenset[str] = frozenset()
+    drops: frozenset[str] = frozenset()  # turns of the session before, where one is made anew: it need not have them
     sets: Mapping[str, str | None] = field(default_factory=dict)
     weak: bool = False
+
+    def __repr__(self) -> str:
+        text = f"the {self.kind} at {self.place} that left {self.view}"
+        return text + (f", removed {' '.join(sorted(self.removes))}" if self.removes else "")
 
 
 @dataclass(frozen=True)
 class Version:
-    """What the shared store had at a time."""
+    """What was at a place at a time."""
 
     view: View | None
     past: int
@@ -100,6 +109,8 @@ class Judge:
         self._gone: set[tuple[str, str]] = set()  # what was sent, and deleted by others
         self.returning: set[str] = set()  # sessions that may come back: hybrid.md 2.5, not decidable
         self.lenient: set[str] = set()  # sessions of which the bases were dropped
+        self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
+        self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
         self._count = 0
 
@@ -136,8 +147,18 @@ class Judge:
         adds = tuple(turn for turn in view.turns if turn not in had)
         changed = {name for name in parts.keys() | view.parts.keys() if parts.get(name) != view.parts.get(name)}
         past = self.past[place, session] | seen
+        before = [] if old else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
-            session, place, kind, past, view, adds, frozenset(removes), {n: view.parts.get(n) for n in changed}, weak
+            session,
+            place,
+            kind,
+            past,
+            view,
+            adds,
+            frozenset(removes),
+            {name: view.parts.get(name) for name in changed},
+            weak,
+            frozenset(turn for turns in before for turn in turns if turn not in view.turns),
         )
         if writer:
             for turn in adds:
@@ -169,24 +190,18 @@ class Judge:
     def pushed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
         """Note that a machine's round has changed a session in the shared store."""
         old = self.views[REMOTE, session]
-        mine, past = self.past[machine, session], self.past[REMOTE, session]
+        here, past = self._read[machine, session], self.past[REMOTE, session]
         self.sent.add((machine, session))
         if view is None:
-            self._put(REMOTE, session, None, past | mine)
+            self._put(REMOTE, session, None, past | here.past)
             self._gone_there(session, machine)
             return
-        seen = past
-        for event in self._of(session, mine & ~past):
-            if _shows(event, view):
-                seen |= event.past | event.bit
         self._check_version(session, old, view, machine)
         if resolving:
-            self.past[REMOTE, session] = seen | mine
-            here = self.views[machine, session]
-            had = {*(old.turns if old else ()), *(here.turns if here else ())}
-            self.wrote(REMOTE, session, view, seen=mine, removes=had - {*view.turns}, kind="resolve")
+            had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
+            self.wrote(REMOTE, session, view, seen=here.past, removes=had - {*view.turns}, kind="resolve")
         else:
-            self._put(REMOTE, session, view, seen)
+            self._put(REMOTE, session, view, past | here.past)
 
     def installed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
         """Note that a machine's round has changed or removed a session's file."""
@@ -209,6 +224,17 @@ class Judge:
                 self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
+
+    def read(self, machine: str, sessions: Iterable[str]) -> None:
+        """Note that a machine's round reads these sessions' files, and what there is of them if it reads nothing there."""
+        for session in sessions:
+            place = machine, session
+            self._read[place] = Version(self.views[place], self.past[place])
+
+    def read_there(self, machine: str, session: str) -> None:
+        """Note that a machine's round has read a session in the shared store."""
+        place = REMOTE, session
+        self._read_there[machine, session] = Version(self.views[place], self.past[place])
 
     def keeps(self, session: str, view: View) -> None:
         """Note that a copy was kept."""
@@ -251,15 +277,14 @@ class Judge:
         """A conflict stands where both sides have changed one part, unseen by each other."""
         if session in self.lenient or (machine, session) in self.unsettled:
             return
-        here, there = self.views[machine, session], self.views[REMOTE, session]
-        mine = self.past[machine, session] & ~self.past[REMOTE, session]
-        theirs = self.past[REMOTE, session] & ~self.past[machine, session]
+        here, there = self._read[machine, session], self._read_there[machine, session]
+        mine, theirs = here.past & ~there.past, there.past & ~here.past
         parts = tuple(parts)
         for part in parts:
             sides = [any(part in event.sets for event in self._of(session, side)) for side in (mine, theirs)]
             if not all(sides):
                 raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
-        if not parts and not (here and there and here.is_other(there) and mine):
+        if not parts and not (here.view and there.view and here.view.is_other(there.view) and mine):
             raise Violation("conflict", f"{machine}, {session}: no conflict: {here}, {there}")
 
     def check_file(self, machine: str, session: str, view: View | None, event: Event) -> None:
@@ -339,7 +364,7 @@ class Judge:
         if session in self.lenient or session in self.returning:
             return
         for turn in view.turns:
-            removals = [event for event in self._removals(session, turn) if not event.weak]
+            removals = [event for event in self._removals(session, turn) if self._holds(event, turn)]
             adding = [event for event in self.events[session] if turn in event.adds]
             if removals and not any(all(not event.bit & each.past for each in removals) for event in adding):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
@@ -364,13 +389,20 @@ class Judge:
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
 
+    def _holds(self, event: Event, turn: str) -> bool:
+        """Whether a turn's removal must stand: it was acknowledged, and not part of a deletion that did not hold."""
+        if event.weak or turn not in event.removes:
+            return False
+        arrived = any(version.past & event.bit for version in self.versions[event.session] if version.view)
+        return arrived or not self._covered(event)
+
     def _removals(self, session: str, turn: str) -> list[Event]:
         """The events that removed a turn on purpose, having seen it."""
         added = [event for event in self.events[session] if turn in event.adds]
         return [
             event
             for event in self.events[session]
-            if turn in event.removes and any(event.past & each.bit for each in added)
+            if turn in event.removes | event.drops and any(event.past & each.bit for each in added)
         ]
 
     def _latest(self, events: list[Event]) -> Iterator[Event]:
@@ -398,8 +430,9 @@ class Judge:
         removes: frozenset[str],
         sets: Mapping[str, str | None],
         weak: bool,
+        drops: frozenset[str] = frozenset(),
     ) -> Event:
-        event = Event(1 << self._count, session, place, kind, past, view, adds, removes, sets, weak)
+        event = Event(1 << self._count, session, place, kind, past, view, adds, removes, drops, sets, weak)
         self._count += 1
         self.events[session].append(event)
         return event
@@ -408,13 +441,3 @@ class Judge:
         self.views[place, session], self.past[place, session] = view, past
         if place == REMOTE:
             self.versions[session].append(Version(view, past))
-
-
-def _shows(event: Event, view: View) -> bool:
-    """Whether a version has something that only this event can have brought."""
-    return (
-        any(turn in view.turns for turn in event.adds)
-        or any(value is not None and view.parts.get(name) == value for name, value in event.sets.items())
-        or (bool(event.removes) and not event.removes & {*view.turns})
-        or (None in event.sets.values() and all(n not in view.parts for n, v in event.sets.items() if v is None))
-    )

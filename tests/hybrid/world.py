@@ -294,8 +294,7 @@ class World:
         if view is not None and self.random.random() < 0.8:
             return
         asset = self._made(id, machine.name)
-        removed = [] if view is None else list(view.turns)
-        self._act(machine, id, "makes", lambda store: store.save(asset), removes=removed)
+        self._act(machine, id, "makes", lambda store: store.save(asset), removes=None)
 
     def _delete(self, machine: Machine, id: str) -> None:
         if machine.view(id) is None:
@@ -340,6 +339,8 @@ class World:
             machine.reopen()
         before, view = self.judge.views[machine.name, id], machine.view(id)
         machine.noted(id)
+        if removes is None:  # all that is there
+            removes = before.turns if before else ()
         self.note(f"{machine.name} {verb} {id}{' in another process' if other else ''}: {outcome or self.text(view)}")
         changed = (before and before.digest) != (view and view.digest)
         if changed and outcome not in ("", "killed"):
@@ -575,7 +576,4 @@ def _is_empty(report: Any) -> bool:
 
 
 def _text(view: View | None) -> str:
-    if view is None:
-        return "gone"
-    parts = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in sorted(view.parts.items()))
-    return f"[{' '.join(view.turns)}] {parts} made {view.created - CREATED}"
+    return "gone" if view is None else repr(view)
