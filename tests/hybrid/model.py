@@ -111,6 +111,7 @@ class Judge:
         self.lenient: set[str] = set()  # sessions of which the bases were dropped
         self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
+        self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
         self._count = 0
 
@@ -127,6 +128,7 @@ class Judge:
         removes: Iterable[str] = (),
         kind: str = "write",
         weak: bool = False,
+        anew: bool = False,
     ) -> Event:
         """Note that someone wrote a version at a place, over what was there.
 
@@ -139,6 +141,7 @@ class Judge:
             removes: the turns that were removed on purpose.
             kind: of the event.
             weak: whether it may count or not.
+            anew: whether it is another session, over whatever had its id.
 
         """
         old = self.views[place, session]
@@ -147,7 +150,7 @@ class Judge:
         adds = tuple(turn for turn in view.turns if turn not in had)
         changed = {name for name in parts.keys() | view.parts.keys() if parts.get(name) != view.parts.get(name)}
         past = self.past[place, session] | seen
-        before = [] if old else [each.view.turns for each in self._of(session, past) if each.view]
+        before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
             session,
             place,
@@ -202,6 +205,7 @@ class Judge:
             self.wrote(REMOTE, session, view, seen=here.past, removes=had - {*view.turns}, kind="resolve")
         else:
             self._put(REMOTE, session, view, past | here.past)
+        self._unite(machine, session)
 
     def installed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
         """Note that a machine's round has changed or removed a session's file."""
@@ -214,6 +218,13 @@ class Judge:
             self._put(machine, session, None, past | self.past[REMOTE, session])
             return
         self._check_doubled(session, view, machine)
+        before, self._replaced[machine, session] = (
+            self._replaced.get((machine, session)),
+            Version(self.views[machine, session], past),
+        )
+        if before is not None and before.view is not None and before.view.digest == view.digest:
+            self._put(machine, session, before.view, before.past)  # it was put back: another had written it meanwhile
+            return
         known = [version for version in self.versions[session] if version.view and version.view.digest == view.digest]
         if not known:
             raise Violation("foreign", f"{machine} has a file of {session} that was never in the shared store: {view}")
@@ -242,7 +253,10 @@ class Judge:
 
     def settled(self, machine: str, sessions: Iterable[str]) -> None:
         """Note that a machine's round has finished with these sessions."""
+        sessions = [*sessions]
         done = {(machine, session) for session in sessions}
+        for session in sessions:
+            self._unite(machine, session)
         self.unsettled -= done
         self.sent -= done
         self._gone -= done
@@ -339,9 +353,8 @@ class Judge:
     def _check_lost(self, session: str, present: list[View]) -> None:
         """Each turn of a write that no deletion had seen is there, unless it was removed on purpose."""
         there = {turn for view in present for turn in view.turns}
-        for event in self.events[session]:
-            if event.view is None or self._covered(event):
-                continue
+        for event in self._live(session):
+            assert event.view is not None
             content = event.adds if event.weak else event.view.turns
             for turn in content:
                 if turn in there or turn in self.unprotected or self._removals(session, turn):
@@ -349,52 +362,62 @@ class Judge:
                 raise Violation("lost", f"{session}: {turn}, which {event.place} had at {event}; there is {present}")
 
     def _check_presence(self, session: str, present: list[View]) -> None:
-        live = [event for event in self.events[session] if event.view is not None and not self._covered(event)]
+        live = self._live(session)
         if present:
             # An act that was killed may have deleted it or not.
             if not live and session not in self.returning and session not in self.lenient:
                 raise Violation("resurrected", f"{session} was deleted by who had seen all of it: {present}")
             return
         for event in live:
-            if not event.weak and not ({*event.adds} & self.unprotected):
+            if not event.weak and not ({*event.adds} & self.unprotected) and not self._is_kept(event):
                 raise Violation("deleted", f"{session} is gone, though nobody deleted {event}")
 
     def _check_removed(self, session: str, view: View) -> None:
         """A turn that was removed on purpose stays away, unless it was added again."""
         if session in self.lenient or session in self.returning:
             return
+        live = self._live(session)
         for turn in view.turns:
-            removals = [event for event in self._removals(session, turn) if self._holds(event, turn)]
+            removals = [event for event in self._removals(session, turn) if turn in event.removes and not event.weak]
             adding = [event for event in self.events[session] if turn in event.adds]
-            if removals and not any(all(not event.bit & each.past for each in removals) for event in adding):
+            if not removals or any(all(not event.bit & each.past for each in removals) for event in adding):
+                continue
+            # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
+            having = [event for event in live if event.view and turn in event.view.turns]
+            if not all(self._covered(r) and any(not r.bit & event.past for event in having) for r in removals):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
 
     def _check_parts(self, session: str, present: list[View]) -> None:
         """Each value is there that no later one has replaced, or a copy of it is; and no value that was replaced is."""
         names = {name for event in self.events[session] for name in event.sets}
         for name in sorted(names):
-            writes = [event for event in self.events[session] if name in event.sets]
+            writes = [event for event in self.events[session] if name in event.sets and not self._covered(event)]
             latest = [*self._latest(writes)]
             strong = [*self._latest([event for event in writes if not event.weak])]
             there = {view.parts.get(name) for view in present}
             kept = {view.parts.get(name) for view in self.kept[session]}
             possible = {event.sets[name] for event in (*latest, *strong)}
+            if not strong:  # it was deleted, and comes back from who had an older one
+                possible |= {event.view.parts.get(name) for event in self._live(session) if event.view}
             if session not in self.lenient and (reverted := there - possible - {None}):
                 if not any((name, str(value)) in self.unprotected_values for value in possible):
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:
                 value = event.sets[name]
-                if self._covered(event) or value in there or value in kept or value is None:
+                if value in there or value in kept or value is None:
                     continue
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
 
-    def _holds(self, event: Event, turn: str) -> bool:
-        """Whether a turn's removal must stand: it was acknowledged, and not part of a deletion that did not hold."""
-        if event.weak or turn not in event.removes:
-            return False
-        arrived = any(version.past & event.bit for version in self.versions[event.session] if version.view)
-        return arrived or not self._covered(event)
+    def _live(self, session: str) -> list[Event]:
+        """The writes that no deletion had seen."""
+        return [event for event in self.events[session] if event.view is not None and not self._covered(event)]
+
+    def _is_kept(self, event: Event) -> bool:
+        """Whether all that a write brought is in kept copies: it has lost."""
+        turns = {turn for view in self.kept[event.session] for turn in view.turns}
+        items = {item for view in self.kept[event.session] for item in view.parts.items()}
+        return {*event.adds} <= turns and {item for item in event.sets.items() if item[1]} <= items
 
     def _removals(self, session: str, turn: str) -> list[Event]:
         """The events that removed a turn on purpose, having seen it."""
@@ -410,6 +433,14 @@ class Judge:
 
     def _covered(self, event: Event) -> bool:
         return any(other.kind == "delete" and event.bit & other.past for other in self.events[event.session])
+
+    def _unite(self, machine: str, session: str) -> None:
+        """Both have the same: who sees one of them has seen what led to the other, too."""
+        here, there = self.views[machine, session], self.views[REMOTE, session]
+        if here and there and here.digest == there.digest:
+            past = self.past[machine, session] | self.past[REMOTE, session]
+            self.past[machine, session] = self.past[REMOTE, session] = past
+            self.versions[session][-1] = Version(there, past)
 
     def _of(self, session: str, bits: int) -> Iterator[Event]:
         return (event for event in self.events[session] if event.bit & bits)

@@ -202,8 +202,10 @@ class World:
         assert view is not None
         if self.random.random() < 0.5:
             self._peer_delete(store, name, id)
+        else:
+            self.judge.deleted(REMOTE, id)
         store.save(self._made(id, name))
-        self._wrote_there(name, id, 0, view.turns)
+        self._wrote_there(name, id, 0, ())
 
     def _peer_cut(self, store: Any, name: str, id: str) -> None:
         view = self.judge.views[REMOTE, id]
@@ -339,7 +341,8 @@ class World:
             machine.reopen()
         before, view = self.judge.views[machine.name, id], machine.view(id)
         machine.noted(id)
-        if removes is None:  # all that is there
+        anew = removes is None
+        if removes is None:
             removes = before.turns if before else ()
         self.note(f"{machine.name} {verb} {id}{' in another process' if other else ''}: {outcome or self.text(view)}")
         changed = (before and before.digest) != (view and view.digest)
@@ -354,8 +357,10 @@ class World:
             return not outcome
         self._check_local_merge(machine, id, before, view, {*removes})
         weak = outcome == "killed" and bool(removes)
+        if anew and before is not None:
+            self.judge.deleted(machine.name, id)
         event = self.judge.wrote(
-            machine.name, id, view, writer=machine.name, seen=seen, removes=removes, weak=weak
+            machine.name, id, view, writer=machine.name, seen=seen, removes=removes, weak=weak, anew=anew
         )
         if not outcome:
             with machine.acting():
