@@ -267,7 +267,7 @@ def _plan_changed(
     if here.digest == theirs.digest:
         return Step(SyncState.SYNCED, Act.ADOPT)
     if stale:
-        return _put_back(base.parts, here, theirs)
+        return _put_back(base.parts, here, theirs, removed)
     if not merging:
         both = changed(base.parts, here.parts) & changed(base.parts, theirs.parts) - TIMES
         return _conflict("changed on both sides", tuple(sorted(both)))
@@ -285,13 +285,15 @@ def _merged(base: Digests, here: Side[A], there: Side[A], prefer: Literal["local
     return _install(Side.of(result.asset), base, here, there)
 
 
-def _put_back(base: Digests, here: Side[A], there: Side[A]) -> Step[A]:
+def _put_back(base: Digests, here: Side[A], there: Side[A], removed: Collection[str]) -> Step[A]:
     """Install what is there with the new turns of a file that was written from an old version.
 
     What else differs in the file may be old or new: what is there stands.
     """
     ids = {key for key, _ in base.lists[_TURNS]}
     old = [entry for entry in here.parts.lists[_TURNS] if entry[0] in ids]
+    left = {key for key, _ in old}
+    old += [entry for entry in base.lists[_TURNS] if entry[0] in removed and entry[0] not in left]
     unchanged = Digests(here.parts.values, {**here.parts.lists, _TURNS: old})
     result = merge(unchanged, here.asset, there.asset)
     return _install(Side.of(result.asset), base, here, there)
