@@ -106,7 +106,7 @@ class HybridSessionStore(Generic[A]):
         self._files = Files(path)
         self._journal = Journal(self._files.home / "state.db")
         self._local: Local[A] = Local(self._files, self._journal, checked.asset_type)
-        self._local.settle()
+        self._local.open()
         self._rounds = Rounds(self._local, Rules(merge, prefer, keep_days))
         self._workers = Workers(16, "orcs-redis-hybrid")
         self._is_live = live
