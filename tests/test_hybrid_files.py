@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -233,6 +234,36 @@ def test_a_folder_that_cannot_be_synced(files: Files, tmp_path: Path, monkeypatc
     assert left_in(files) == []
 
 
+def test_power_failure(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New files are synced before they are in place, the folder once after all; what is kept is synced too."""
+    write(tmp_path, content("1"))
+    write(tmp_path, content("1", "b"), "b")
+    steps: list[object] = []
+    sync = os.fsync
+
+    def record(fd: int) -> None:
+        steps.append(os.fstat(fd).st_ino)
+        sync(fd)
+
+    def record_exchange(one: Path, other: Path) -> None:
+        steps.append(other.name)
+        exchange(one, other)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(module, "exchange", record_exchange)
+    files.replace([Replacement(id, content("2", id), file_digest(content("1", id))) for id in "ab"])
+    new = {signature.inode for signature in files.scan().values()}
+    assert {*steps[:2]} == new
+    assert steps[2:] == ["a.json", "b.json", tmp_path.stat().st_ino]
+    steps.clear()
+    copy = files.remove("a", file_digest(content("2")), keep="")
+    assert copy is not None
+    assert {copy.stat().st_ino, copy.parent.stat().st_ino, tmp_path.stat().st_ino} < {*steps}
+    steps.clear()
+    copy = files.keep("b", "there", content("3", "b"), "")
+    assert {path.stat().st_ino for path in (copy, copy.parent, copy.parent.parent)} < {*steps}
+
+
 # Reading.
 
 
@@ -361,6 +392,26 @@ def test_removing(way: str, files: Files, tmp_path: Path) -> None:
     assert files.remove("a", file_digest(content("2")), keep=None) is None
     assert files.scan() == {}
     assert kept_texts(files) == ["1"]
+    assert left_in(files) == []
+
+
+@pytest.mark.parametrize("call", ["move", "_digest"])
+def test_a_removal_that_fails(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A file that can't be moved, or not be read once it is, stays, and no note is left of a copy."""
+
+    def fail(*_: object) -> None:
+        if call == "move":
+            raise OSError(errno.EIO, "I/O error")
+
+    write(tmp_path, content("1"))
+    monkeypatch.setattr(module, call, fail)
+    with pytest.raises(UnavailableError if call == "move" else Moved):
+        files.remove("a", file_digest(content("1")), keep="")
+    if call == "move":
+        with pytest.raises(UnavailableError):
+            files.keep("a", "here", content("1"), "")
+    assert text_in(files) == "1"
+    assert [*(files.home / "kept" / "a").iterdir()] == []
     assert left_in(files) == []
 
 
@@ -800,6 +851,32 @@ def test_locks_of_processes(holder: subprocess.Popen[bytes], files: Files) -> No
     lock.release()
 
 
+def test_a_child_does_not_prolong_a_lock(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock ends when it is given back, even if a child that was forked meanwhile has the file open too."""
+    opened, inherited = os.open, []
+
+    def record(*args: Any) -> int:
+        fd = opened(*args)
+        inherited.append(os.dup(fd))
+        return fd
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", record)
+        first = files.try_lock_round()
+        assert first is not None
+        first.release()
+        with files.lock("a"):
+            pass
+    second = files.try_lock_round()
+    assert second is not None
+    second.release()
+    (path,) = (files.home / "locks").iterdir()
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for fd in inherited:
+        os.close(fd)
+
+
 def test_lock_of_a_round(files: Files, tmp_path: Path) -> None:
     """A round's lock excludes others, in this process too, until it is given back; that may be done twice."""
     first = files.try_lock_round()
@@ -978,19 +1055,29 @@ def test_what_killed_processes_left(files: Files, tmp_path: Path, monkeypatch: p
 
 
 def test_a_folder_that_is_not_ours(closed: Path) -> None:
-    """A folder that can't be written to is PermissionDeniedError, also if it was once."""
+    """A folder that can't be written to is PermissionDeniedError."""
     with pytest.raises(PermissionDeniedError):
         Files(closed)
+
+
+def test_a_folder_that_is_ours_no_more(closed: Path) -> None:
+    """So is one whose ``.orcs-redis`` can still be written to."""
     user = os.geteuid()
-    os.seteuid(os.getuid())
-    closed.chmod(0o700)
-    home = Files(closed).home
-    for path in (home, *home.iterdir()):
-        os.chown(path, user, -1)
-    closed.chmod(0o500)
-    os.seteuid(user)
-    with pytest.raises(PermissionDeniedError):
-        Files(closed)
+    with tempfile.TemporaryDirectory() as name:  # other users can't get at pytest's
+        folder = Path(name)
+        home = Files(folder).home
+        os.seteuid(os.getuid())
+        for path in (home, *home.iterdir()):
+            os.chown(path, user, -1)
+        os.chown(folder, os.getuid(), -1)
+        folder.chmod(0o555)
+        os.seteuid(user)
+        try:
+            with pytest.raises(PermissionDeniedError):
+                Files(folder)
+        finally:
+            os.seteuid(os.getuid())
+            folder.chmod(0o700)
 
 
 @pytest.mark.parametrize(
