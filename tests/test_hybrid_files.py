@@ -17,7 +17,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -941,6 +941,38 @@ def test_many_copies_at_one_moment(files: Files) -> None:
         thread.join()
     assert sorted(kept_texts(files)) == sorted(f"{name}-{number}" for name in range(4) for number in range(20))
     assert all(json.loads(files.read_kept(copy.path))["text"] == copy.why for copy in files.kept())
+
+
+def test_two_copies_of_one_microsecond(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two removals of one content at the same microsecond have a copy each."""
+    frozen = datetime.now(UTC)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return frozen
+
+    monkeypatch.setattr(module, "datetime", Clock)
+    for _ in range(2):
+        write(tmp_path, content("1"))
+        files.remove("a", file_digest(content("1")), keep="")
+    assert [copy.at for copy in files.kept()] == [frozen + timedelta(microseconds=1), frozen]
+
+
+def test_a_folder_of_copies_that_is_pruned(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another deletes the folder of a session's copies, which is empty, right before one is put there, it is made."""
+    write_new, deleted = module.write_new, []
+
+    def write_and_delete(path: Path, *args: Any) -> os.stat_result:
+        if path.suffix == ".note" and not deleted:
+            path.parent.rmdir()
+            deleted.append(path.parent)
+        return write_new(path, *args)
+
+    monkeypatch.setattr(module, "write_new", write_and_delete)
+    files.keep("a", "here", content("1"), "why")
+    assert [copy.why for copy in files.kept()] == ["why"]
+    assert deleted
 
 
 def test_a_copy_without_its_note(files: Files) -> None:
