@@ -248,7 +248,9 @@ def test_the_tables_of_a_hybrid_store(module: Any) -> None:
     assert {name: ast.literal_eval(text) for name, text in defaults.items()} | {"asset_type": None} == own
     base = {name for name in dir(module.SessionStore) if not name.startswith("_")}
     methods = {name for name in dir(kind) if not name.startswith("_")} - base - {"aclose", "close", "path"}
-    assert {re.split(r"\W", text)[0] for text in shown if text not in map("=".join, defaults.items())} == methods | {"load"}
+    assert {re.split(r"\W", text)[0] for text in shown if text not in map("=".join, defaults.items())} == methods | {
+        "load"
+    }
 
 
 def test_the_table_of_errors() -> None:

@@ -19,7 +19,19 @@ from ..model.asset import SessionAsset
 from ..model.meta import SessionMeta, SyncState, SyncStatus
 from ..names import Kept, SyncReport
 from ..sync import HybridSessionStore
-from .common import CONFLICTS, DONE, FAILED, INTERRUPTED, Absent, Commands, CommonOptions, Ended, IdArgument, failure, finish
+from .common import (
+    CONFLICTS,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    Absent,
+    Commands,
+    CommonOptions,
+    Ended,
+    IdArgument,
+    failure,
+    finish,
+)
 from .terminal import Column, age, complain, output, print_json, print_line, print_table, print_text, progress_of
 
 __all__ = ["commands"]
@@ -52,8 +64,12 @@ def sync(
     folder: NewFolderArgument,
     live: Annotated[bool, typer.Option("--live", help="Go on until Ctrl-C or SIGTERM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Take a store that was wiped, or is another, as it is.")] = False,
-    deletions: Annotated[bool, typer.Option("--deletions", help="Delete most sessions, if that is what it is.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Take a store that was wiped, or is another, as it is.")
+    ] = False,
+    deletions: Annotated[
+        bool, typer.Option("--deletions", help="Delete most sessions, if that is what it is.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file, changed or not.")] = False,
     prefer: Annotated[Side | None, typer.Option(help="Whose version holds of a part that both changed.")] = None,
 ) -> int:
@@ -67,9 +83,7 @@ def sync(
         raise ValueError("--live and --dry-run exclude each other")
     with _open(options, folder, prefer) as store:
         with progress_of("comparing" if dry_run else "syncing") as progress:
-            report = _round(
-                store, dry_run=dry_run, adopt=adopt, deletions=deletions, verify=verify, progress=progress
-            )
+            report = _round(store, dry_run=dry_run, adopt=adopt, deletions=deletions, verify=verify, progress=progress)
         failed = [failure(id, error) for id, error in report.failed]
         if options.json:
             print_json(_report_json(report, failed))
@@ -274,7 +288,9 @@ def _named(copies: Sequence[Kept], name: str) -> Kept:
     if not found:
         raise Absent(f"there is no copy {name}")
     if len(found) > 1:
-        raise ValueError(f"--restore {name}: sessions {', '.join(copy.id for copy in found)} have one: name the session")
+        raise ValueError(
+            f"--restore {name}: sessions {', '.join(copy.id for copy in found)} have one: name the session"
+        )
     return found[0]
 
 
