@@ -119,7 +119,7 @@ def test_all_are_equal_in_the_end(start_server: Callable[..., Server], tmp_path:
         assert desktop.contents() == before
 
         # Everybody edits the same sessions; some are deleted on one side, some of these edited on another.
-        talked, lonely, deleted, revived, renamed = ids[:60], ids[60:120], ids[120:130], ids[130:140], ids[140:200]
+        talked, lonely, deleted, revived, renamed = ids[:150], ids[150:200], ids[200:210], ids[210:220], ids[220:280]
         for id in talked:
             laptop.talk(id)
             desktop.talk(id)

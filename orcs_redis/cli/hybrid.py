@@ -5,34 +5,34 @@ Only sync, resolve and status --fresh ask the server.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 import typer
+from rich.text import Text
 
-from ..errors import CorruptSessionError, StorageError, StoreResetError, SyncStoppedError
+from ..errors import StorageError, StoreResetError, SyncStoppedError, UnavailableError
 from ..model.asset import SessionAsset
-from ..model.meta import SessionMeta, SyncState, SyncStatus
+from ..model.meta import SessionMeta, SyncMode, SyncState, SyncStatus
 from ..names import Kept, SyncReport
 from ..sync import HybridSessionStore
 from .common import (
     CONFLICTS,
     DONE,
     FAILED,
-    INTERRUPTED,
     Absent,
     Commands,
     CommonOptions,
-    Ended,
     IdArgument,
     failure,
     finish,
 )
-from .terminal import Column, age, complain, output, print_json, print_line, print_table, print_text, progress_of
+from .terminal import Column, age, complain, output, print_json, print_line, print_table, print_text, progress_of, safe
 
 __all__ = ["commands"]
 
@@ -40,6 +40,7 @@ commands = Commands("A folder with a shared store")
 
 Store: TypeAlias = HybridSessionStore[SessionAsset]
 
+_TICK = 0.2  # seconds between looks at a live store's state
 _SHOWN = 20  # sessions of a kind that the table of a round has
 _KINDS = ("uploaded", "downloaded", "merged", "deleted", "revived")  # lists of ids in a report
 
@@ -51,7 +52,7 @@ NewFolderArgument = Annotated[
 ]
 
 
-class Side(str, Enum):
+class Side(StrEnum):
     """Whose version holds."""
 
     LOCAL = "local"
@@ -64,12 +65,8 @@ def sync(
     folder: NewFolderArgument,
     live: Annotated[bool, typer.Option("--live", help="Go on until Ctrl-C or SIGTERM.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
-    adopt: Annotated[
-        bool, typer.Option("--adopt", help="Take a store that was wiped, or is another, as it is.")
-    ] = False,
-    deletions: Annotated[
-        bool, typer.Option("--deletions", help="Delete most sessions, if that is what it is.")
-    ] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Take a store that was wiped, or another, as it is.")] = False,
+    deletions: Annotated[bool, typer.Option("--deletions", help="Delete, even if that is most sessions.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file, changed or not.")] = False,
     prefer: Annotated[Side | None, typer.Option(help="Whose version holds of a part that both changed.")] = None,
 ) -> int:
@@ -81,6 +78,8 @@ def sync(
     """
     if live and dry_run:
         raise ValueError("--live and --dry-run exclude each other")
+    if live:
+        _follow(options, folder, prefer, adopt=adopt, deletions=deletions, verify=verify)
     with _open(options, folder, prefer) as store:
         with progress_of("comparing" if dry_run else "syncing") as progress:
             report = _round(store, dry_run=dry_run, adopt=adopt, deletions=deletions, verify=verify, progress=progress)
@@ -109,7 +108,7 @@ def status(
             _round(store, dry_run=True)
         metas, status = store.list(), store.sync_status()
         differing = [meta for meta in metas if meta.sync_state is not SyncState.SYNCED]
-        reasons = {meta.id: _reason(store, meta) for meta in differing}
+        reasons = {id: _collision(store, id) for id in status.conflicts}
     synced = len(metas) - len(differing)
     if options.json:
         print_json(_status_json(status, synced, differing, reasons))
@@ -162,9 +161,9 @@ def kept(
         complain("no copies are kept")
 
 
-def _open(options: CommonOptions, folder: Path, prefer: Side | None = None) -> Store:
-    side = None if prefer is None else prefer.value
-    return HybridSessionStore(folder, options.url, live=False, prefer=side, namespace=options.namespace or "orcs")
+def _open(options: CommonOptions, folder: Path, prefer: Side | None = None, *, live: bool = False) -> Store:
+    side: Literal["local", "remote"] | None = None if prefer is None else prefer.value
+    return HybridSessionStore(folder, options.url, live=live, prefer=side, namespace=options.namespace or "orcs")
 
 
 # Rounds
@@ -204,17 +203,75 @@ def _print_report(store: Store, report: SyncReport, *, dry_run: bool) -> None:
     print_text(f"dry run: {named}" if dry_run else named)
 
 
-def _collision(store: Store, id: str) -> str:
-    """Return why a session is in conflict, as far as is known here."""
-    conflict = store.conflict(id)
-    return conflict.reason or ", ".join(conflict.parts)
+# Live
+
+
+def _follow(options: CommonOptions, folder: Path, prefer: Side | None, **first: bool) -> NoReturn:
+    """Print what a live store does, until a signal ends it, or what waiting does not mend."""
+    lines = _Lines(options)
+    with suppress(UnavailableError), _open(options, folder, prefer) as store:
+        lines.print(_round(store, **first))
+    reports = SimpleQueue[SyncReport]()
+    with _open(options, folder, prefer, live=True) as store:
+        store._observe(reports.put)
+        reached = True
+        while True:
+            with suppress(Empty):
+                lines.print(reports.get(timeout=_TICK))
+            mode = store.sync_status().mode
+            if mode is SyncMode.ERROR:
+                lines.print(_round(store))  # it raises, or was mended
+            if mode is not SyncMode.SYNCING and reached != (mode is SyncMode.ONLINE):
+                reached = not reached
+                complain("the server is reached" if reached else "the server can't be reached: waiting for it")
+
+
+class _Lines:
+    """Prints a line for each thing done; what can't be done is said once."""
+
+    def __init__(self, options: CommonOptions) -> None:
+        self._json = options.json
+        self._open: dict[str, str] = {}  # sessions that wait for something
+
+    def print(self, report: SyncReport) -> None:
+        """Print what a round did."""
+        for kind in _KINDS:
+            for id in getattr(report, kind):
+                self._open.pop(id, None)
+                self._line(kind, id)
+        for path in report.kept:
+            self._line("kept", path.parent.name, copy=path.name)
+        for id, error in report.failed:
+            if self._is_new(id, str(error)):
+                self._line("failed", id, why=str(error))
+        for id in report.conflicts:
+            if self._is_new(id, "conflict"):
+                self._line("conflict", id)
+
+    def _is_new(self, id: str, problem: str) -> bool:
+        before = self._open.get(id)
+        self._open[id] = problem
+        return problem != before
+
+    def _line(self, kind: str, id: str, **more: str) -> None:
+        now = datetime.now(UTC)
+        if self._json:
+            print_line({"at": now.isoformat(), "kind": kind, "id": id, **more})
+            return
+        colour = {"deleted": "red", "failed": "red", "conflict": "red", "kept": "yellow"}.get(kind, "green")
+        text = Text.assemble((f"{now:%Y-%m-%d %H:%M:%S} ", "dim"), (f"{kind:<10} ", colour), (safe(id), "bold"))
+        print_text(text.append("".join(f" {safe(each)}" for each in more.values())))
 
 
 # States
 
 
-def _reason(store: Store, meta: SessionMeta) -> str:
-    return _collision(store, meta.id) if meta.sync_state is SyncState.CONFLICT else ""
+def _collision(store: Store, id: str) -> str:
+    """Return why a session is in conflict, as it was last found; without the server."""
+    journal = store._journal
+    row, seen = journal.rows.get(id), journal.seen.get(id)
+    reasons = [", ".join(row.parts) or row.reason] if row is not None else []
+    return next(filter(None, [*reasons, seen.reason if seen is not None else ""]), "")
 
 
 def _print_states(metas: Sequence[SessionMeta], reasons: dict[str, str]) -> None:
@@ -233,7 +290,7 @@ def _print_states(metas: Sequence[SessionMeta], reasons: dict[str, str]) -> None
             "session": meta.id,
             "name": meta.name or "",
             "state": meta.sync_state.value,
-            "why": reasons[meta.id],
+            "why": reasons.get(meta.id, ""),
         }
         return [cells[name] for name in names]
 
@@ -261,7 +318,7 @@ def _status_json(
         "conflicts": status.conflicts,
         "last_sync": status.last_sync and status.last_sync.isoformat(),
         "sessions": [
-            {"id": meta.id, "name": meta.name, "state": meta.sync_state.value, "why": reasons[meta.id]}
+            {"id": meta.id, "name": meta.name, "state": meta.sync_state.value, "why": reasons.get(meta.id, "")}
             for meta in metas
         ],
     }
