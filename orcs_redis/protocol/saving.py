@@ -24,7 +24,7 @@ from .turns import id_of
 from .writer import Namespace
 from .writes import Group, LeaseToken, Outdated, Write, Written, check_lease, expectation
 
-__all__ = ["Saving"]
+__all__ = ["Saving", "call_change"]
 
 A = TypeVar("A", bound=SessionAsset)
 _CUT = "its turns were cut below those of the partial asset: load it again"
@@ -290,7 +290,7 @@ class Saving(Generic[A]):
         delay = 0.001
         asset, known = yield from self._load(id)
         while True:
-            _call(change, asset)
+            call_change(change, asset)
             new = self._codec.encode(asset, known)
             turns = tuple(asset.history.turns)
             patch = compare(known, new)
@@ -314,6 +314,10 @@ class Saving(Generic[A]):
         now = baseline_of(asset, self._namespace.incarnation) or mine
         return Versioned(asset, max(now.revision, written.revision))
 
+    def read(self, id: str, known: Baseline | None) -> Plan[tuple[A, Baseline]]:
+        """Load a session, which may be known as it was some time ago: then only what is new is read."""
+        return (yield from self._load(check_id(id)) if known is None else self._load_again(known))
+
     def _load(self, id: str) -> Plan[tuple[A, Baseline]]:
         stored = yield ReadStored(self._namespace, self._codec, id)
         known = Baseline(
@@ -335,7 +339,8 @@ class Saving(Generic[A]):
         return asset
 
 
-def _call(change: Callable[[A], object], asset: A) -> None:
+def call_change(change: Callable[[A], object], asset: A) -> None:
+    """Have an asset changed by a function of the caller's. TypeError if it waits, ValueError if it changes the id."""
     id = asset.id
     if inspect.isawaitable(answer := change(asset)):
         if inspect.iscoroutine(answer):
