@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.json")}
 
 
-NOTHING = {
+NOTHING: dict[str, list[str]] = {
     "uploaded": [], "downloaded": [], "merged": [], "deleted": [], "revived": [],
     "conflicts": [], "failed": [], "kept": [],
 }  # fmt: skip
@@ -342,7 +343,7 @@ def test_what_fails_is_named(run: Run, start_server: Callable[..., Server], tmp_
     where = ("--url", server.url)
     fleet = Fleet(run, (*where, "--namespace", "orcs"), tmp_path / "here")
     fleet.sync()
-    raw = server.raw()
+    raw: Any = server.raw()
     raw.execute_command(
         "ACL", "SETUSER", "reader", "on", ">secret", "~*", "&*", "+@all", "-@write", "+evalsha", "+eval"
     )
@@ -414,7 +415,6 @@ def test_in_a_terminal(where: tuple[str, ...], tmp_path: Path) -> None:
     first = shown("sync", str(tmp_path), code=4)
     assert "syncing" in first
     assert re.search(rf"^{asset.id} +uploaded", first, re.MULTILINE)
-    assert asset.id in shown("sync", str(tmp_path), "--dry-run", code=4) or True
     asset.metadata = {"title": "ours"}
     files.save(asset)
     with open_store(where[1], namespace=where[3]) as peer:
@@ -435,8 +435,18 @@ class Live:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def line(self) -> str:
+        """Return a line of standard output, which comes though the process goes on."""
         assert self.process.stdout is not None
         return self.process.stdout.readline()
+
+    def document(self) -> dict[str, str]:
+        """Return a line of --json."""
+        return dict[str, str](json.loads(self.line()))
+
+    def error(self) -> str:
+        """Return a line of standard error."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
 
     def end(self, number: signal.Signals) -> str:
         """Send a signal, and return what was said on standard error."""
@@ -451,3 +461,59 @@ class Live:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def test_live_prints_what_it_does(fleet: Fleet) -> None:
+    """A line for each thing done, on either side, until Ctrl-C; with --json a document a line."""
+    with Live(fleet.folder, *fleet.where, "--json") as live, fleet.peer() as peer:
+        began = [live.document() for _ in range(3)]
+        assert [(each["kind"], each["id"]) for each in began] == [("uploaded", f"s{n}") for n in range(3)]
+        assert datetime.fromisoformat(began[0]["at"]).tzinfo is not None
+        peer.append("s1", ConversationTurn.user("there"))
+        assert live.document()["kind"] == "downloaded"
+        asset = fleet.files.load("s0")
+        asset.add_turn(ConversationTurn.user("here"))
+        fleet.files.save(asset)
+        found = live.document()
+        assert (found["kind"], found["id"]) == ("uploaded", "s0")
+        assert len(peer.load("s0").history) == 4
+        peer.delete("s2")
+        assert sorted(live.document()["kind"] for _ in range(2)) == ["deleted", "kept"]
+        assert not (fleet.folder / "s2.json").exists()
+        assert live.end(signal.SIGINT) == ""
+        assert live.process.returncode == 130
+
+
+def test_live_in_words(fleet: Fleet) -> None:
+    """Without --json a line has the time, what was done, and the id; SIGTERM ends it as well."""
+    with Live(fleet.folder, *fleet.where) as live:
+        lines = [live.line() for _ in range(3)]
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d uploaded   s\d\n", line) for line in lines)
+        assert live.end(signal.SIGTERM) == ""
+        assert live.process.returncode == 143
+
+
+def test_live_says_a_conflict_once(fleet: Fleet) -> None:
+    """It goes on with the others, and the conflict is told again only after something was done about it."""
+    fleet.conflict()
+    with Live(fleet.folder, *fleet.where, "--json") as live, fleet.peer() as peer:
+        assert live.document()["kind"] == "conflict"
+        peer.append("s1", ConversationTurn.user("in conflict"))
+        peer.append("s0", ConversationTurn.user("there"))
+        assert (live.document())["id"] == "s0"
+        live.end(signal.SIGINT)
+
+
+def test_live_waits_for_the_server(run: Run, start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A server that can't be reached is waited for, with a line; what is wrong for good ends it, with another."""
+    fill(tmp_path, 3)
+    server = start_server()
+    server.kill()
+    with Live(tmp_path, "--url", server.url, "--json") as live:
+        assert live.error() == "orcs-redis: the server can't be reached: waiting for it\n"
+        server.start()
+        assert {live.document()["id"] for _ in range(3)} == {"s0", "s1", "s2"}
+        assert live.error() == "orcs-redis: the server is reached\n"
+        server.raw().flushall()
+        assert "--adopt" in live.error()
+        assert live.process.wait(30) == 1

@@ -129,7 +129,12 @@ def resolve(
 
     Both versions are kept before that: see kept.
     """
-    chosen = keep if keep in ("local", "remote") else _session_of(Path(keep), id)
+    chosen: Literal["local", "remote"] | SessionAsset
+    match keep:
+        case "local" | "remote":
+            chosen = keep
+        case _:
+            chosen = _session_of(Path(keep), id)
     with _open(options, folder) as store:
         store.resolve(id, keep=chosen)
     finish(options, f"resolved {id}: {keep}", {"id": id, "keep": keep})
@@ -209,11 +214,12 @@ def _print_report(store: Store, report: SyncReport, *, dry_run: bool) -> None:
 def _follow(options: CommonOptions, folder: Path, prefer: Side | None, **first: bool) -> NoReturn:
     """Print what a live store does, until a signal ends it, or what waiting does not mend."""
     lines = _Lines(options)
-    with suppress(UnavailableError), _open(options, folder, prefer) as store:
-        lines.print(_round(store, **first))
+    with suppress(UnavailableError), _open(options, folder, prefer) as once, progress_of("syncing") as progress:
+        lines.print(_round(once, **first, progress=progress))
     reports = SimpleQueue[SyncReport]()
-    with _open(options, folder, prefer, live=True) as store:
-        store._observe(reports.put)
+    store = _open(options, folder, prefer, live=True)
+    store._observe = reports.put
+    with store:
         reached = True
         while True:
             with suppress(Empty):

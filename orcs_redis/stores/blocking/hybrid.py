@@ -112,6 +112,7 @@ class HybridSessionStore(Generic[A]):
         self._is_live = live
         self._scan = scan
         self._live: Live[A] | None = None
+        self._observe: Callable[[SyncReport], object] = _ignore  # is given what each live round has done
         self._work: BackgroundWork | None = None
         self._remote: RedisSessionStore[A] | None = None
         self._shared: Shared[A] | None = None
@@ -484,7 +485,7 @@ class HybridSessionStore(Generic[A]):
         if self._closed:
             raise UnavailableError("the store is closed")
         if self._is_live and self._live is None:
-            self._live = Live(self._local, self._rounds, self._scan, threading.Event())
+            self._live = Live(self._local, self._rounds, self._scan, threading.Event(), self._observe)
             self._work = BackgroundWork(self._run_live)
 
     def _run_live(self) -> None:
@@ -543,6 +544,10 @@ class HybridSessionStore(Generic[A]):
             if self._shared is None or anew:
                 self._shared = Shared(self._remote._core)  # as above
             return self._shared
+
+
+def _ignore(report: SyncReport) -> None:
+    pass
 
 
 def _is_there(id: str) -> Plan[bool]:
