@@ -65,6 +65,7 @@ class Live(Generic[A]):
                 delay = _FIRST_DELAY
             except StorageError as error:
                 raise_interruption(error)
+                self._rounds.note_error(error)
                 _log.debug("live synchronisation goes on in %.1f s at most: %s", delay, error)
                 yield from self._wait(random.uniform(delay / 2, delay))
                 delay = min(2 * delay, _LAST_DELAY)

@@ -206,13 +206,15 @@ class Rounds(Generic[A]):
     def _noting_mode(self) -> Iterator[None]:
         try:
             yield
-        except (UnavailableError, OutcomeUnknownError):
-            self._mode = SyncMode.OFFLINE
-            raise
-        except StorageError:
-            self._mode = SyncMode.ERROR
+        except StorageError as error:
+            self.note_error(error)
             raise
         self._mode = SyncMode.ONLINE
+
+    def note_error(self, error: StorageError) -> None:
+        """Note why the shared store could not be used."""
+        waits = isinstance(error, (UnavailableError, OutcomeUnknownError))
+        self._mode = SyncMode.OFFLINE if waits else SyncMode.ERROR
 
     def _locked(self) -> Plan[RoundLock]:
         while True:
