@@ -271,7 +271,9 @@ class Local(Generic[A]):
 
     def changed(self) -> list[str]:
         """Return the sessions whose files have changed since they were last looked at, or are gone."""
-        signatures = self.files.scan()
+        return self._changed(self.files.scan())
+
+    def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
         gone = [id for id in [*self.journal.seen] if id not in signatures]
         return gone + [id for id, signature in signatures.items() if not self.is_fresh(id, signature)]
 
@@ -279,7 +281,7 @@ class Local(Generic[A]):
         """List the sessions here and those known in the shared store, the last updated first."""
         signatures = self.files.scan()
         self.journal.refresh()
-        self.look([id for id, signature in signatures.items() if not self.is_fresh(id, signature)])
+        self.look(self._changed(signatures))
         standings = self.standings(signatures)
         metas = []
         for id, signature in signatures.items():
