@@ -34,6 +34,7 @@ from orcs_redis import (
 from .conftest import Place
 from .machines import OFFLINE_URL, TABLE, Machine, Machines, asset, contents, idle, open_machines, setting, told
 from .support import turn, until
+from .test_lease import leased
 
 pytestmark = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
 
@@ -442,11 +443,8 @@ async def test_some_only(machines: Machines) -> None:
 async def test_the_remote_store(machines: Machines) -> None:
     """What is the shared store's alone is done through it: leases, revisions, records."""
     a, peer = await machines.synced()
-    if machines.place.row.form == "async":
-        async with a.remote.lease("s") as lease:
-            await a.remote.append("s", turn("b"), lease=lease)
-    else:
-        await a.remote.append("s", turn("b"))
+    async with leased(a.remote, "s") as lease:
+        await a.remote.append("s", turn("b"), lease=lease)
     assert contents(await peer.load("s")) == ["a", "b"]
     assert told(await a.sync()) == {"downloaded": ["s"]}
     await idle(a)
@@ -707,7 +705,8 @@ async def test_in_a_forked_child(machines: Machines) -> None:
             os._exit(7)
         finally:
             os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
     await a.append("s", turn("b"))
     await a.sync()
     assert contents(await peer.load("s")) == ["a", "b"]
@@ -726,7 +725,7 @@ async def test_a_secret_in_the_url(machines: Machines) -> None:
 
 
 async def test_a_damaged_state(machines: Machines) -> None:
-    """A state that can't be read is moved aside; what follows is a first round, which loses nothing and asks nothing."""
+    """A state that can't be read is moved aside; a first round follows, which loses nothing and asks nothing."""
     a, peer = await machines.synced(sessions=[asset("a", id=id, x=1) for id in ("s", "t", "u")])
     await a.append("s", turn("b"))
     await a.aclose()
