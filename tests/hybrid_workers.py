@@ -20,12 +20,14 @@ import orcs_redis.sync
 from orcs_redis import ConversationTurn
 from orcs_redis.transport import driver, threads
 
+from .support import until
+
 __all__ = ["append_often", "killed_at_a_call", "killed_at_a_write", "start"]
 
 # The calls of C that change something that lasts, or make it last.
 _LASTING = {
-    "commit", "execute", "executemany", "executescript", "fsync", "ftruncate", "link", "mkdir", "open", "remove", "rename",
-    "replace", "unlink", "write",
+    "commit", "execute", "executemany", "executescript", "fsync", "ftruncate", "link", "mkdir", "open", "remove",
+    "rename", "replace", "unlink", "write",
 }  # fmt: skip
 
 _context = multiprocessing.get_context("forkserver")
@@ -128,13 +130,11 @@ def append_often(form: str, folder: Path, url: str, namespace: str, name: str, c
     async def work(store: orcs_redis.HybridSessionStore[Any]) -> None:
         for turn in turns:
             await store.append("s", turn)
-        while store.sync_status().pending_uploads:
-            await asyncio.sleep(0.01)
+        await until(lambda: not store.sync_status().pending_uploads)
 
     def work_blocking(store: orcs_redis.sync.HybridSessionStore[Any]) -> None:
         for turn in turns:
             store.append("s", turn)
-        while store.sync_status().pending_uploads:
-            threading.Event().wait(0.01)
+        asyncio.run(until(lambda: not store.sync_status().pending_uploads))
 
     _run(form, folder, url, namespace, work if form == "async" else work_blocking)

@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import orcs_redis
 import orcs_redis.sync
 from orcs_redis import ConversationTurn, SessionAsset, SyncMode, SyncState
 
-from .conftest import CHOSEN, Place, Row, Server, Threaded
+from .conftest import CHOSEN, Place, Threaded
 from .servers import free_port
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "open_machines",
     "setting",
     "told",
+    "until_true",
 ]
 
 # Where nobody listens: who connects is refused at once.
@@ -228,6 +230,14 @@ def copied(source: Machine, target: Path, *, state: bool = True) -> None:
     shutil.copytree(source.folder, target, ignore=None if state else shutil.ignore_patterns(".orcs-redis"))
 
 
+async def until_true(condition: Callable[[], Awaitable[object]], seconds: float = 20) -> None:
+    """Wait for a condition that is awaited."""
+    end = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
 async def idle(*machines: Machine, conflicts: Collection[str] = ()) -> None:
     """One more round does nothing: empty report, no file, copy or revision touched; both sides are equal."""
     for machine in machines:
@@ -255,12 +265,3 @@ async def idle(*machines: Machine, conflicts: Collection[str] = ()) -> None:
 def _timeless(session: SessionAsset) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(session.to_json())
     return {name: value for name, value in fields.items() if name not in ("created_at_ms", "updated_at_ms")}
-
-
-async def reachable(server: Server) -> bool:
-    return bool(server.raw().ping())
-
-
-def row(form: str) -> Row:
-    """A form at a server over TCP."""
-    return Row("redis", form)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,19 @@ from orcs_redis import (
 )
 
 from .conftest import Place
-from .machines import OFFLINE_URL, TABLE, Machine, Machines, asset, contents, idle, open_machines, setting, told
+from .machines import (
+    OFFLINE_URL,
+    TABLE,
+    Machine,
+    Machines,
+    asset,
+    contents,
+    idle,
+    open_machines,
+    setting,
+    told,
+    until_true,
+)
 from .support import turn, until
 from .test_lease import leased
 
@@ -779,11 +791,11 @@ async def test_live(machines: Machines) -> None:
     """A live store sends what is saved here, and brings what is saved there, by itself."""
     a, peer = await machines.open(live=True), await machines.peer()
     await a.save(asset("a"))
-    await until_async(lambda: peer.exists("s"))
+    await until_true(lambda: peer.exists("s"))
     await peer.append("s", turn("b"))
     await until(lambda: a.texts() == ["a", "b"])
     await a.append("s", turn("c"))
-    await until_async(lambda: has(peer, "c"))
+    await until_true(lambda: has(peer, "c"))
     await peer.save(asset("z", id="t"))
     await until(lambda: a.file("t").exists())
     await a.delete("t")
@@ -791,7 +803,7 @@ async def test_live(machines: Machines) -> None:
     async def gone() -> bool:
         return not await peer.exists("t")
 
-    await until_async(gone)
+    await until_true(gone)
     await idle(a)
 
 
@@ -800,9 +812,9 @@ async def test_live_finds_what_others_write(machines: Machines) -> None:
     a, peer = await machines.open(live=True, scan=0.1), await machines.peer()
     await online(a)
     a.write(asset("a"))
-    await until_async(lambda: peer.exists("s"))
+    await until_true(lambda: peer.exists("s"))
     a.edit(lambda session: session.add_turn(turn("b")))
-    await until_async(lambda: has(peer, "b"))
+    await until_true(lambda: has(peer, "b"))
     await idle(a)
 
 
@@ -827,14 +839,6 @@ async def test_live_without_a_server(machines: Machines) -> None:
     await until(lambda: a.pending() == (1, 0, []))
     assert a.sync_status().mode is SyncMode.OFFLINE
     await a.aclose()
-
-
-async def until_async(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Wait for a condition that has to be awaited."""
-    end = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 async def has(store: Any, text: str) -> bool:

@@ -31,7 +31,7 @@ from orcs_redis import (
 from .conftest import Place, Server
 from .faults.proxy import REFUSE, Proxy
 from .hybrid_workers import append_often, killed_at_a_call, killed_at_a_write, start
-from .machines import TABLE, Machine, Machines, asset, contents, idle, open_machines, setting, told
+from .machines import TABLE, Machine, Machines, asset, contents, idle, open_machines, setting, told, until_true
 from .support import turn, until
 
 tabled = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
@@ -457,9 +457,7 @@ async def synced_in_the_end(machine: Machine) -> dict[str, Any]:
         done |= {name: sorted({*done.get(name, []), *ids}) for name, ids in told(report).items() if name != "failed"}
         return not report.failed
 
-    async with asyncio.timeout(20):
-        while not await some():
-            await asyncio.sleep(0.05)
+    await until_true(some)
     return done
 
 
