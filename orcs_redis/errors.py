@@ -16,7 +16,8 @@
     ├── StoreFullError
     ├── StoreResetError
     ├── LayoutError
-    └── UnsupportedServerError
+    ├── UnsupportedServerError
+    └── SyncStoppedError
 
 Messages name sessions and fields, never what is in them; they end at 500 characters. All errors survive pickle and
 copy: ``args`` are always the constructor's arguments.
@@ -41,6 +42,7 @@ __all__ = [
     "StorageError",
     "StoreFullError",
     "StoreResetError",
+    "SyncStoppedError",
     "UnavailableError",
     "UnsupportedServerError",
     "VersionIncompatibleError",
@@ -231,4 +233,15 @@ class LayoutError(StorageError):
 
 
 class UnsupportedServerError(StorageError):
-    """The server lacks something that the store needs."""
+    """The server, or the folder's file system, lacks something that the store needs."""
+
+
+class SyncStoppedError(StorageError):
+    """All was synchronised but for ``deletions``: so many sessions are missing on one side that it may be a mistake."""
+
+    def __init__(self, deletions: int) -> None:
+        super().__init__(deletions)
+        self.deletions = deletions
+
+    def _text(self) -> str:
+        return f"{self.deletions} sessions are missing on one side, and are not deleted on the other without being asked"

@@ -15,6 +15,7 @@ from .errors import (
     StorageError,
     StoreFullError,
     StoreResetError,
+    SyncStoppedError,
     UnavailableError,
     UnsupportedServerError,
     VersionIncompatibleError,
@@ -43,6 +44,7 @@ from .model.sections import (
 )
 from .protocol.changes import Change
 from .protocol.leases import LeaseInfo
+from .stores.hybrid.results import Conflict, Kept, SyncReport
 from .stores.pool import StorePool
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "CodingStylePrefs",
     "CommandGrant",
     "Committed",
+    "Conflict",
     "CommunicationPrefs",
     "CompactedTurn",
     "ComponentSnapshot",
@@ -63,6 +66,7 @@ __all__ = [
     "CorruptSessionError",
     "GrantKind",
     "InvalidIdError",
+    "Kept",
     "LayoutError",
     "LearnedFact",
     "LeaseHeldError",
@@ -83,8 +87,10 @@ __all__ = [
     "StorePool",
     "StoreResetError",
     "SyncMode",
+    "SyncReport",
     "SyncState",
     "SyncStatus",
+    "SyncStoppedError",
     "ToolCallRecord",
     "TriggerCondition",
     "UnavailableError",

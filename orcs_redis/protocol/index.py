@@ -31,6 +31,8 @@ __all__ = [
     "decode_meta",
     "decode_rows",
     "label_key",
+    "origin_of",
+    "revision_of",
 ]
 
 _log = logging.getLogger("orcs_redis")
@@ -206,6 +208,16 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
         revision=revision,
         labels=labels,
     )
+
+
+def revision_of(packed: bytes) -> int:
+    """Return the revision that index metadata is of."""
+    return int.from_bytes(packed[2:10])
+
+
+def origin_of(packed: bytes) -> bytes:
+    """Return the store that made the revision."""
+    return packed[26:34]
 
 
 def decode_rows(rows: Iterable[Row]) -> list[SessionMeta]:

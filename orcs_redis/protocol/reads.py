@@ -21,8 +21,10 @@ from .writer import Namespace
 __all__ = [
     "Exists",
     "Load",
+    "Mark",
     "News",
     "Ping",
+    "ReadMark",
     "ReadNews",
     "ReadStored",
     "ReadTail",
@@ -337,6 +339,38 @@ class Exists(Request[bool]):
         """Read the number of keys found."""
         self._check(replies)
         return bool(replies[0])
+
+
+class Mark(NamedTuple):
+    """Which write a session is of; revision 0: what is stored does not say so."""
+
+    revision: int
+    operation_id: bytes
+
+
+class ReadMark(Request["Mark | None"]):
+    """Which write a session is of; None: it is absent."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, namespace: Namespace, id: str) -> None:
+        super().__init__()
+        self._key = namespace.keyspace.of(id).session(id)
+
+    def commands(self) -> Sequence[Command]:
+        """A key that is no session is there, too."""
+        return [("EXISTS", self._key), ("HMGET", self._key, ".revision", ".op")]
+
+    def decode(self, replies: Sequence[Reply]) -> Mark | None:
+        """Return it."""
+        exists, found = replies
+        if (as_error(found) or "").startswith("WRONGTYPE"):
+            return Mark(0, b"")
+        self._check(replies)
+        revision, operation_id = found
+        if revision is not None and revision.isdigit():
+            return Mark(int(revision), operation_id or b"")
+        return Mark(0, b"") if exists else None
 
 
 class Ping(Request[float]):

@@ -314,6 +314,10 @@ class Saving(Generic[A]):
         now = baseline_of(asset, self._namespace.incarnation) or mine
         return Versioned(asset, max(now.revision, written.revision))
 
+    def read(self, id: str, known: Baseline | None) -> Plan[tuple[A, Baseline]]:
+        """Load a session, which may be known as it was some time ago: then only what is new is read."""
+        return (yield from self._load(check_id(id)) if known is None else self._load_again(known))
+
     def _load(self, id: str) -> Plan[tuple[A, Baseline]]:
         stored = yield ReadStored(self._namespace, self._codec, id)
         known = Baseline(

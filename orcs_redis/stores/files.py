@@ -10,7 +10,8 @@ from ..model.asset import SessionAsset
 from ..model.filters import FilterArguments, Filters, check_limit
 from ..model.meta import SessionMeta, SyncStatus
 from ..transport.driver import Workers
-from .folder import AnyPath, Folder, Unreadable
+from .disk import AnyPath
+from .folder import Folder, Unreadable
 
 __all__ = ["LocalFileStore"]
 

@@ -1,0 +1,481 @@
+"""What a folder remembers, in SQLite: what was last common of each session, and what was last found on both sides.
+
+Of contents it has digests only. A table has one kind of writer: `file` whoever reads files (it is a cache), `session`
+the round, of which there is one at a time, `removal` the calls of the API. So nobody overwrites what another noted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from ...errors import LayoutError, PermissionDeniedError, StorageError, StoreFullError, UnavailableError
+from ...interrupts import raise_interruption
+from ...model.asset import SessionAsset
+from ...model.parts import Digests, Entry, digests
+from .files import Signature
+from .planner import Base, Pending
+
+__all__ = ["FileMeta", "Journal", "Record", "Removal", "Remote", "Row", "Seen"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("orcs_redis")
+_VERSION: Final = 1
+_BUSY_SECONDS: Final = 10.0
+_SIZE: Final = 16  # of a digest
+_TABLES: Final = """
+CREATE TABLE remote (
+    one INTEGER PRIMARY KEY CHECK (one = 1), incarnation BLOB, namespace TEXT, revisions BLOB, last_sync REAL,
+    defaults BLOB
+);
+CREATE TABLE file (
+    id TEXT PRIMARY KEY, inode INTEGER, size INTEGER, modified_ns INTEGER, changed_ns INTEGER, looked_ns INTEGER,
+    digest BLOB, meta BLOB, reason TEXT
+) WITHOUT ROWID;
+CREATE TABLE session (
+    id TEXT PRIMARY KEY, base_digest BLOB, base_revision INTEGER, base_operation BLOB, there_revision INTEGER,
+    there_origin BLOB, there_meta BLOB, has_pending INTEGER, reason TEXT, parts TEXT, base_parts BLOB, pending BLOB
+);
+CREATE TABLE removal (id TEXT PRIMARY KEY, deleted INTEGER, turns BLOB) WITHOUT ROWID;
+"""
+
+
+class FileMeta(NamedTuple):
+    """What a list shows of a file; times in milliseconds since 1970."""
+
+    name: str | None
+    project_path: str | None
+    created_at_ms: int
+    updated_at_ms: int
+    turn_count: int
+    labels: dict[str, str]
+
+
+class Seen(NamedTuple):
+    """What was found in a file when it was last read."""
+
+    signature: Signature
+    looked_ns: int
+    digest: bytes = b""  # of the content; b"": it can't be read
+    meta: FileMeta | None = None
+    reason: str = ""  # why it can't be read
+
+
+class Row(NamedTuple):
+    """What is known of a session without its parts."""
+
+    base_digest: bytes | None = None  # None: there is no base
+    base_revision: int = 0
+    base_operation: bytes = b""
+    there_revision: int = 0  # as last heard; 0: it is not there
+    there_origin: bytes = b""
+    there_meta: bytes = b""  # of a session that is not here
+    has_pending: bool = False
+    reason: str = ""  # of a conflict
+    parts: tuple[str, ...] = ()  # that collide
+
+    @property
+    def is_same_there(self) -> bool:
+        """Whether what was last heard of the shared store is the base's revision."""
+        return self.has_revision(self.there_revision, self.there_origin)
+
+    def has_revision(self, revision: int, origin: bytes) -> bool:
+        """Whether the base has this revision. After a restore a revision can come twice, of other stores."""
+        return 0 < self.base_revision == revision and self.base_operation[: len(origin)] == origin
+
+
+class Record(NamedTuple):
+    """All that is known of a session."""
+
+    row: Row
+    base: Base | None
+    pending: Pending | None
+
+    @classmethod
+    def of(cls, base: Base | None, pending: Pending | None, row: Row) -> Record:
+        """Make a record of a base, what is pending, and of a row all else."""
+        if base is None:
+            row = row._replace(base_digest=None, base_revision=0, base_operation=b"")
+        else:
+            row = row._replace(
+                base_digest=base.digest, base_revision=base.revision, base_operation=base.operation
+            )
+        return cls(row._replace(has_pending=pending is not None), base, pending)
+
+
+class Removal(NamedTuple):
+    """What was removed through the API since the base: the session, turns by their ids."""
+
+    deleted: bool
+    turns: frozenset[str]
+
+
+class Remote(NamedTuple):
+    """The shared store that the bases are of: its incarnation, and the revisions that its partitions had reached."""
+
+    incarnation: bytes
+    namespace: str
+    revisions: dict[int, int]  # by the numbers of the partitions
+    last_sync: float | None  # seconds since 1970
+
+
+class _DamagedError(UnavailableError):
+    """The database was damaged. It was moved aside."""
+
+
+class Journal:
+    """The file `state.db`; for all threads of a process, over one connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._version = -1  # of the database as others left it
+        self._defaults: dict[str, bytes] = {}
+        self.seen: dict[str, Seen] = {}
+        self.rows: dict[str, Row] = {}
+        self.removals: dict[str, Removal] = {}
+        self.generation = 0  # changes when any of these does
+        try:
+            self.refresh()
+        except _DamagedError:  # it was moved aside
+            self.refresh()
+
+    def close(self) -> None:
+        """Close it."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def refresh(self) -> None:
+        """Take over what other processes have noted."""
+        self._run(lambda _: None)
+
+    def read_remote(self) -> Remote | None:
+        """The shared store that the bases are of; None: there are none yet."""
+        found = self._run(lambda db: db.execute("SELECT * FROM remote").fetchone())
+        if found[1] is None:
+            return None
+        return Remote(bytes(found[1]), found[2], msgspec.msgpack.decode(found[3], type=dict[int, int]), found[4])
+
+    def records(self, ids: Iterable[str]) -> dict[str, Record]:
+        """Return all that is known of sessions."""
+
+        def read(db: sqlite3.Connection) -> dict[str, Record]:
+            found = {}
+            for id in ids:
+                row = self.rows.get(id)
+                if row is None:
+                    continue
+                parts, pending = db.execute("SELECT base_parts, pending FROM session WHERE id = ?", (id,)).fetchone()
+                base = None
+                if row.base_digest is not None:
+                    base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
+                waiting = None if pending is None else msgspec.msgpack.decode(zlib.decompress(pending), type=Pending)
+                found[id] = Record(row, base, waiting)
+            return found
+
+        return self._run(read)
+
+    def note_seen(self, found: Mapping[str, Seen | None]) -> None:
+        """Note what was found in files; None: there is none."""
+        if not found:
+            return
+
+        def write(db: sqlite3.Connection) -> None:
+            gone = [(id,) for id, seen in found.items() if seen is None and id in self.seen]
+            values = [
+                (
+                    id,
+                    *seen.signature,
+                    seen.looked_ns,
+                    seen.digest,
+                    None if seen.meta is None else msgspec.msgpack.encode(seen.meta),
+                    seen.reason,
+                )
+                for id, seen in found.items()
+                if seen is not None
+            ]
+            db.executemany("DELETE FROM file WHERE id = ?", gone)
+            db.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+        self._write(write)
+        with self._lock:
+            for id, seen in found.items():
+                if seen is None:
+                    self.seen.pop(id, None)
+                else:
+                    self.seen[id] = seen
+            self.generation += 1
+
+    def note(
+        self,
+        records: Mapping[str, Record | None] = {},  # noqa: B006  # it is not changed
+        rows: Mapping[str, Row] = {},  # noqa: B006  # it is not changed
+        remote: Remote | None = None,
+    ) -> None:
+        """Note what is known of sessions, in one transaction.
+
+        Args:
+            records: all that is known; None: the session is forgotten. A base ends what was removed before it.
+            rows: what is known, but for base and pending.
+            remote: the shared store that the bases are of; None: as it was.
+
+        """
+        if not records and not rows and remote is None:
+            return
+        removals: dict[str, Removal | None] = {}
+
+        def write(db: sqlite3.Connection) -> None:
+            for id, row in rows.items():
+                _upsert(db, id, row)
+            for id, record in records.items():
+                if record is None:
+                    db.execute("DELETE FROM session WHERE id = ?", (id,))
+                    removals[id] = None
+                    continue
+                parts = None if record.base is None else self._pack(record.base.parts)
+                pending = None if record.pending is None else zlib.compress(msgspec.msgpack.encode(record.pending), 1)
+                _upsert(db, id, record.row, base_parts=parts, pending=pending)
+            self._end_removals(db, records, removals)
+            if remote is not None:
+                _note_remote(db, remote)
+
+        self._write(write)
+        with self._lock:
+            self.rows.update(rows)
+            for id, record in records.items():
+                if record is None:
+                    self.rows.pop(id, None)
+                else:
+                    self.rows[id] = record.row
+            for id, removal in removals.items():
+                if removal is None:
+                    self.removals.pop(id, None)
+                else:
+                    self.removals[id] = removal
+            self.generation += 1
+
+    def _end_removals(
+        self, db: sqlite3.Connection, records: Mapping[str, Record | None], removals: dict[str, Removal | None]
+    ) -> None:
+        """Forget what was removed before a new base: what this has still may be missing, all else is of the past."""
+        for id in records.keys() & self.removals.keys():
+            record = records[id]
+            if record is not None and (record.base is None or record.row.base_digest == self._base_digest(id)):
+                continue
+            found = db.execute("SELECT turns FROM removal WHERE id = ?", (id,)).fetchone()
+            turns = frozenset(msgspec.msgpack.decode(found[0], type=list[str])) if found else frozenset()
+            if record is not None and record.base is not None:
+                left = turns & {key for key, _ in record.base.parts.lists.get("history.turns", [])}
+            else:
+                left = frozenset()
+            removals[id] = Removal(False, left) if left else None
+            db.execute("DELETE FROM removal WHERE id = ?", (id,))
+            if left:
+                db.execute("INSERT INTO removal VALUES (?, 0, ?)", (id, msgspec.msgpack.encode(sorted(left))))
+
+    def _base_digest(self, id: str) -> bytes | None:
+        row = self.rows.get(id)
+        return None if row is None else row.base_digest
+
+    def note_removal(self, id: str, turns: Collection[str], *, deleted: bool = False) -> None:
+        """Note what is about to be removed through the API, beside what was before."""
+        found: list[Removal] = []
+
+        def write(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT turns FROM removal WHERE id = ?", (id,)).fetchone()
+            before = frozenset(msgspec.msgpack.decode(row[0], type=list[str])) if row else frozenset()
+            found.append(Removal(deleted, before | frozenset(turns)))
+            values = (id, int(deleted), msgspec.msgpack.encode(sorted(found[-1].turns)))
+            db.execute("INSERT OR REPLACE INTO removal VALUES (?, ?, ?)", values)
+
+        self._write(write)
+        with self._lock:
+            self.removals[id] = found[-1]
+            self.generation += 1
+
+    def forget_bases(self, kept: Collection[str]) -> None:
+        """Forget what was common, but of these sessions."""
+
+        def write(db: sqlite3.Connection) -> None:
+            gone = [(id,) for id in self.rows if id not in kept]
+            db.executemany("DELETE FROM session WHERE id = ?", gone)
+            db.executemany("DELETE FROM removal WHERE id = ?", gone)
+
+        self._write(write)
+        with self._lock:
+            self._load()
+
+    def _pack(self, parts: Digests) -> bytes:
+        """Encode digests: names apart, since they can be compressed, and without what every empty session has."""
+        values = {name: data for name, data in parts.values.items() if self._defaults.get(name) != data}
+        missing = [name for name in self._defaults if name not in parts.values]
+        lists = {path: entries for path, entries in parts.lists.items() if entries}
+        keys = {path: [None if key == data.hex() else key for key, data in lists[path]] for path in lists}
+        names = zlib.compress(msgspec.msgpack.encode((list(values), missing, keys, [*parts.lists.keys() - keys])), 6)
+        data = b"".join(itertools.chain(values.values(), *([item for _, item in lists[path]] for path in keys)))
+        return msgspec.msgpack.encode((names, data))
+
+    def _unpack(self, packed: bytes) -> Digests:
+        compressed, data = msgspec.msgpack.decode(packed, type=tuple[bytes, bytes])
+        names, missing, keys, empty = msgspec.msgpack.decode(
+            zlib.decompress(compressed), type=tuple[list[str], list[str], dict[str, list[str | None]], list[str]]
+        )
+        pieces = iter([data[at : at + _SIZE] for at in range(0, len(data), _SIZE)])
+        values = {name: item for name, item in self._defaults.items() if name not in missing}
+        values |= {name: next(pieces) for name in names}
+        lists: dict[str, list[Entry]] = {path: [] for path in empty}
+        for path, found in keys.items():
+            items = [next(pieces) for _ in found]
+            lists[path] = [(item.hex() if key is None else key, item) for key, item in zip(found, items, strict=True)]
+        return Digests(values, lists)
+
+    def _open(self) -> sqlite3.Connection:
+        new = not self._path.exists()
+        connection = sqlite3.connect(self._path, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            if new:
+                os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            with _transaction(connection):
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version not in (0, _VERSION):
+                    raise LayoutError(f"{self._path} is of version {version}, not {_VERSION}")
+                if version == 0:
+                    for statement in _TABLES.split(";"):
+                        connection.execute(statement)
+                    defaults = msgspec.msgpack.encode(digests(SessionAsset()).values)
+                    connection.execute("INSERT INTO remote (one, defaults) VALUES (1, ?)", (defaults,))
+                    connection.execute(f"PRAGMA user_version = {_VERSION}")
+            (defaults,) = connection.execute("SELECT defaults FROM remote").fetchone()
+            self._defaults = msgspec.msgpack.decode(defaults, type=dict[str, bytes])
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _load(self) -> None:
+        assert self._connection is not None
+        db = self._connection
+        self.seen = {
+            id: Seen(
+                Signature(*signature),
+                looked,
+                digest,
+                None if meta is None else msgspec.msgpack.decode(meta, type=FileMeta),
+                reason,
+            )
+            for id, *signature, looked, digest, meta, reason in db.execute("SELECT * FROM file")
+        }
+        self.rows = {
+            id: Row(digest, *known, bool(pending), reason, tuple(msgspec.json.decode(parts)))
+            for id, digest, *known, pending, reason, parts in db.execute(f"SELECT id, {', '.join(_LIGHT)} FROM session")
+        }
+        self.removals = {
+            id: Removal(bool(deleted), frozenset(msgspec.msgpack.decode(turns, type=list[str])))
+            for id, deleted, turns in db.execute("SELECT * FROM removal")
+        }
+        self.generation += 1
+
+    def _run(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        """Call a function with the database, as others have left it."""
+        with self._lock, self._translated():
+            if self._connection is None:
+                self._connection = self._open()
+                self._version = -1
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            if version != self._version:
+                self._load()
+                self._version = version
+            return call(self._connection)
+
+    def _write(self, call: Callable[[sqlite3.Connection], object]) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                call(db)
+
+        self._run(write)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours. What is damaged is moved aside: the next call begins anew."""
+        try:
+            yield
+        except (sqlite3.Error, msgspec.MsgspecError, zlib.error) as error:
+            raise_interruption(error)
+            match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
+                case sqlite3.SQLITE_FULL:
+                    raise StoreFullError(f"no space left: {self._path}") from error
+                case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH | sqlite3.SQLITE_CANTOPEN:
+                    raise PermissionDeniedError(f"{error}: {self._path}") from error
+                case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_FORMAT | sqlite3.SQLITE_ERROR:
+                    raise self._move_aside() from error
+            raise UnavailableError(f"{error}: {self._path}") from error
+
+    def _move_aside(self) -> StorageError:
+        self.close()
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
+        for suffix in ("", "-wal", "-shm"):
+            found = self._path.with_name(self._path.name + suffix)
+            if found.exists():
+                found.rename(aside.with_name(aside.name + suffix))
+        self.seen, self.rows, self.removals = {}, {}, {}
+        self.generation += 1
+        _log.warning("%s was damaged and is now %s: what was common with the shared store is forgotten", *(self._path, aside))
+        return _DamagedError(f"{self._path} was damaged: it was moved aside, and the next sync is a first one")
+
+
+_LIGHT: Final = (
+    "base_digest",
+    "base_revision",
+    "base_operation",
+    "there_revision",
+    "there_origin",
+    "there_meta",
+    "has_pending",
+    "reason",
+    "parts",
+)
+
+
+def _upsert(db: sqlite3.Connection, id: str, row: Row, **heavy: bytes | None) -> None:
+    values: dict[str, Any] = dict(zip(_LIGHT, row, strict=True))
+    values |= {"parts": msgspec.json.encode(row.parts).decode(), **heavy}
+    names, places = ", ".join(values), ", ".join("?" * len(values))
+    sets = ", ".join(f"{name} = excluded.{name}" for name in values)
+    db.execute(
+        f"INSERT INTO session (id, {names}) VALUES (?, {places}) ON CONFLICT (id) DO UPDATE SET {sets}",  # noqa: S608  # constants
+        (id, *values.values()),
+    )
+
+
+def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:
+    values = (remote.incarnation, remote.namespace, msgspec.msgpack.encode(remote.revisions), remote.last_sync)
+    db.execute("UPDATE remote SET incarnation = ?, namespace = ?, revisions = ?, last_sync = ?", values)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")

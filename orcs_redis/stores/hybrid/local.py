@@ -1,0 +1,425 @@
+"""What a user does in the folder: read, save, delete, list. Blocking, and never over the network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from ...errors import ConflictError, CorruptSessionError, NotFoundError, StorageError, UnavailableError
+from ...interrupts import raise_interruption
+from ...model.asset import SessionAsset, to_datetime
+from ...model.filters import Filters
+from ...model.ids import check_id
+from ...model.labels import labels_of
+from ...model.merge import merge
+from ...model.meta import SessionMeta, SyncState
+from ...model.parts import Digests, digests
+from ...model.sections import ConversationTurn
+from ...protocol.index import decode_meta
+from .files import Files, Found, Moved, Replacement, Signature, file_digest
+from .journal import FileMeta, Journal, Record, Row, Seen
+from .planner import Base, Side, Standing, Unreadable, standing
+
+__all__ = ["Ancestor", "FileVersion", "Local", "Saved", "ancestor_of", "set_ancestor"]
+
+A = TypeVar("A", bound=SessionAsset)
+_RACY_NS = 2 * 10**9  # a file written so shortly before it was read may have been written again in the same tick
+_ATTEMPTS = 100  # at a file that other programs write all the time
+
+
+class Ancestor(NamedTuple):
+    """What an asset was when it was loaded from its file or last saved to it."""
+
+    revision: int  # the file's modification time in ns
+    turns: tuple[str, ...]  # ids
+    digest: bytes  # of the file
+    data: bytes | None  # the file's content; None: only digests are known, since the asset was pickled
+    parts: Digests | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = self.parts if self.data is None else digests(SessionAsset.from_json(self.data))
+        return Ancestor, (self.revision, self.turns, self.digest, None, parts)
+
+
+def ancestor_of(asset: SessionAsset, folder: Path) -> Ancestor | None:
+    """Return what an asset was when it was loaded from a folder or last saved to it, if it was."""
+    found: Ancestor | None = vars(asset).get("_ancestors", {}).get((str(folder), asset.id))
+    return found
+
+
+def set_ancestor(asset: SessionAsset, folder: Path, ancestor: Ancestor) -> None:
+    """Keep with an asset what its file has."""
+    vars(asset)["_ancestors"] = {**vars(asset).get("_ancestors", {}), (str(folder), asset.id): ancestor}
+
+
+class FileVersion(NamedTuple, Generic[A]):
+    """A session's file as it was read: `side` None: there is none."""
+
+    side: Side[A] | Unreadable | None
+    data: bytes | None
+    signature: Signature | None
+
+
+class Saved(NamedTuple, Generic[A]):
+    """What a save came to."""
+
+    revision: int
+    data: bytes  # the file's content
+    merged: A | None  # what was stored, if that is not just what was saved
+
+
+class Local(Generic[A]):
+    """A folder of sessions with its journal."""
+
+    def __init__(self, files: Files, journal: Journal, asset_type: type[A]) -> None:
+        self.files = files
+        self.journal = journal
+        self._type = asset_type
+        self._written: dict[str, Signature | None] = {}  # since its file was last looked at; None: it was deleted
+        self._standings: tuple[tuple[int, int], dict[str, Standing]] = (-1, -1), {}
+        self._writes = 0
+
+    # Files
+
+    def decode(self, id: str, data: bytes) -> A:
+        """Decode a session's file.
+
+        Raises:
+            CorruptSessionError: it can't be decoded, or another session is in it.
+            VersionIncompatibleError: it is of another version of the schema.
+
+        """
+        try:
+            asset = self._type.from_json(data)
+        except CorruptSessionError as error:
+            field = error.field
+        else:
+            if asset.id == id:
+                return asset
+            field = "id"
+        raise CorruptSessionError(id, field)
+
+    def load(self, id: str) -> tuple[A, Ancestor]:
+        """Read a session.
+
+        Raises:
+            NotFoundError: there is no such session.
+            UnavailableError: it is in the shared store only.
+
+        """
+        found = self.files.read(check_id(id))
+        if found is None:
+            if self.is_known_there(id):
+                raise UnavailableError(f"session {id} is in the shared store only: it comes with the next sync")
+            raise NotFoundError(id)
+        asset = self.decode(id, found.data)
+        return asset, _ancestor(asset, found)
+
+    def exists(self, id: str) -> bool:
+        """Return whether there is such a session, here or in the shared store as far as it is known."""
+        return self.files.signature(check_id(id)) is not None or self.is_known_there(id)
+
+    def is_known_there(self, id: str) -> bool:
+        """Return whether the shared store has a session that is not here, by what was last heard, and not deleted here."""
+        row = self.journal.rows.get(id)
+        if row is None or not row.there_revision:
+            return False
+        return not (row.base_digest is not None and row.is_same_there)
+
+    def save(self, id: str, data: bytes, turns: Sequence[str], known: Ancestor | None, *, overwrite: bool) -> Saved[A]:
+        """Store a session's JSON; the changes since `known`, if its file has moved on.
+
+        Args:
+            id: the session's.
+            data: its JSON.
+            turns: the ids of its turns.
+            known: what it was made from; None: it is new, and overwrites whatever is there.
+            overwrite: overwrite whatever is there.
+
+        Raises:
+            ConflictError: the file was deleted, or has changed in a part that was changed in the asset, too.
+            CorruptSessionError, VersionIncompatibleError: what is there can't be read.
+
+        """
+        with self.files.lock(id):
+            for _ in range(_ATTEMPTS):
+                found = self.files.read(id)
+                try:
+                    return self._save(id, data, turns, known, found, overwrite)
+                except Moved:  # another program has written it in this moment
+                    continue
+        raise UnavailableError(f"the file of session {id} is written by another program all the time")
+
+    def _save(
+        self, id: str, data: bytes, turns: Sequence[str], known: Ancestor | None, found: Found | None, overwrite: bool
+    ) -> Saved[A]:
+        if found is None:
+            if known is not None and not overwrite:
+                raise ConflictError(id, known.revision, 0)
+            if (removal := self.journal.removals.get(id)) is not None and removal.deleted:
+                self.journal.note_removal(id, ())
+            return Saved(self._replace(id, data, None), data, None)
+        digest = file_digest(found.data)
+        merged = None
+        if known is not None and digest == known.digest:
+            removed = set(known.turns).difference(turns)
+        elif known is None or overwrite:
+            removed = self._give_way(id, found.data, data, turns, overwrite)
+        else:
+            merged = self._merge(id, data, known, found)
+            removed = set(known.turns).difference(turns)
+            data = merged.to_json().encode()
+        if data == found.data:
+            return Saved(found.signature.modified_ns, data, merged)
+        if removed:
+            self.journal.note_removal(id, removed)
+        return Saved(self._replace(id, data, digest), data, merged)
+
+    def _merge(self, id: str, data: bytes, known: Ancestor, found: Found) -> A:
+        parts = known.parts if known.data is None else digests(self.decode(id, known.data))
+        mine, theirs = self.decode(id, data), self.decode(id, found.data)
+        assert parts is not None
+        result = merge(parts, mine, theirs)
+        if result.conflicts:
+            raise ConflictError(id, known.revision, found.signature.modified_ns, result.conflicts)
+        return result.asset
+
+    def _give_way(self, id: str, old: bytes, new: bytes, turns: Sequence[str], overwrite: bool) -> set[str]:
+        """Keep a file that is about to be overwritten, if anything of it is lost; return the turns that are."""
+        try:
+            current = self.decode(id, old)
+        except StorageError as error:
+            raise_interruption(error)
+            if not overwrite or (isinstance(error, CorruptSessionError) and error.field == "id"):
+                raise
+            self.files.keep(id, "here", old, "it could not be read, and was overwritten")
+            return set()
+        if Side.of(current).digest != Side.of(self.decode(id, new)).digest:
+            self.files.keep(id, "here", old, "overwritten by a save")
+        return {turn.id for turn in current.history.turns}.difference(turns)
+
+    def _replace(self, id: str, data: bytes, expected: bytes | None) -> int:
+        signature = self.files.replace_locked(Replacement(id, data, expected))
+        self._written[id] = signature
+        self._writes += 1
+        return signature.modified_ns
+
+    def save_exactly(self, id: str, data: bytes, turns: Sequence[str], known: Ancestor) -> int | None:
+        """Store a session's JSON over the file that it was made from; None: that has moved on."""
+        with self.files.lock(id):
+            found = self.files.read(id)
+            if found is None or file_digest(found.data) != known.digest:
+                return None
+            if data == found.data:
+                return known.revision
+            if removed := set(known.turns).difference(turns):
+                self.journal.note_removal(id, removed)
+            try:
+                return self._replace(id, data, known.digest)
+            except Moved:
+                return None
+
+    def append(self, id: str, turns: Sequence[ConversationTurn]) -> int:
+        """Add turns at the end of a history."""
+        if not turns:
+            raise ValueError("append needs a turn")
+        while True:
+            asset, known = self.load(id)
+            for turn in turns:
+                asset.add_turn(turn)
+            ids = [turn.id for turn in asset.history.turns]
+            revision = self.save_exactly(id, asset.to_json().encode(), ids, known)
+            if revision is not None:
+                return revision
+
+    def delete(self, id: str) -> None:
+        """Delete a session, here and with the next sync there.
+
+        Raises:
+            NotFoundError: there is no such session.
+
+        """
+        with self.files.lock(check_id(id)):
+            for _ in range(_ATTEMPTS):
+                found = self.files.read(id)
+                if found is None:
+                    if not self.is_known_there(id):
+                        raise NotFoundError(id)
+                    raise UnavailableError(f"session {id} is in the shared store only: it comes with the next sync")
+                try:
+                    turns = {turn.id for turn in self.decode(id, found.data).history.turns}
+                except StorageError as error:
+                    raise_interruption(error)
+                    turns = set()
+                self.journal.note_removal(id, turns, deleted=True)
+                try:
+                    self.files.remove_locked(id, file_digest(found.data), keep=None)
+                except Moved:
+                    continue
+                self._written[id] = None
+                self._writes += 1
+                return
+        raise UnavailableError(f"the file of session {id} is written by another program all the time")
+
+    # What is known
+
+    def list(self, filters: Filters) -> list[SessionMeta]:
+        """List the sessions here and those known in the shared store, the last updated first."""
+        signatures = self.files.scan()
+        self.journal.refresh()
+        self.look([id for id, signature in signatures.items() if not self.is_fresh(id, signature)])
+        standings = self.standings(signatures)
+        metas = []
+        for id, signature in signatures.items():
+            seen = self.journal.seen.get(id)
+            state = standings[id].state
+            if seen is not None and seen.meta is not None and state is not None:
+                metas.append(_listed(id, seen.meta, signature.modified_ns, state))
+        for id, row in self.journal.rows.items():
+            if id not in signatures and row.there_meta and (state := standings[id].state) is not None:
+                metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=state))
+        metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
+        return [*filter(filters.match, metas)]
+
+    def is_fresh(self, id: str, signature: Signature) -> bool:
+        """Return whether a file is certainly as it was when it was last read."""
+        seen = self.journal.seen.get(id)
+        return seen is not None and seen.signature == signature and seen.looked_ns >= signature.modified_ns + _RACY_NS
+
+    def look(self, ids: Iterable[str]) -> dict[str, FileVersion[A]]:
+        """Read files, and note what is found."""
+        versions: dict[str, FileVersion[A]] = {}
+        found: dict[str, Seen | None] = {}
+        for id in ids:
+            looked_ns = time.time_ns()
+            versions[id] = version = self._read(id)
+            self._written.pop(id, None)
+            if version.signature is None:
+                if id in self.journal.seen:
+                    found[id] = None
+            else:
+                found[id] = self._seen(id, version.side, version.signature, looked_ns)
+        self.journal.note_seen({id: seen for id, seen in found.items() if seen != self.journal.seen.get(id)})
+        return versions
+
+    def note_written(self, versions: Mapping[str, tuple[Signature, Side[A]]]) -> None:
+        """Note what a round has written; a file of which the content is known is certainly not read too early."""
+        self.journal.note_seen(
+            {
+                id: Seen(signature, signature.modified_ns + _RACY_NS, side.digest, _file_meta(side.asset))
+                for id, (signature, side) in versions.items()
+            }
+        )
+
+    def _read(self, id: str) -> FileVersion[A]:
+        try:
+            found = self.files.read(id)
+            if found is None:
+                return FileVersion(None, None, None)
+        except CorruptSessionError as error:  # no regular file
+            return FileVersion(Unreadable(error), None, self.files.signature(id))
+        try:
+            return FileVersion(Side.of(self.decode(id, found.data)), *found[::-1])
+        except StorageError as error:
+            raise_interruption(error)
+            return FileVersion(Unreadable(error), *found[::-1])
+
+    def _seen(self, id: str, side: Side[A] | Unreadable | None, signature: Signature, looked_ns: int) -> Seen:
+        if isinstance(side, Side):
+            return Seen(signature, looked_ns, side.digest, _file_meta(side.asset))
+        before = self.journal.seen.get(id)
+        reason = side.reason if side is not None else ""
+        return Seen(signature, looked_ns, b"", None if before is None else before.meta, reason)
+
+    def settle(self, ids: Collection[str] | None = None) -> None:
+        """Note as common what was being installed and has arrived on both sides; no network is needed for that."""
+        pending = [id for id, row in self.journal.rows.items() if row.has_pending and (ids is None or id in ids)]
+        records = self.journal.records(pending)
+        settled: dict[str, Record | None] = {}
+        for id, version in self.look(pending).items():
+            if (record := records.get(id)) is not None and isinstance(version.side, Side):
+                base = arrived(record, version.side)
+                if base is not None:
+                    settled[id] = Record.of(base, None, record.row._replace(reason="", parts=()))
+        self.journal.note(settled)
+
+    def standings(self, signatures: Collection[str] | None = None) -> dict[str, Standing]:
+        """Say how all sessions stand, by what is known: no file is read.
+
+        Args:
+            signatures: the files there are; None: those that there were when last looked.
+
+        """
+        journal = self.journal
+        version = journal.generation, self._writes
+        if signatures is None and self._standings[0] == version:
+            return self._standings[1]
+        present = {*(journal.seen if signatures is None else signatures)}
+        if signatures is None:
+            for id, signature in [*self._written.items()]:
+                (present.discard if signature is None else present.add)(id)
+        found = {id: self._standing(id, id in present) for id in present | journal.rows.keys()}
+        if signatures is None:
+            self._standings = version, found
+        return found
+
+    def _standing(self, id: str, present: bool) -> Standing:
+        row, seen = self.journal.rows.get(id, _UNKNOWN), self.journal.seen.get(id)
+        if present and id not in self._written and seen is not None and not seen.digest:
+            return Standing(SyncState.CONFLICT)
+        if row.reason:
+            return Standing(SyncState.CONFLICT)
+        same = id not in self._written and seen is not None and seen.digest == row.base_digest
+        return standing(
+            based=row.base_digest is not None,
+            here="" if not present else "same" if same else "changed",
+            there="" if not row.there_revision else "same" if row.is_same_there else "changed",
+        )
+
+
+_UNKNOWN = Row()
+
+
+def arrived(record: Record, here: Side[Any]) -> Base | None:
+    """Return the new base, if the version that was being installed is on both sides."""
+    pending = record.pending
+    if pending is None or not pending.revision or here.digest != pending.digest:
+        return None
+    return Base(here.parts, here.digest, pending.revision, pending.operation)
+
+
+def _ancestor(asset: SessionAsset, found: Found) -> Ancestor:
+    turns = tuple([turn.id for turn in asset.history.turns])
+    return Ancestor(found.signature.modified_ns, turns, file_digest(found.data), found.data)
+
+
+def _file_meta(asset: SessionAsset) -> FileMeta:
+    context = asset.project_context
+    return FileMeta(
+        context.name,
+        context.root_path,
+        asset.created_at_ms,
+        asset.updated_at_ms,
+        len(asset.history.turns),
+        labels_of(asset),
+    )
+
+
+def _listed(id: str, meta: FileMeta, modified_ns: int, state: SyncState) -> SessionMeta:
+    return SessionMeta(
+        id=id,
+        name=meta.name,
+        created_at=to_datetime(meta.created_at_ms),
+        updated_at=to_datetime(meta.updated_at_ms),
+        project_path=meta.project_path,
+        turn_count=meta.turn_count,
+        written_at=datetime.fromtimestamp(modified_ns / 1e9, UTC),
+        sync_state=state,
+        revision=modified_ns,
+        labels=meta.labels,
+    )

@@ -1,0 +1,158 @@
+"""What is asked of the shared store, as plans of the Redis store: its index, single sessions, writes bound to a revision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from ...errors import ConflictError, CorruptSessionError, NotFoundError, VersionIncompatibleError
+from ...model.asset import SessionAsset
+from ...protocol.baseline import Baseline, baseline_of, set_baseline
+from ...protocol.changes import Since
+from ...protocol.index import AllMeta, origin_of, revision_of
+from ...protocol.keys import Partition
+from ...protocol.reads import Mark, ReadMark
+from ...protocol.request import Plan, Together
+from ..core import Core
+from .planner import Side, Unreadable
+
+__all__ = ["Index", "Listed", "Shared", "Version"]
+
+A = TypeVar("A", bound=SessionAsset)
+_REMEMBERED = 64  # sessions of which only what changes is sent and read
+
+
+class Listed(NamedTuple):
+    """What the index says of a session."""
+
+    revision: int  # 0: it is there, but its revision can't be read
+    origin: bytes
+    meta: bytes  # as the index has it; b"": it was not read
+
+
+class Index(NamedTuple):
+    """Sessions by id, and the revisions that partitions had, by their numbers, before that was read."""
+
+    revisions: dict[int, int]
+    sessions: dict[str, Listed]
+
+
+class Version(NamedTuple, Generic[A]):
+    """A session as it is stored: readable or not, at a revision that an operation made."""
+
+    side: Side[A] | Unreadable
+    revision: int
+    operation: bytes
+
+
+class Shared(Generic[A]):
+    """What a hybrid store asks of the Redis store."""
+
+    def __init__(self, core: Core[A]) -> None:
+        self._core = core
+        self._namespace = core.sessions.namespace
+        self._baselines: OrderedDict[str, Baseline] = OrderedDict()
+
+    @property
+    def incarnation(self) -> bytes:
+        """The namespace's; b"": it is absent."""
+        return self._namespace.incarnation
+
+    @property
+    def name(self) -> str:
+        """The namespace's name."""
+        return self._namespace.name
+
+    def index(self) -> Plan[Index]:
+        """Return what there is. The revisions are read first: what is written meanwhile is above them."""
+        if not self._namespace.known:
+            return Index({}, {})
+        partitions = self._namespace.keyspace.partitions
+        revisions = yield from self._revisions(partitions)
+        runs = yield Together(map(AllMeta, partitions))
+        sessions = {
+            id.decode(): Listed(revision_of(meta), origin_of(meta), meta) for rows in runs for _, id, meta in rows
+        }
+        return Index(revisions, sessions)
+
+    def glance(self, ids: Sequence[str]) -> Plan[Index]:
+        """Return what there is of some sessions, by their own keys."""
+        if not self._namespace.known:
+            return Index({}, {})
+        partitions = dict.fromkeys(map(self._namespace.keyspace.of, ids))
+        revisions = yield from self._revisions(partitions)
+        marks = yield Together(ReadMark(self._namespace, id) for id in ids)
+        found = {id: mark for id, mark in zip(ids, marks, strict=True) if mark is not None}
+        return Index(revisions, {id: Listed(mark.revision, mark.operation_id[:8], b"") for id, mark in found.items()})
+
+    def _revisions(self, partitions: Iterable[Partition]) -> Plan[dict[int, int]]:
+        asked = [*partitions]
+        answers = yield Together(Since(self._namespace, partition, None, 0) for partition in asked)
+        return {partition.number: revision for partition, (revision, _) in zip(asked, answers, strict=True)}
+
+    def partition_of(self, id: str) -> int:
+        """Return the number of a session's partition."""
+        return self._namespace.keyspace.of(id).number
+
+    def mark(self, id: str) -> Plan[Mark | None]:
+        """Return a session's revision and operation, from its own key; None: it is absent."""
+        if not self._namespace.known:
+            return None
+        mark: Mark | None = yield ReadMark(self._namespace, id)
+        return mark
+
+    def read(self, id: str) -> Plan[Version[A] | None]:
+        """Return a session; None: it is absent. Of one that was read or written lately only what is new is read."""
+        try:
+            asset, known = yield from self._core.saving.read(id, self._baselines.get(id))
+        except NotFoundError:
+            return None
+        except (CorruptSessionError, VersionIncompatibleError) as error:
+            mark = yield from self.mark(id)
+            return None if mark is None else Version(Unreadable(error), mark.revision, mark.operation)
+        self._remember(known)
+        return Version(Side.of(asset), known.revision, known.operation_id)
+
+    def put(self, asset: A, revision: int) -> Plan[Mark]:
+        """Store an asset over a revision; 0: only if the session is absent.
+
+        Raises:
+            ConflictError: it is at another.
+
+        """
+        known = self._baselines.get(asset.id)
+        if known is not None and known.revision == revision:
+            set_baseline(asset, known)
+        try:
+            yield from self._core.saving.save(asset, revision)
+        except ConflictError:
+            self._baselines.pop(asset.id, None)
+            raise
+        written = baseline_of(asset, self._namespace.incarnation)
+        assert written is not None
+        self._remember(written)
+        return Mark(written.revision, written.operation_id)
+
+    def clear(self, id: str) -> Plan[None]:
+        """Delete a session that can't be read, whatever its revision."""
+        self._baselines.pop(id, None)
+        with contextlib.suppress(NotFoundError):
+            yield self._core.sessions.delete(id, None, None)
+
+    def remove(self, id: str, revision: int) -> Plan[None]:
+        """Delete a session at a revision.
+
+        Raises:
+            ConflictError: it is at another.
+            NotFoundError: it is gone.
+
+        """
+        yield self._core.sessions.delete(id, revision, None)
+
+    def _remember(self, known: Baseline) -> None:
+        self._baselines[known.id] = known
+        self._baselines.move_to_end(known.id)
+        while len(self._baselines) > _REMEMBERED:
+            self._baselines.popitem(last=False)
