@@ -177,6 +177,8 @@ class Machines:
 
     async def open(self, name: str = "a", *, url: str | None = None, **options: Any) -> Machine:
         """Open a store on a folder: at the row's server unless it is said, not live unless it is said."""
+        if url == OFFLINE_URL:
+            options = {"deadline": 0.3} | options
         options = {"live": False, "namespace": self.place.namespace} | options
         make: Any = self.module.HybridSessionStore
         path, url = self.folder(name), url or self.place.url

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +172,7 @@ async def test_29_killed_in_a_pull(machines: Machines, kind: str) -> None:
             await peer.delete("s")
             new = None
         await a.aclose()
+        shutil.rmtree(a.folder / ".orcs-redis" / "kept", ignore_errors=True)  # the more copies, the more calls
         place = machines.place
         process = start(killed_at_a_call, place.row.form, a.folder, place.url, place.namespace, count)
         code = await ended(process)
@@ -217,7 +219,7 @@ async def test_32_half_a_file(machines: Machines) -> None:
     a.write(half)
     revision = (await peer.load_versioned("s")).revision
     assert told(await a.sync()) == {"conflicts": ["s"]}
-    assert "s.json" in (await a.conflict("s")).reason
+    assert (await a.conflict("s")).reason.startswith("the file can't be read")
     assert a.bytes() == half
     assert (await peer.load_versioned("s")).revision == revision
     await idle(a, conflicts=["s"])
@@ -235,6 +237,7 @@ async def test_33_damaged_there(machines: Machines) -> None:
     await peer.append("s", turn("b"))
     place = machines.place
     place.raw.hset(place.key("session:s"), "preferences", b"\xc1")
+    a = await machines.reopen(a)  # it remembers nothing that it need not read
     before = a.bytes()
     assert told(await a.sync()) == {"conflicts": ["s"]}
     assert (await a.conflict("s")).reason.startswith("what is stored can't be read")
@@ -356,6 +359,7 @@ async def test_37_many_files_removed(machines: Machines) -> None:
     assert a.texts("t") == ["new"]
     assert len(await peer.list()) == 41
     assert a.sync_status().mode is SyncMode.ERROR
+    assert a.pending() == (30, 0, [])
     with pytest.raises(SyncStoppedError):
         await a.sync()
     assert told(await a.sync(deletions=True)) == {"deleted": gone}
@@ -387,7 +391,7 @@ async def test_38_a_renamed_file(machines: Machines) -> None:
     report = await a.sync()
     assert (report.uploaded, report.deleted, report.failed) == ([], [], [])
     assert "b" in report.conflicts
-    assert "b.json" in (await a.conflict("b")).reason
+    assert (await a.conflict("b")).reason.startswith("the file can't be read")
     assert contents(await peer.load("a")) == ["a"]
     assert [meta.id for meta in await peer.list()] == ["a"]
     before = a.traces()
