@@ -7,7 +7,17 @@ from . import names
 from .names import *  # noqa: F403  # they are listed there, once
 from .stores.base import SessionStore
 from .stores.files import LocalFileStore
+from .stores.hybrid.store import HybridSessionStore
 from .stores.leasing import Lease
-from .stores.redis import RedisSessionStore, open_store
+from .stores.opening import open_store
+from .stores.redis import RedisSessionStore
 
-__all__ = [*names.__all__, "Lease", "LocalFileStore", "RedisSessionStore", "SessionStore", "open_store"]
+__all__ = [
+    *names.__all__,
+    "HybridSessionStore",
+    "Lease",
+    "LocalFileStore",
+    "RedisSessionStore",
+    "SessionStore",
+    "open_store",
+]

@@ -244,4 +244,6 @@ class SyncStoppedError(StorageError):
         self.deletions = deletions
 
     def _text(self) -> str:
-        return f"{self.deletions} sessions are missing on one side, and are not deleted on the other without being asked"
+        return (
+            f"{self.deletions} sessions are missing on one side, and are not deleted on the other without being asked"
+        )

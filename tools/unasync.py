@@ -9,8 +9,9 @@ from pathlib import Path
 
 STORES = Path(__file__).parents[1] / "orcs_redis/stores"
 MADE = STORES / "blocking"
-SOURCES = ("base", "files", "leasing", "redis")
-HEAD = "# Made from ../{name}: change that one, then run `python tools/unasync.py`.\n"
+MODULES = ("base", "files", "leasing", "opening", "redis")
+SOURCES = {name: name for name in MODULES} | {"hybrid/store": "hybrid"}
+HEAD = "# Made from ../{name}.py: change that one, then run `python tools/unasync.py`.\n"
 
 WORDS = {  # whole lines and sentences first
     "        async with await ": "        with ",
@@ -30,9 +31,12 @@ WORDS = {  # whole lines and sentences first
     "every asyncio store": "every blocking store",
     "import redis.asyncio": "import redis",
     "redis.asyncio.Redis": "redis.Redis",
+    "The hybrid store for asyncio": "The hybrid store, blocking",
+    "Opening a store of any kind, for asyncio": "Opening a store of any kind, blocking",
     "import asyncio": "import threading",
     "asyncio.Future[None]": "threading.Event",
     "asyncio.Event": "threading.Event",
+    "asyncio.Lock": "threading.Lock",
     "AsyncGenerator[Change, None]": "Generator[Change, None, None]",
     "AsyncGenerator": "Generator",
     "AsyncIterator": "Iterator",
@@ -47,14 +51,20 @@ WORDS = {  # whole lines and sentences first
 }
 
 
-def blocking(text: str) -> str:
+def blocking(text: str, name: str) -> str:
     """Return the blocking form of a module."""
     text = re.sub(r"\(await (.*)\)(\.\w+)$", r"\1\2", text, flags=re.MULTILINE)
     for old, new in WORDS.items():
         text = text.replace(old, new)
     text = re.sub(r"^(\s*from \.+[\w.]*)\bdriver import", r"\1threads import", text, flags=re.MULTILINE)
+    folder, _, _ = name.rpartition("/")
+    made = "|".join(MODULES)
+    if folder:  # as deep as what is made; what is beside it remains there
+        text = re.sub(r"^(\s*from \.)(?=\w)", rf"\1.{folder}.", text, flags=re.MULTILINE)
+        return re.sub(rf"^(\s*from \.)\.(?=(?:{made}) import)", r"\1", text, flags=re.MULTILINE)
     # One folder deeper: what is not made itself is found there.
-    return re.sub(rf"^(\s*from \.)(?!(?:{'|'.join(SOURCES)}) import)", r"\1.", text, flags=re.MULTILINE)
+    text = re.sub(rf"^(\s*from \.)(?!(?:{made}) import)", r"\1.", text, flags=re.MULTILINE)
+    return re.sub(r"^(\s*from \.)\.hybrid\.store import", r"\1hybrid import", text, flags=re.MULTILINE)
 
 
 def formatted(text: str, path: Path) -> str:
@@ -68,9 +78,9 @@ def formatted(text: str, path: Path) -> str:
 def main() -> int:
     """Make the files, or compare them with those that are there."""
     stale = []
-    for name in SOURCES:
-        path = MADE / f"{name}.py"
-        text = formatted(HEAD.format(name=path.name) + blocking((STORES / path.name).read_text()), path)
+    for name, made in SOURCES.items():
+        path = MADE / f"{made}.py"
+        text = formatted(HEAD.format(name=name) + blocking((STORES / f"{name}.py").read_text(), name), path)
         if not path.exists() or path.read_text() != text:
             stale.append(path.name)
             if "--check" not in sys.argv:

@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from ..errors import OutcomeUnknownError, StorageError
 from ..model.asset import SessionAsset
 from ..model.sections import ConversationTurn
-from ..stores.redis import RedisSessionStore, open_store
+from ..stores.opening import open_store
+from ..stores.redis import RedisSessionStore
 from ..sync import RedisSessionStore as BlockingStore
 from .verdict import COUNTER, NOTE, PHASES, Entry, Kind, state_of
 

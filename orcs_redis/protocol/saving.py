@@ -24,7 +24,7 @@ from .turns import id_of
 from .writer import Namespace
 from .writes import Group, LeaseToken, Outdated, Write, Written, check_lease, expectation
 
-__all__ = ["Saving"]
+__all__ = ["Saving", "call_change"]
 
 A = TypeVar("A", bound=SessionAsset)
 _CUT = "its turns were cut below those of the partial asset: load it again"
@@ -290,7 +290,7 @@ class Saving(Generic[A]):
         delay = 0.001
         asset, known = yield from self._load(id)
         while True:
-            _call(change, asset)
+            call_change(change, asset)
             new = self._codec.encode(asset, known)
             turns = tuple(asset.history.turns)
             patch = compare(known, new)
@@ -339,7 +339,8 @@ class Saving(Generic[A]):
         return asset
 
 
-def _call(change: Callable[[A], object], asset: A) -> None:
+def call_change(change: Callable[[A], object], asset: A) -> None:
+    """Have an asset changed by a function of the caller's. TypeError if it waits, ValueError if it changes the id."""
     id = asset.id
     if inspect.isawaitable(answer := change(asset)):
         if inspect.iscoroutine(answer):

@@ -115,16 +115,29 @@ class Watcher:
 
         """
         self._wake.clear()
+        try:
+            yield from self.catch_up()
+        except (UnavailableError, OutcomeUnknownError):
+            yield Pause(_RETRY_DELAY)
+            return
+        if not self.has_pending:
+            yield Pause(self.seconds_left, self._wake)
+
+    def catch_up(self) -> Plan[None]:
+        """Read what has changed where messages may have been missed. Raises what `wait` raises."""
         behind = [track for track in tuple(self._tracks) if track.needs_resync and not track.pending]
         if behind:
-            try:
-                yield from self._resync(behind)
-            except (UnavailableError, OutcomeUnknownError):
-                yield Pause(_RETRY_DELAY)
-                return
-        if any(track.pending or track.needs_resync for track in self._tracks):
-            return
-        yield Pause(max(0.0, self._due - time.monotonic()), self._wake)
+            yield from self._resync(behind)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether there is something for `pop`, or something to be read first."""
+        return any(track.pending or track.needs_resync for track in tuple(self._tracks))
+
+    @property
+    def seconds_left(self) -> float:
+        """After so many seconds all partitions are looked at, whatever was received."""
+        return max(0.0, self._due - time.monotonic())
 
     def _resync(self, behind: list[_Track]) -> Plan[None]:
         """Read what has changed in partitions of which nothing is pending."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from ..model.asset import SessionAsset
 from ..protocol.keys import MAX_PARTITIONS, check_namespace
 from ..transport.address import Address, Credentials, EmbeddedFolder, FileFolder, MemoryName, Target, resolve
+from .hybrid.results import SyncReport
 
-__all__ = ["OptionArguments", "Options", "check_arguments"]
+__all__ = ["HybridArguments", "OptionArguments", "Options", "check_arguments"]
 
 A = TypeVar("A", bound=SessionAsset)
 
@@ -66,6 +67,17 @@ class OptionArguments(TypedDict, total=False):
     max_fields: int
     max_connections: int
     credentials: Credentials | None
+
+
+class HybridArguments(OptionArguments, total=False):
+    """The options of a hybrid store, beside asset_type."""
+
+    live: bool
+    merge: bool
+    prefer: Literal["local", "remote"] | None
+    keep_days: float
+    scan: float
+    on_sync: Callable[[SyncReport], object] | None
 
 
 # By target, the options that mean nothing there.

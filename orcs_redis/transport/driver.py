@@ -29,7 +29,7 @@ from .pubsub import Subscription
 if TYPE_CHECKING:
     from .embedded import Attachment
 
-__all__ = ["Driver", "Latch", "Workers"]
+__all__ = ["BackgroundWork", "Driver", "Latch", "Workers", "pause"]
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -163,7 +163,7 @@ class Driver:
                 step = next(plan)
                 while True:
                     if isinstance(step, Pause):
-                        await _pause(step)
+                        await pause(step)
                         if expires is not None:
                             expires = self._loop.time() + self.lifecycle.deadline
                         step = plan.send(None)
@@ -296,6 +296,19 @@ class Workers:
             threads.shutdown(wait=False)
 
 
+class BackgroundWork:
+    """Something that goes on beside the caller; made in a running loop."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work())
+
+    async def join(self, seconds: float) -> None:
+        """Wait until it has ended. After so many seconds it is cancelled."""
+        await asyncio.wait([self._task], timeout=seconds)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
 async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run coroutines side by side; an error ends all of them, and is raised when they have ended."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
@@ -308,10 +321,11 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise
 
 
-async def _pause(pause: Pause) -> None:
-    if pause.wake is None:
-        await asyncio.sleep(pause.seconds)
+async def pause(step: Pause) -> None:
+    """Wait as a plan wants to."""
+    if step.wake is None:
+        await asyncio.sleep(step.seconds)
         return
     with suppress(TimeoutError):
-        async with asyncio.timeout(None if pause.seconds == math.inf else pause.seconds):
-            await pause.wake.wait()
+        async with asyncio.timeout(None if step.seconds == math.inf else step.seconds):
+            await step.wake.wait()

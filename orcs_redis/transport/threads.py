@@ -25,7 +25,7 @@ from .pubsub import Background, Subscription
 if TYPE_CHECKING:
     from .embedded import Attachment
 
-__all__ = ["Driver", "Latch", "Workers"]
+__all__ = ["BackgroundWork", "Driver", "Latch", "Workers", "pause"]
 
 T = TypeVar("T")
 X = TypeVar("X")
@@ -157,7 +157,7 @@ class Driver:
     def _step(self, plan: Plan[Any], step: Any, expires: float | None = None, call: object = None) -> Any:
         """Do what a plan asks for and return what it asks for next."""
         if isinstance(step, Pause):
-            (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
+            pause(step)
             return plan.send(None)
         try:
             result = self.send(step, expires, call)
@@ -312,6 +312,23 @@ class Latch:
     def set(self) -> None:
         """Wake those that wait."""
         self.waitable.set()
+
+
+def pause(step: Pause) -> None:
+    """Wait as a plan wants to."""
+    (step.wake or threading.Event()).wait(None if step.seconds == math.inf else step.seconds)
+
+
+class BackgroundWork:
+    """Something that goes on beside the caller, in a thread."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, name="orcs-redis-background", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, at most so many seconds."""
+        self._thread.join(seconds)
 
 
 class Workers:

@@ -114,9 +114,7 @@ class Local(Generic[A]):
         """
         found = self.files.read(check_id(id))
         if found is None:
-            if self.is_known_there(id):
-                raise UnavailableError(f"session {id} is in the shared store only: it comes with the next sync")
-            raise NotFoundError(id)
+            raise self._absence(id)
         asset = self.decode(id, found.data)
         return asset, _ancestor(asset, found)
 
@@ -125,7 +123,7 @@ class Local(Generic[A]):
         return self.files.signature(check_id(id)) is not None or self.is_known_there(id)
 
     def is_known_there(self, id: str) -> bool:
-        """Return whether the shared store has a session that is not here, by what was last heard, and not deleted here."""
+        """Return whether a session was in the shared store when last heard, and was not deleted here."""
         row = self.journal.rows.get(id)
         if row is None or not row.there_revision:
             return False
@@ -182,8 +180,8 @@ class Local(Generic[A]):
 
     def _merge(self, id: str, data: bytes, known: Ancestor, found: Found) -> A:
         parts = known.parts if known.data is None else digests(self.decode(id, known.data))
+        parts = parts or Digests()
         mine, theirs = self.decode(id, data), self.decode(id, found.data)
-        assert parts is not None
         result = merge(parts, mine, theirs)
         if result.conflicts:
             raise ConflictError(id, known.revision, found.signature.modified_ns, result.conflicts)
@@ -244,35 +242,46 @@ class Local(Generic[A]):
             NotFoundError: there is no such session.
 
         """
-        with self.files.lock(check_id(id)):
-            for _ in range(_ATTEMPTS):
-                found = self.files.read(id)
-                if found is None:
-                    if not self.is_known_there(id):
-                        raise NotFoundError(id)
-                    raise UnavailableError(f"session {id} is in the shared store only: it comes with the next sync")
-                try:
-                    turns = {turn.id for turn in self.decode(id, found.data).history.turns}
-                except StorageError as error:
-                    raise_interruption(error)
-                    turns = set()
+        for _ in range(_ATTEMPTS):
+            found = self.files.read(check_id(id))
+            if found is None:
+                raise self._absence(id)
+            try:
+                turns = {turn.id for turn in self.decode(id, found.data).history.turns}
+            except StorageError as error:
+                raise_interruption(error)
+                turns = set()
+            if id in self.journal.rows:  # else the shared store never had it from here
                 self.journal.note_removal(id, turns, deleted=True)
-                try:
-                    self.files.remove_locked(id, file_digest(found.data), keep=None)
-                except Moved:
-                    continue
-                self._written[id] = None
-                self._writes += 1
-                return
+            try:
+                self.files.remove(id, file_digest(found.data), keep=None)
+            except Moved:  # another program has written it in this moment
+                continue
+            self._written[id] = None
+            self._writes += 1
+            return
         raise UnavailableError(f"the file of session {id} is written by another program all the time")
 
+    def _absence(self, id: str) -> StorageError:
+        if self.is_known_there(id):
+            return UnavailableError(f"session {id} is in the shared store only: it comes with the next sync")
+        return NotFoundError(id)
+
     # What is known
+
+    def changed(self) -> list[str]:
+        """Return the sessions whose files have changed since they were last looked at, or are gone."""
+        return self._changed(self.files.scan())
+
+    def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
+        gone = [id for id in [*self.journal.seen] if id not in signatures]
+        return gone + [id for id, signature in signatures.items() if not self.is_fresh(id, signature)]
 
     def list(self, filters: Filters) -> list[SessionMeta]:
         """List the sessions here and those known in the shared store, the last updated first."""
         signatures = self.files.scan()
         self.journal.refresh()
-        self.look([id for id, signature in signatures.items() if not self.is_fresh(id, signature)])
+        self.look(self._changed(signatures))
         standings = self.standings(signatures)
         metas = []
         for id, signature in signatures.items():
@@ -298,7 +307,8 @@ class Local(Generic[A]):
         for id in ids:
             looked_ns = time.time_ns()
             versions[id] = version = self._read(id)
-            self._written.pop(id, None)
+            if self._written.get(id, version.signature) == version.signature:  # else it was written since
+                self._written.pop(id, None)
             if version.signature is None:
                 if id in self.journal.seen:
                     found[id] = None
@@ -336,8 +346,17 @@ class Local(Generic[A]):
         reason = side.reason if side is not None else ""
         return Seen(signature, looked_ns, b"", None if before is None else before.meta, reason)
 
+    def open(self) -> None:
+        """Note what a process that was killed had brought to both sides, unless another process is at it."""
+        if (lock := self.files.try_lock_round()) is not None:
+            try:
+                self.settle()
+            finally:
+                lock.release()
+
     def settle(self, ids: Collection[str] | None = None) -> None:
-        """Note as common what was being installed and has arrived on both sides; no network is needed for that."""
+        """Note as common what was being installed and is on both sides. The caller has the lock on rounds."""
+        self.journal.refresh()
         pending = [id for id, row in self.journal.rows.items() if row.has_pending and (ids is None or id in ids)]
         records = self.journal.records(pending)
         settled: dict[str, Record | None] = {}

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from enum import Enum
 from hashlib import blake2b
-from typing import Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -40,6 +40,7 @@ __all__ = [
     "lacking_turns",
     "plan",
     "sent_turns",
+    "sides_of",
     "standing",
 ]
 
@@ -51,6 +52,9 @@ _COMPACTED: Final = "history.compacted"
 _CREATED: Final = "created_at_ms"
 _SHARED: Final = (_COMPACTED, "project_context.root_path")  # changed on both sides: the shared store's stand
 _OWN: Final = "component_snapshots."  # changed on both sides: ours stand, since the component runs on
+
+_HERE: Final[tuple[SideName, ...]] = ("here",)
+_THERE: Final[tuple[SideName, ...]] = ("there",)
 
 _encode: Final = msgspec.msgpack.Encoder(order="sorted").encode
 
@@ -173,8 +177,7 @@ def plan(
     if isinstance(there, Unreadable):
         return _conflict(f"what is stored can't be read: {there.reason}")
     if base is None:
-        assert not isinstance(there, Same)
-        return _plan_first(here, there, merging, prefer)
+        return _plan_first(here, _read(there), merging, prefer)
     if here is None:
         return _plan_deleted_here(base, there)
     if there is None:
@@ -219,6 +222,13 @@ def _plan_deleted_here(base: Base, there: Side[A] | Same | None) -> Step[A]:
     return Step(SyncState.REMOTE_AHEAD, Act.INSTALL, there, write_here=True, revives=True)
 
 
+def _read(there: Side[A] | Same | None) -> Any:
+    """Return a version that had to be read."""
+    if isinstance(there, Same):
+        raise ValueError("what is there has to be read first")
+    return there
+
+
 def _is_of(base: Base, there: Side[A]) -> bool:
     """Whether a version is of the session that the base is of: it was not deleted and made anew meanwhile."""
     if base.parts.values.get(_CREATED) == there.parts.values.get(_CREATED):
@@ -250,18 +260,18 @@ def _plan_changed(
         return Step(SyncState.SYNCED, Act.NOTHING if isinstance(there, Same) else Act.ADOPT)
     if not there_changed and not stale:
         return Step(SyncState.LOCAL_AHEAD, Act.INSTALL, here, write_there=True)
-    assert not isinstance(there, Same)
+    theirs: Side[A] = _read(there)
     if not here_changed:
-        keep: tuple[SideName, ...] = ("here",) if _loses(here, there, base.parts, whole=True) else ()
-        return Step(SyncState.REMOTE_AHEAD, Act.INSTALL, there, write_here=True, keep=keep)
-    if here.digest == there.digest:
+        keep: tuple[SideName, ...] = ("here",) if _loses(here, theirs, base.parts, whole=True) else ()
+        return Step(SyncState.REMOTE_AHEAD, Act.INSTALL, theirs, write_here=True, keep=keep)
+    if here.digest == theirs.digest:
         return Step(SyncState.SYNCED, Act.ADOPT)
     if stale:
-        return _put_back(base.parts, here, there)
+        return _put_back(base.parts, here, theirs)
     if not merging:
-        both = changed(base.parts, here.parts) & changed(base.parts, there.parts) - TIMES
+        both = changed(base.parts, here.parts) & changed(base.parts, theirs.parts) - TIMES
         return _conflict("changed on both sides", tuple(sorted(both)))
-    return _merged(base.parts, here, there, prefer)
+    return _merged(base.parts, here, theirs, prefer)
 
 
 def _merged(base: Digests, here: Side[A], there: Side[A], prefer: Literal["local", "remote"] | None) -> Step[A]:
@@ -331,7 +341,7 @@ def lacking_turns(base: Digests, here: Side[A], removed: Collection[str]) -> lis
 
 
 def _is_compacted(old: Digests, new: Side[A], missing: list[Entry]) -> bool:
-    """Whether turns are missing because they were compacted: they are the first, and there is more that is compacted."""
+    """Whether turns are missing because they were compacted: they are the first, and more is compacted than before."""
     if old.lists.get(_TURNS, [])[: len(missing)] != missing:
         return False
     compacted, before = new.asset.history.compacted, old.values.get(_COMPACTED)
@@ -355,19 +365,24 @@ def forced(
     """
     wanted, other = (here, there) if keep == "local" else (there, here)
     natural = plan(base, here, there, removed=removed)
-    sides: tuple[SideName, ...] = (("here",) if here else ()) + (("there",) if there else ())
+    sides = sides_of(here, there)
     if natural.state is SyncState.CONFLICT:
         step = plan(base, here, there, removed=removed, prefer=keep)
         if step.state is not SyncState.CONFLICT:
-            return step._replace(keep=sides)
+            return step._replace(keep=sides, reason="resolved")
     if wanted is None:
         if other is None:
             return Step(None, Act.FORGET)
-        return Step(None, Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE, keep=sides)
+        return Step(None, Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE, keep=sides, reason="resolved")
     if other is not None and other.digest == wanted.digest:
         return Step(SyncState.SYNCED, Act.ADOPT)
-    step = Step(SyncState.LOCAL_AHEAD, Act.INSTALL, wanted, keep=sides)
+    step = Step(SyncState.LOCAL_AHEAD, Act.INSTALL, wanted, keep=sides, reason="resolved")
     return step._replace(write_here=keep == "remote", write_there=keep == "local")
+
+
+def sides_of(here: object, there: object) -> tuple[SideName, ...]:
+    """Return the sides where there is a version."""
+    return (*_HERE[: here is not None], *_THERE[: there is not None])
 
 
 def sent_turns(mine: Digests, base: Digests | None, there: Digests | None) -> list[Entry]:
@@ -406,6 +421,11 @@ class Standing(NamedTuple):
     state: SyncState | None
     upload: bool = False
     download: bool = False
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether someone has to decide."""
+        return self.state is SyncState.CONFLICT
 
 
 def standing(*, based: bool, here: Literal["", "same", "changed"], there: Literal["", "same", "changed"]) -> Standing:

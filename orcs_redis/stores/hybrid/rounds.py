@@ -1,19 +1,20 @@
 """A round of synchronisation: compare both sides, say what follows, install it in batches. The only writer of bases.
 
 A version is installed in this order: what is intended is noted; it is written there, bound to the revision that was
-seen, then here, bound to the bytes that were seen; it is noted as common. Wherever that is cut off, the next round tells
-its own half-done step from another's edit.
+seen, then here, bound to the bytes that were seen; it is noted as common. Wherever that is cut off, the next round
+tells its own half-done step from another's edit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -21,6 +22,7 @@ from ...errors import (
     ConflictError,
     CorruptSessionError,
     NotFoundError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     StorageError,
     StoreResetError,
@@ -28,9 +30,10 @@ from ...errors import (
     UnavailableError,
     VersionIncompatibleError,
 )
+from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.ids import check_id
-from ...model.meta import SyncState
+from ...model.meta import SyncMode, SyncState
 from ...protocol.reads import Mark
 from .files import Files, Moved, Replacement, RoundLock, Signature, file_digest
 from .journal import Record, Remote, Row
@@ -40,9 +43,7 @@ from .planner import (
     Act,
     Base,
     Pending,
-    Same,
     Side,
-    SideName,
     Step,
     Unreadable,
     caught_up,
@@ -50,12 +51,13 @@ from .planner import (
     lacking_turns,
     plan,
     sent_turns,
+    sides_of,
 )
 from .planner import Here as HereSide
 from .planner import There as ThereSide
 from .results import Conflict, SyncReport
 from .shared import Index, Listed, Shared, Version
-from .steps import Connect, Each, Here, Pause, Plan, There
+from .steps import Connect, Each, Here, Pause, Plan, RedisPlan, There
 
 __all__ = ["Progress", "Rounds", "Rules", "SyncOptions"]
 
@@ -68,11 +70,6 @@ _BATCH_BYTES = 8 * 2**20
 _ATTEMPTS = 10  # at a session that others write all the time
 _BRAKE = 10  # so many deletions no round stops at
 _LOCK_SECONDS = 0.02
-_WHY = {
-    Act.DELETE_HERE: "deleted in the shared store",
-    Act.DELETE_THERE: "deleted here",
-    Act.INSTALL: "it has what the merged session lacks",
-}
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,11 @@ class _Item(NamedTuple, Generic[A]):
     mark: Mark | None  # of the version there
     removed: Collection[str]
     step: Step[A]
+
+    @property
+    def version(self) -> Side[A]:
+        """What is installed."""
+        return cast(Side[A], self.step.version)
 
     @property
     def expected(self) -> bytes | None:
@@ -156,7 +158,10 @@ class Rounds(Generic[A]):
         self._journal = local.journal
         self._rules = rules
         self._denied = False
-        self.last_sync: float | None = None  # seconds since 1970
+        self._busy = False  # whether a round has something to do
+        self._mode = SyncMode.OFFLINE
+        remote = local.journal.read_remote()
+        self.last_sync = None if remote is None else remote.last_sync  # seconds since 1970
 
     def sync(self, ids: Collection[str] | None, options: SyncOptions) -> Plan[SyncReport]:
         """Bring all sessions together, or those of these ids.
@@ -168,27 +173,52 @@ class Rounds(Generic[A]):
 
         """
         wanted = None if ids is None else [*dict.fromkeys(map(check_id, ids))]
-        shared: Shared[A] = yield Connect()
-        lock = yield from self._locked()
-        try:
-            round = yield from self._begin(shared, wanted, options)
-            candidates = yield Here(self._candidates, (round, wanted))
-            round.total = len(candidates)
-            round.advance(0)
-            for batch in self._batches(candidates):
-                yield from self._bring_together(round, batch)
-                round.advance(len(batch))
-            yield Here(self._end, (round, wanted is None))
-        finally:
-            lock.release()
-        if round.stopped:
-            raise SyncStoppedError(round.stopped)
+        with self._noting_mode():
+            shared: Shared[A] = yield Connect()
+            lock = yield from self._locked()
+            try:
+                round = yield from self._begin(shared, wanted, options)
+                candidates = yield Here(self._candidates, (round, wanted))
+                self._busy = bool(candidates)
+                round.total = len(candidates)
+                round.advance(0)
+                for batch in self._batches(candidates):
+                    yield from self._bring_together(round, batch)
+                    round.advance(len(batch))
+                yield Here(self._end, (round, wanted is None))
+            finally:
+                self._busy = False
+                lock.release()
+            if round.stopped:
+                raise SyncStoppedError(round.stopped)
         return _sorted(round.report)
 
+    @property
+    def mode(self) -> SyncMode:
+        """How the folder stands with the shared store, by the last round."""
+        return SyncMode.SYNCING if self._busy else self._mode
+
+    def note_failure(self, error: StorageError) -> None:
+        """Note why the shared store was not reached, or can't be used."""
+        offline = isinstance(error, (UnavailableError, OutcomeUnknownError))
+        self._mode = SyncMode.OFFLINE if offline else SyncMode.ERROR
+
+    @contextlib.contextmanager
+    def _noting_mode(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            raise_interruption(error)
+            self.note_failure(error)
+            raise
+        self._mode = SyncMode.ONLINE
+
     def _locked(self) -> Plan[RoundLock]:
-        while (lock := (yield Here(self._files.try_lock_round))) is None:
+        while True:
+            lock: RoundLock | None = yield Here(self._files.try_lock_round)
+            if lock is not None:
+                return lock
             yield Pause(random.uniform(_LOCK_SECONDS / 2, _LOCK_SECONDS))
-        return lock
 
     def _begin(self, shared: Shared[A], wanted: list[str] | None, options: SyncOptions) -> Plan[_Round[A]]:
         """Find out what is in the shared store, and that it is the one that the bases are of."""
@@ -270,7 +300,7 @@ class Rounds(Generic[A]):
 
     def _untouched(self, ids: Sequence[str]) -> list[str]:
         """Return the sessions whose files are as they were common."""
-        self._local.look([id for id in ids if not self._local.is_fresh(id, self._files.signature(id))])
+        self._local.look(ids)
         seen, rows = self._journal.seen, self._journal.rows
         return [id for id in ids if id in seen and seen[id].digest == rows[id].base_digest]
 
@@ -340,7 +370,7 @@ class Rounds(Generic[A]):
         versions = self._local.look(ids)
         self._journal.refresh()
         records = self._journal.records(ids)
-        found = {}
+        found: dict[str, tuple[Record, HereSide[A], bytes | None, Collection[str]]] = {}
         for id, version in versions.items():
             record = records.get(id, Record(Row(), None, None))
             if isinstance(version.side, Side) and (base := arrived(record, version.side)) is not None:
@@ -376,7 +406,8 @@ class Rounds(Generic[A]):
     def _apply(self, round: _Round[A], items: Sequence[_Item[A]]) -> Plan[list[str]]:
         """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
         if round.options.dry_run:
-            yield Here(self._journal.note, ({}, {item.id: item.record.row for item in items}))
+            heard = {item.id: item.record.row for item in items if item.step.act is not Act.FORGET}
+            yield Here(self._journal.note, ({}, heard))
             for item in items:
                 _report(round.report, item)
             return []
@@ -429,19 +460,20 @@ class Rounds(Generic[A]):
         return kept
 
     def _keep(self, item: _Item[A]) -> Iterator[Path]:
-        why = item.step.reason or _WHY[item.step.act]
+        why = item.step.reason or _why(item.step)
         for side in item.step.keep:
             if side == "here" and item.data is not None:
                 yield self._files.keep(item.id, side, item.data, why)
             elif side == "there" and isinstance(item.there, Side):
                 yield self._files.keep(item.id, side, item.there.asset.to_json().encode(), why)
 
-    def _write_there(self, shared: Shared[A], item: _Item[A]) -> Plan[Mark | None]:
+    @staticmethod
+    def _write_there(shared: Shared[A], item: _Item[A]) -> RedisPlan[Mark | None]:
         revision = 0 if item.mark is None else item.mark.revision
         if item.step.act is Act.DELETE_THERE:
             yield from shared.remove(item.id, revision)
             return None
-        return (yield from shared.put(item.step.version.asset, revision))
+        return (yield from shared.put(item.version.asset, revision))
 
     def _finish(self, round: _Round[A], items: Sequence[_Item[A]]) -> list[str]:
         """Write what is to be written here, and note what is common; return what has changed meanwhile."""
@@ -485,7 +517,7 @@ class Rounds(Generic[A]):
         return results
 
     def _delete_here(self, item: _Item[A]) -> list[Path]:
-        path = self._files.remove(item.id, item.expected or b"", keep=_WHY[item.step.act])
+        path = self._files.remove(item.id, item.expected or b"", keep=item.step.reason or _why(item.step))
         self._journal.note_seen({item.id: None})
         return [path] if path else []
 
@@ -499,7 +531,7 @@ class Rounds(Generic[A]):
 
     # Conflicts
 
-    def conflict(self, id: str) -> Plan[Conflict[A] | None]:
+    def conflict(self, id: str) -> Plan[Conflict | None]:
         """Return what a session's conflict is about; None: it has none.
 
         Raises:
@@ -507,9 +539,13 @@ class Rounds(Generic[A]):
 
         """
         shared: Shared[A] = yield Connect()
-        round = yield from self._begin(shared, [check_id(id)], SyncOptions(dry_run=True))
-        items = yield from self._read(round, [id], round.index.sessions, whole=True)
-        _raise_failure(round)
+        lock = yield from self._locked()
+        try:
+            round = yield from self._begin(shared, [check_id(id)], SyncOptions(dry_run=True))
+            items = yield from self._read(round, [id], round.index.sessions, whole=True)
+            _raise_failure(round)
+        finally:
+            lock.release()
         item = items[0]
         if item.here is None and item.there is None:
             raise NotFoundError(id)
@@ -583,25 +619,32 @@ def _heard(row: Row, mark: Mark | None, listed: Listed | None, here: HereSide[A]
     return row if mark is None else row._replace(there_revision=mark.revision or -1, there_origin=mark.operation_id[:8])
 
 
+def _why(step: Step[A]) -> str:
+    """Return why the loser of a step is kept."""
+    if step.act is Act.DELETE_HERE:
+        return "deleted in the shared store"
+    if step.write_here and step.write_there:
+        return "lost in a merge"
+    return "replaced by the shared store's version" if step.write_here else "replaced by the version here"
+
+
 def _intention(item: _Item[A]) -> Pending | None:
     """Return what is to be noted before a version is installed."""
     step, mark = item.step, item.mark
-    assert step.version is not None
     if not step.write_there:
-        return None if mark is None else Pending(step.version.digest, mark.revision, mark.operation_id)
+        return None if mark is None else Pending(item.version.digest, mark.revision, mark.operation_id)
     if not isinstance(item.here, Side):
         return None  # what arrives there is pulled
     there = item.there.parts if isinstance(item.there, Side) else None
     base = None if item.record.base is None else item.record.base.parts
-    return Pending(step.version.digest, mine=item.here.parts, sent=sent_turns(step.version.parts, base, there))
+    return Pending(item.version.digest, mine=item.here.parts, sent=sent_turns(item.version.parts, base, there))
 
 
 def _arrived_there(item: _Item[A]) -> Pending | None:
     """Return what is noted once a version is there, and not here yet."""
-    assert item.step.version is not None
-    assert item.mark is not None
-    pending = item.record.pending or Pending(item.step.version.digest)
-    return msgspec.structs.replace(pending, revision=item.mark.revision, operation=item.mark.operation_id)
+    pending = item.record.pending or Pending(item.version.digest)
+    mark = cast(Mark, item.mark)
+    return msgspec.structs.replace(pending, revision=mark.revision, operation=mark.operation_id)
 
 
 def _common(item: _Item[A]) -> Record | None:
@@ -609,9 +652,9 @@ def _common(item: _Item[A]) -> Record | None:
     step, mark = item.step, item.mark
     if step.act not in (Act.ADOPT, Act.INSTALL):
         return None
-    assert mark is not None
     side = step.version if step.write_there else item.there
-    assert isinstance(side, Side)
+    if mark is None or not isinstance(side, Side):
+        raise ValueError("what is common was not read")
     base = Base(side.parts, side.digest, mark.revision, mark.operation_id)
     row = item.record.row._replace(
         there_revision=mark.revision, there_origin=mark.operation_id[:8], there_meta=b"", reason="", parts=()
@@ -634,10 +677,8 @@ def _resolved(item: _Item[A], keep: Literal["local", "remote"] | A) -> _Item[A]:
     if isinstance(other, Unreadable):
         if wanted is None:
             raise CorruptSessionError(item.id)
-        return item._replace(step=_whole(item, wanted))
-    here, there = (wanted, other) if keep == "local" else (other, wanted)
-    assert not isinstance(here, (Unreadable, Same))
-    assert not isinstance(there, (Unreadable, Same))
+        return item._replace(step=_whole(item, cast(Side[A], wanted)))
+    here, there = cast(Side[A] | None, item.here), cast(Side[A] | None, item.there)
     return item._replace(step=forced(item.record.base, here, there, keep, item.removed))
 
 
@@ -645,7 +686,7 @@ def _whole(item: _Item[A], version: Side[A]) -> Step[A]:
     """Return the step that makes a session this version on both sides."""
     write_here = not isinstance(item.here, Side) or item.here.digest != version.digest
     write_there = not isinstance(item.there, Side) or item.there.digest != version.digest
-    sides: tuple[SideName, ...] = (("here",) if item.here else ()) + (("there",) if item.there else ())
+    sides = sides_of(item.here, item.there)
     return Step(SyncState.LOCAL_AHEAD, Act.INSTALL, version, write_here, write_there, sides, reason="resolved")
 
 

@@ -1,11 +1,11 @@
-"""What is asked of the shared store, as plans of the Redis store: its index, single sessions, writes bound to a revision."""
+"""What is asked of the shared store, as plans: its index, single sessions, writes bound to a revision."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from ...errors import ConflictError, CorruptSessionError, NotFoundError, VersionIncompatibleError
 from ...model.asset import SessionAsset
@@ -15,6 +15,7 @@ from ...protocol.index import AllMeta, origin_of, revision_of
 from ...protocol.keys import Partition
 from ...protocol.reads import Mark, ReadMark
 from ...protocol.request import Plan, Together
+from ...protocol.watching import Watcher
 from ..core import Core
 from .planner import Side, Unreadable
 
@@ -52,7 +53,7 @@ class Shared(Generic[A]):
 
     def __init__(self, core: Core[A]) -> None:
         self._core = core
-        self._namespace = core.sessions.namespace
+        self._namespace = core.changes.namespace
         self._baselines: OrderedDict[str, Baseline] = OrderedDict()
 
     @property
@@ -64,6 +65,14 @@ class Shared(Generic[A]):
     def name(self) -> str:
         """The namespace's name."""
         return self._namespace.name
+
+    def cursor(self) -> Plan[str]:
+        """Return the cursor of now, for a watcher."""
+        return (yield from self._core.changes.cursor())
+
+    def watcher(self, wake: Any) -> Watcher:
+        """Return what follows the changes; `wake` is set when there may be some."""
+        return Watcher(self._core.changes, None, wake)
 
     def index(self) -> Plan[Index]:
         """Return what there is. The revisions are read first: what is written meanwhile is above them."""
@@ -111,7 +120,7 @@ class Shared(Generic[A]):
             return None
         except (CorruptSessionError, VersionIncompatibleError) as error:
             mark = yield from self.mark(id)
-            return None if mark is None else Version(Unreadable(error), mark.revision, mark.operation)
+            return None if mark is None else Version(Unreadable(error), mark.revision, mark.operation_id)
         self._remember(known)
         return Version(Side.of(asset), known.revision, known.operation_id)
 
@@ -130,8 +139,7 @@ class Shared(Generic[A]):
         except ConflictError:
             self._baselines.pop(asset.id, None)
             raise
-        written = baseline_of(asset, self._namespace.incarnation)
-        assert written is not None
+        written = cast(Baseline, baseline_of(asset, self._namespace.incarnation))
         self._remember(written)
         return Mark(written.revision, written.operation_id)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from ...protocol.request import Pause
 from ...protocol.request import Plan as RedisPlan
 
-__all__ = ["Connect", "Each", "Here", "Listen", "Pause", "Plan", "There"]
+__all__ = ["Connect", "Each", "Here", "Listen", "Pause", "Plan", "RedisPlan", "Step", "There"]
 
 T = TypeVar("T")
 

@@ -1,0 +1,566 @@
+# Made from ../hybrid/store.py: change that one, then run `python tools/unasync.py`.
+"""The hybrid store, blocking."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
+
+from ...errors import ConflictError, NotFoundError, StorageError, UnavailableError
+from ...interrupts import raise_interruption
+from ...model.asset import SessionAsset
+from ...model.filters import FilterArguments, Filters, check_limit
+from ...model.ids import check_id, several
+from ...model.meta import Page, SessionMeta, SyncMode, SyncStatus
+from ...model.sections import ConversationTurn
+from ...protocol.codec import Codec
+from ...protocol.saving import call_change
+from ...transport.address import FileFolder
+from ...transport.threads import BackgroundWork, Driver, Workers, pause
+from ..disk import AnyPath
+from ..hybrid.files import Files, file_digest
+from ..hybrid.journal import Journal
+from ..hybrid.live import Live
+from ..hybrid.local import Ancestor, Local, Saved, ancestor_of, set_ancestor
+from ..hybrid.results import Conflict, Kept, SyncReport
+from ..hybrid.rounds import Progress, Rounds, Rules, SyncOptions
+from ..hybrid.shared import Shared
+from ..hybrid.steps import Connect, Each, Here, Listen, Pause, Plan, Step, There
+from ..options import HybridArguments, check_arguments
+from .redis import RedisSessionStore
+
+__all__ = ["HybridSessionStore"]
+
+A = TypeVar("A", bound=SessionAsset)
+T = TypeVar("T")
+_CLOSING_SECONDS = 10.0
+
+
+class HybridSessionStore(Generic[A]):
+    """Sessions in orcs' files, in step with a shared store: local first.
+
+    Reading and writing is done in the folder, and never waits for the network. `sync` brings the folder and the shared
+    store together; a live store does so by itself. Any number of processes may use a folder at once, orcs among them.
+
+    Every method may raise PermissionDeniedError, StoreFullError and UnavailableError (the disk); those with an id
+    InvalidIdError, before anything is done; RuntimeError after a fork.
+    """
+
+    @overload
+    def __init__(
+        self: HybridSessionStore[SessionAsset],
+        path: AnyPath,
+        url: str | None = None,
+        **options: Unpack[HybridArguments],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, path: AnyPath, url: str | None = None, *, asset_type: type[A], **options: Unpack[HybridArguments]
+    ) -> None: ...
+    def __init__(
+        self,
+        path: AnyPath,
+        url: str | None = None,
+        *,
+        live: bool = True,
+        merge: bool = True,
+        prefer: Literal["local", "remote"] | None = None,
+        keep_days: float = 30.0,
+        scan: float = 2.0,
+        on_sync: Callable[[SyncReport], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Open the folder, and make it if it is absent. The network is not waited for.
+
+        Args:
+            path: the folder. It must be on a local file system.
+            url: the shared store's, as of `open_store`.
+            live: synchronise in the background; else only `sync` and `resolve` use the network.
+            merge: merge what both sides changed, part by part; else that is a conflict.
+            prefer: whose parts hold where both sides changed the same: "local" or "remote". None: that is a conflict.
+            keep_days: for so many days a copy of what loses is kept.
+            scan: after so many seconds a live store looks for files that other programs have changed.
+            on_sync: is called with what each round of a live store has done.
+            options: those of `open_store`.
+
+        Raises:
+            ValueError, TypeError: a URL or option that can't be.
+            PermissionDeniedError: the folder can't be written to.
+            UnsupportedServerError: it is on a network file system.
+            LayoutError: its `state.db` is of another version.
+
+        """
+        checked, target = check_arguments("HybridSessionStore", url, None, options)
+        if isinstance(target, FileFolder):
+            raise ValueError("a folder is synchronised with a shared store, not with another folder")
+        if prefer not in (None, "local", "remote"):
+            raise ValueError('prefer is "local", "remote" or None')
+        for name, value in (("keep_days", keep_days), ("scan", scan)):
+            if type(value) not in (int, float) or not 0 < value < 2**31:
+                raise ValueError(f"{name} is a number more than 0")
+        self._options, self._target = checked, target
+        self._files = Files(path)
+        self._journal = Journal(self._files.home / "state.db")
+        self._local: Local[A] = Local(self._files, self._journal, checked.asset_type)
+        self._local.open()
+        self._rounds = Rounds(self._local, Rules(merge, prefer, keep_days))
+        self._workers = Workers(16, "orcs-redis-hybrid")
+        self._is_live = live
+        self._scan = scan
+        self._live: Live[A] | None = None
+        self._on_sync = on_sync
+        self._work: BackgroundWork | None = None
+        self._remote: RedisSessionStore[A] | None = None
+        self._shared: Shared[A] | None = None
+        self._connecting = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """End what is under way, and close the connection. Later calls raise UnavailableError."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        if self._live is not None and self._work is not None:
+            self._live.close()
+            self._work.join(_CLOSING_SECONDS)
+        with self._connecting:
+            if self._remote is not None:
+                self._remote.close()
+        self._workers.close()
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self._files.path)!r} namespace={self._options.namespace!r}>"
+
+    @property
+    def path(self) -> os.PathLike[str]:
+        """The folder."""
+        return self._files.path
+
+    @property
+    def remote(self) -> RedisSessionStore[A]:
+        """The shared store itself, for leases, watches and all that is done there at once.
+
+        Raises:
+            UnavailableError: it was not reached.
+
+        """
+        if self._remote is None or self._closed or self._rounds.mode is SyncMode.OFFLINE:
+            raise UnavailableError("the shared store is not reached")
+        return self._remote
+
+    # Sessions
+
+    def save(self, asset: A, *, overwrite: bool = False) -> int:
+        """Store an asset in its file, and return that file's modification time in ns.
+
+        A new asset, made here, is stored whole, over whatever has its id. Of one that was loaded or saved here the
+        changes since are applied to the file as it is now. Afterwards the asset equals the file, if it was not changed
+        meanwhile.
+
+        Args:
+            asset: what to store.
+            overwrite: store it whole, over whatever is there; what is lost by that is kept.
+
+        Raises:
+            ConflictError: the file was changed in one of the parts that the asset changes, in another way (`parts`
+                names them), or is gone; nothing was written.
+            SerializationError: a value that would not come back.
+            CorruptSessionError, VersionIncompatibleError: the file can't be read. Nothing was written.
+            OutcomeUnknownError: it is written, but may not survive a power failure.
+
+        """
+        id = check_id(asset.id)
+        data = asset.to_json().encode()  # here, lest another thread changes the asset meanwhile
+        turns = [turn.id for turn in asset.history.turns]
+        known = ancestor_of(asset, self._files.path)
+        self._begin()
+        saved = self._workers.call(
+            lambda: self._local.save(id, data, turns, known, overwrite=overwrite)  # with a keyword
+        )
+        self._take_over(asset, data, turns, saved)
+        self._note_saved(id)
+        return saved.revision
+
+    def _take_over(self, asset: A, data: bytes, turns: builtins.list[str], saved: Saved[A]) -> None:
+        """Bring a saved asset up to its file; one that was changed meanwhile is still that which was saved."""
+        stored = saved.data
+        if saved.merged is not None:
+            if asset.to_json().encode() == data:
+                Codec.assign(asset, saved.merged)
+                turns = [turn.id for turn in asset.history.turns]
+            else:
+                stored = data
+        ancestor = Ancestor(saved.revision, tuple(turns), file_digest(stored), stored)
+        set_ancestor(asset, self._files.path, ancestor)
+
+    def load(self, id: str, *, fresh: bool = False) -> A:
+        """Read a session from its file; one that is not here is fetched, if the shared store is reached.
+
+        Args:
+            id: the session's.
+            fresh: synchronise it first.
+
+        Raises:
+            NotFoundError: there is no such session.
+            UnavailableError: it is in the shared store only, and that can't be reached; or fresh can't be had.
+            CorruptSessionError: the file is no session.
+            VersionIncompatibleError: it is of another version of the schema.
+
+        """
+        self._begin()
+        if fresh:
+            self._fetch(id)
+        try:
+            asset, known = self._workers.call(self._local.load, id)
+        except (NotFoundError, UnavailableError) as error:
+            raise_interruption(error)
+            if fresh or not self._is_online:
+                raise
+            self._fetch(id)
+            asset, known = self._workers.call(self._local.load, id)
+        set_ancestor(asset, self._files.path, known)
+        return asset
+
+    def _fetch(self, id: str) -> None:
+        report = self.sync(check_id(id))
+        for _, error in report.failed:
+            raise error
+
+    def append(self, id: str, *turns: ConversationTurn) -> int:
+        """Add turns at the end of a session's history and return the file's new modification time in ns.
+
+        Raises:
+            NotFoundError: there is no such session.
+            SerializationError: a value that would not come back.
+            ValueError: no turn was given.
+
+        """
+        self._begin()
+        revision = self._workers.call(self._local.append, id, turns)
+        self._note_saved(id)
+        return revision
+
+    def update(self, id: str, change: Callable[[A], object]) -> A:
+        """Load a session, change it, and save it, again and again until nobody wrote the file meanwhile; return it.
+
+        Args:
+            id: the session's.
+            change: changes the asset that it is given, and does not wait. It may be called several times.
+
+        Raises:
+            NotFoundError: there is no such session.
+
+        """
+        while True:
+            asset = self.load(id)
+            call_change(change, asset)
+            data, turns = asset.to_json().encode(), [turn.id for turn in asset.history.turns]
+            known = cast(Ancestor, ancestor_of(asset, self._files.path))
+            revision = self._workers.call(self._local.save_exactly, id, data, turns, known)
+            if revision is not None:
+                self._take_over(asset, data, turns, Saved(revision, data, None))
+                self._note_saved(id)
+                return asset
+
+    def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
+        """Return the turns from index `start` to `stop`, both included; -1 is the last. Raises what `load` raises."""
+        if type(start) is not int or type(stop) is not int:
+            raise ValueError("the index of a turn is an integer")
+        turns = (self.load(id)).history.turns
+        return turns[start : None if stop == -1 else stop + 1]
+
+    def delete(self, id: str) -> None:
+        """Delete a session, here at once and with the next sync in the shared store; NotFoundError if it is absent.
+
+        If it is edited elsewhere before that, the edit wins.
+        """
+        self._begin()
+        try:
+            self._workers.call(self._local.delete, id)
+        except UnavailableError as error:
+            raise_interruption(error)
+            if not self._is_online:
+                raise
+            self._fetch(id)
+            self._workers.call(self._local.delete, id)
+        self._note_saved(id)
+
+    def exists(self, id: str) -> bool:
+        """Return whether there is such a session, here or in the shared store as far as that is known or reached."""
+        self._begin()
+        if self._workers.call(self._local.exists, id):
+            return True
+        if not self._is_online or id in self._journal.rows:
+            return False
+        return self._follow(_is_there(id))
+
+    def list(self, *, limit: int | None = None, **filters: Unpack[FilterArguments]) -> builtins.list[SessionMeta]:
+        """List the sessions here, and those known in the shared store, the last updated first.
+
+        Only files that have changed since are read. `sync_state` says how each stands to the shared store.
+
+        Args:
+            limit: so many at most.
+            filters: project_path, updated_after, updated_before, labels: only those of which all that is given holds.
+
+        """
+        limit = None if limit is None else check_limit(limit)
+        self._begin()
+        return (self._workers.call(self._local.list, Filters(**filters)))[:limit]
+
+    def page(self, limit: int, cursor: str | None = None, **filters: Unpack[FilterArguments]) -> Page[SessionMeta]:
+        """Return one page of the list, and the cursor of the next one."""
+        check_limit(limit, least=1)
+        metas = self.list(**filters)
+        if cursor is not None:
+            place = _decode_cursor(cursor)
+            metas = [meta for meta in metas if (meta.updated_at, meta.id) < place]
+        items = metas[:limit]
+        return Page(items, _encode_cursor(items[-1]) if len(metas) > limit else None)
+
+    def count(self, **filters: Unpack[FilterArguments]) -> int:
+        """Return the number of sessions that `list` has."""
+        return len(self.list(**filters))
+
+    def save_many(self, assets: Iterable[A]) -> builtins.list[int | StorageError]:
+        """Save assets. The list has their revisions, or the error of an asset that failed."""
+        results: builtins.list[int | StorageError] = []
+        for asset in assets:
+            try:
+                results.append(self.save(asset))
+            except StorageError as error:
+                raise_interruption(error)
+                results.append(error.with_traceback(None))
+        return results
+
+    def load_many(self, ids: Iterable[str]) -> builtins.list[A | StorageError]:
+        """Load sessions. The list has the error in the place of a session that failed."""
+        results: builtins.list[A | StorageError] = []
+        for id in several(ids):
+            try:
+                results.append(self.load(id))
+            except StorageError as error:
+                raise_interruption(error)
+                results.append(error.with_traceback(None))
+        return results
+
+    def delete_many(self, ids: Iterable[str | SessionMeta]) -> builtins.list[StorageError | None]:
+        """Delete sessions. The list has the error in the place of a session that failed.
+
+        Of a `SessionMeta`, as lists have them, the session is deleted only if its file is still of that revision; else
+        the error is a ConflictError.
+        """
+        results: builtins.list[StorageError | None] = []
+        for item in several(ids):
+            try:
+                if isinstance(item, SessionMeta):
+                    self._check_revision(item)
+                self.delete(item.id if isinstance(item, SessionMeta) else item)
+                results.append(None)
+            except StorageError as error:
+                raise_interruption(error)
+                results.append(error.with_traceback(None))
+        return results
+
+    def _check_revision(self, meta: SessionMeta) -> None:
+        signature = self._workers.call(self._files.signature, meta.id)
+        if signature is not None and signature.modified_ns != meta.revision:
+            raise ConflictError(meta.id, meta.revision, signature.modified_ns)
+
+    # Synchronisation
+
+    def sync(
+        self,
+        *ids: str,
+        dry_run: bool = False,
+        adopt: bool = False,
+        deletions: bool = False,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Bring the folder and the shared store together, and return what was done.
+
+        A session's own failure is in the report.
+
+        Args:
+            ids: only these sessions; without any, all.
+            dry_run: only say what would be done, and remember how each session stands.
+            adopt: take the shared store as it is, though it is not what this folder was last in step with: what is
+                here goes there, and nothing is deleted.
+            deletions: delete, though it is most of the sessions.
+            verify: read every file, whatever its times say.
+            progress: is called with the numbers of sessions done and to be done.
+
+        Raises:
+            UnavailableError: the shared store can't be reached.
+            StoreResetError: it was wiped, went back in time, or is another one; see `adopt`.
+            SyncStoppedError: everything was done but for suspiciously many deletions; see `deletions`.
+            PermissionDeniedError, LayoutError, UnsupportedServerError: as of `open_store`.
+
+        """
+        self._begin()
+        options = SyncOptions(dry_run, adopt, deletions, verify, progress)
+        return self._follow(self._rounds.sync(ids or None, options))
+
+    def conflict(self, id: str) -> Conflict | None:
+        """Return what a session's conflict is about, with both versions; None: it has none.
+
+        Raises:
+            NotFoundError: there is no such session.
+            UnavailableError: the shared store can't be reached.
+
+        """
+        self._begin()
+        return self._follow(self._rounds.conflict(id))
+
+    def resolve(self, id: str, keep: Literal["local", "remote"] | A) -> None:
+        """Decide what a session is to be, on both sides. Both versions are kept first.
+
+        Args:
+            id: the session's.
+            keep: "local" or "remote": whose parts hold where both sides changed the same; all else is merged. Without
+                a conflict, and of two different sessions, that side is taken whole. Or an asset: is taken as it is.
+
+        Raises:
+            NotFoundError: there is no such session.
+            CorruptSessionError: the side to be kept can't be read.
+            VersionIncompatibleError: one of them is of another version of the schema: it is never overwritten.
+            UnavailableError: the shared store can't be reached.
+            ConflictError: others write it all the time.
+
+        """
+        if isinstance(keep, SessionAsset):
+            if keep.id != id:
+                raise ValueError("the asset has another id")
+            keep = self._local.decode(check_id(id), keep.to_json().encode())
+        elif keep not in ("local", "remote"):
+            raise ValueError('keep is "local", "remote" or an asset')
+        self._begin()
+        self._follow(self._rounds.resolve(id, keep))
+
+    def kept(self, id: str | None = None) -> builtins.list[Kept]:
+        """List the copies that are kept of what lost, of one session or of all, the newest first."""
+        return self._files.kept(id)
+
+    def load_kept(self, copy: Kept) -> A:
+        """Read a kept copy; it can be saved with `overwrite=True`."""
+        data = self._workers.call(self._files.read_kept, copy.path)
+        return self._local.decode(copy.id, data)
+
+    def sync_status(self) -> SyncStatus:
+        """Return how the folder stands with the shared store, at once and without I/O."""
+        standings = self._local.standings()
+        last = self._rounds.last_sync
+        return SyncStatus(
+            mode=SyncMode.OFFLINE if self._closed else self._rounds.mode,
+            last_sync=None if last is None else datetime.fromtimestamp(last, UTC),
+            pending_uploads=sum(found.upload for found in standings.values()),
+            pending_downloads=sum(found.download for found in standings.values()),
+            conflicts=sorted(id for id, found in standings.items() if found.is_conflict),
+        )
+
+    # How plans are performed
+
+    @property
+    def _is_online(self) -> bool:
+        return self._remote is not None and self._rounds.mode in (SyncMode.ONLINE, SyncMode.SYNCING)
+
+    def _begin(self) -> None:
+        """Check that the store can be used; a live one begins to synchronise with its first use."""
+        if os.getpid() != self._pid:
+            raise RuntimeError("this store was opened before a fork: open one in the child")
+        if self._closed:
+            raise UnavailableError("the store is closed")
+        if self._is_live and self._live is None:
+            self._live = Live(self._local, self._rounds, self._scan, threading.Event(), self._on_sync)
+            self._work = BackgroundWork(self._run_live)
+
+    def _run_live(self) -> None:
+        if self._live is not None:
+            self._follow(self._live.run())
+
+    def _note_saved(self, id: str) -> None:
+        if self._live is not None:
+            self._live.note_saved(id)
+
+    def _follow(self, plan: Plan[T]) -> T:
+        """Do what a plan asks for, step by step."""
+        with contextlib.closing(plan):
+            try:
+                step = next(plan)
+                while True:
+                    try:
+                        result = self._do(step)
+                    except StorageError as error:
+                        raise_interruption(error)
+                        step = plan.throw(error)
+                    else:
+                        step = plan.send(result)
+            except StopIteration as stop:
+                raise_interruption(stop)
+                return cast(T, stop.value)
+
+    def _do(self, step: Step) -> Any:
+        match step:
+            case Here(call, arguments):
+                return self._workers.call(call, *arguments)
+            case There(make, arguments):
+                return self._driver.run(make, *arguments)
+            case Each(make, items):
+                return self._driver.each(make, items)
+            case Connect(anew):
+                return self._connect(anew=anew)
+            case Listen(listeners):
+                return self._driver.listen(listeners)
+            case Pause():
+                return pause(step)
+
+    @property
+    def _driver(self) -> Driver:
+        return cast(RedisSessionStore[A], self._remote)._driver
+
+    def _connect(self, *, anew: bool) -> Shared[A]:
+        """Open the Redis store, if it is not open; `anew`: take its namespace as it is now."""
+        with self._connecting:
+            if self._closed:
+                raise UnavailableError("the store is closed")
+            if self._remote is None:
+                self._remote = RedisSessionStore._open(self._options, self._target, None)  # as above
+            elif anew:
+                self._remote.reopen()
+            if self._shared is None or anew:
+                self._shared = Shared(self._remote._core)  # as above
+            return self._shared
+
+
+def _is_there(id: str) -> Plan[bool]:
+    shared = yield Connect()
+    return (yield There(shared.mark, (id,))) is not None
+
+
+def _encode_cursor(meta: SessionMeta) -> str:
+    return base64.urlsafe_b64encode(f"{meta.updated_at.isoformat()} {meta.id}".encode()).decode()
+
+
+def _decode_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        moment, _, id = base64.urlsafe_b64decode(cursor).decode().partition(" ")
+        return datetime.fromisoformat(moment), id
+    except ValueError as error:
+        raise_interruption(error)
+        raise ValueError("that is not a cursor of a page") from None

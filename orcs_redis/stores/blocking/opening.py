@@ -1,0 +1,107 @@
+# Made from ../opening.py: change that one, then run `python tools/unasync.py`.
+"""Opening a store of any kind, blocking."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+
+from ...model.asset import SessionAsset
+from ...transport.address import FileFolder
+from ..disk import AnyPath
+from ..options import HybridArguments, OptionArguments, check_arguments
+from .files import LocalFileStore
+from .hybrid import HybridSessionStore
+from .redis import RedisSessionStore
+
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["open_store"]
+
+A = TypeVar("A", bound=SessionAsset)
+
+
+@overload
+def open_store(
+    url: str | None = None, *, client: redis.Redis | None = None, **options: Unpack[OptionArguments]
+) -> AbstractContextManager[RedisSessionStore[SessionAsset]]: ...
+
+
+@overload
+def open_store(
+    url: str | None = None,
+    *,
+    client: redis.Redis | None = None,
+    asset_type: type[A],
+    **options: Unpack[OptionArguments],
+) -> AbstractContextManager[RedisSessionStore[A]]: ...
+
+
+@overload
+def open_store(
+    url: str | None = None, *, local: AnyPath, **options: Unpack[HybridArguments]
+) -> AbstractContextManager[HybridSessionStore[SessionAsset]]: ...
+
+
+@overload
+def open_store(
+    url: str | None = None, *, local: AnyPath, asset_type: type[A], **options: Unpack[HybridArguments]
+) -> AbstractContextManager[HybridSessionStore[A]]: ...
+
+
+@overload
+def open_store(url: os.PathLike[str]) -> AbstractContextManager[LocalFileStore[SessionAsset]]: ...
+
+
+@overload
+def open_store(url: os.PathLike[str], *, asset_type: type[A]) -> AbstractContextManager[LocalFileStore[A]]: ...
+
+
+@contextlib.contextmanager
+def open_store(
+    url: str | os.PathLike[str] | None = None,
+    *,
+    client: redis.Redis | None = None,
+    local: AnyPath | None = None,
+    **options: Any,
+) -> Iterator[Any]:  # the overloads say what
+    """Open a store for a `with` block.
+
+    Args:
+        url: redis://, rediss://, valkey://, valkeys://, unix://, embedded:, memory:// or file:// (the docs' page of
+            options has the table); without it and without a client, that of $ORCS_REDIS_URL, else `embedded:`. A
+            folder's path, such as a `pathlib.Path`, and a file:// URL give a LocalFileStore, which has the methods of
+            SessionStore only and takes no option but asset_type. Type checkers know that of a path, not of a URL.
+        client: a blocking redis-py client to use instead; it is never closed and never reconfigured.
+        local: a folder of orcs' files: gives a HybridSessionStore, which works there and synchronises with the URL's
+            store. It has further options.
+        options: namespace ("orcs"); partitions (1 when the first write creates the namespace, else read from its
+            descriptor); asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches
+            (5.0 s); max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top
+            level; max_connections of a blocking store (64); credentials, a function that returns user name and
+            password, and is called at each connecting, in the thread that needs it.
+
+    Raises:
+        UnavailableError, PermissionDeniedError: no server within the deadline, or it denies access.
+        UnsupportedServerError: older than Redis 7.0 or Valkey 7.2, or a cluster's node.
+        LayoutError: the namespace is of another layout, or has another number of partitions.
+        ValueError, TypeError: a URL, client or option that can't be, or that means nothing for this kind of store.
+
+    """
+    if local is not None:
+        if client is not None or isinstance(url, os.PathLike):
+            raise ValueError("with local= a store takes a URL")
+        with HybridSessionStore(local, url, **options) as hybrid:
+            yield hybrid
+        return
+    checked, target = check_arguments("open_store", url, client, options)
+    if isinstance(target, FileFolder):
+        with LocalFileStore(target.path, asset_type=checked.asset_type) as files:
+            yield files
+        return
+    with RedisSessionStore._open(checked, target, client) as store:
+        yield store
