@@ -11,18 +11,20 @@ import logging
 import os
 import sqlite3
 import threading
+import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from ...errors import LayoutError, PermissionDeniedError, StorageError, StoreFullError, UnavailableError
 from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
+from ...model.encoding import attempt
 from ...model.parts import Digests, Entry, digests
 from .files import Signature
 from .planner import Base, Pending
@@ -35,6 +37,7 @@ _log = logging.getLogger("orcs_redis")
 _VERSION: Final = 1
 _BUSY_SECONDS: Final = 10.0
 _SIZE: Final = 16  # of a digest
+_UUID_LENGTH: Final = 36
 _TABLES: Final = """
 CREATE TABLE remote (
     one INTEGER PRIMARY KEY CHECK (one = 1), incarnation BLOB, namespace TEXT, revisions BLOB, last_sync REAL,
@@ -46,8 +49,10 @@ CREATE TABLE file (
 ) WITHOUT ROWID;
 CREATE TABLE session (
     id TEXT PRIMARY KEY, base_digest BLOB, base_revision INTEGER, base_operation BLOB, there_revision INTEGER,
-    there_origin BLOB, there_meta BLOB, has_pending INTEGER, reason TEXT, parts TEXT, base_parts BLOB, pending BLOB
+    there_origin BLOB, there_meta BLOB, has_pending INTEGER, reason TEXT, parts TEXT
 );
+CREATE TABLE base (session INTEGER PRIMARY KEY, parts BLOB);
+CREATE TABLE pending (session INTEGER PRIMARY KEY, version BLOB);
 CREATE TABLE removal (id TEXT PRIMARY KEY, deleted INTEGER, turns BLOB) WITHOUT ROWID;
 """
 
@@ -140,8 +145,10 @@ class Journal:
         self._path = path
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
         self._version = -1  # of the database as others left it
-        self._defaults: dict[str, bytes] = {}
+        self._defaults: dict[str, bytes] = {}  # digests of the parts of an empty session
+        self._names = b""  # theirs, as a dictionary to compress names with
         self.seen: dict[str, Seen] = {}
         self.rows: dict[str, Row] = {}
         self.removals: dict[str, Removal] = {}
@@ -152,11 +159,12 @@ class Journal:
             self.refresh()
 
     def close(self) -> None:
-        """Close it."""
+        """Close it. Later calls raise UnavailableError."""
         with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def refresh(self) -> None:
         """Take over what other processes have noted."""
@@ -178,7 +186,7 @@ class Journal:
                 row = self.rows.get(id)
                 if row is None:
                     continue
-                parts, pending = db.execute("SELECT base_parts, pending FROM session WHERE id = ?", (id,)).fetchone()
+                parts, pending = db.execute(_DETAILS, (id,)).fetchone()
                 base = None
                 if row.base_digest is not None:
                     base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
@@ -229,25 +237,28 @@ class Journal:
 
         Args:
             records: all that is known; None: the session is forgotten. A base ends what was removed before it.
-            rows: what is known, but for base and pending.
+            rows: what was heard of the shared store, and conflicts; base and pending remain as they are.
             remote: the shared store that the bases are of; None: as it was.
 
         """
         if not records and not rows and remote is None:
             return
         removals: dict[str, Removal | None] = {}
+        rows = {id: _with_base_of(self.rows.get(id, Row()), row) for id, row in rows.items()}
 
         def write(db: sqlite3.Connection) -> None:
             for id, row in rows.items():
                 _upsert(db, id, row)
             for id, record in records.items():
                 if record is None:
-                    db.execute("DELETE FROM session WHERE id = ?", (id,))
+                    _forget(db, id)
                     removals[id] = None
                     continue
+                number = _upsert(db, id, record.row)
                 parts = None if record.base is None else self._pack(record.base.parts)
                 pending = None if record.pending is None else zlib.compress(msgspec.msgpack.encode(record.pending), 1)
-                _upsert(db, id, record.row, base_parts=parts, pending=pending)
+                _set_details(db, "base", number, parts)
+                _set_details(db, "pending", number, pending)
             self._end_removals(db, records, removals)
             if remote is not None:
                 _note_remote(db, remote)
@@ -310,9 +321,9 @@ class Journal:
         """Forget what was common, but of these sessions."""
 
         def write(db: sqlite3.Connection) -> None:
-            gone = [(id,) for id in self.rows if id not in kept]
-            db.executemany("DELETE FROM session WHERE id = ?", gone)
-            db.executemany("DELETE FROM removal WHERE id = ?", gone)
+            for id in self.rows.keys() - kept:
+                _forget(db, id)
+                db.execute("DELETE FROM removal WHERE id = ?", (id,))
 
         self._write(write)
         self._run(self._load)
@@ -322,23 +333,29 @@ class Journal:
         values = {name: data for name, data in parts.values.items() if self._defaults.get(name) != data}
         missing = [name for name in self._defaults if name not in parts.values]
         lists = {path: entries for path, entries in parts.lists.items() if entries}
-        keys = {path: [None if key == data.hex() else key for key, data in lists[path]] for path in lists}
-        names = zlib.compress(msgspec.msgpack.encode((list(values), missing, keys, [*parts.lists.keys() - keys])), 6)
+        keys = {path: _pack_keys(lists[path]) for path in lists}
+        numbers = [len(entries) for entries in lists.values()]
+        names = list(values), missing, list(lists), numbers, [*parts.lists.keys() - lists.keys()]
+        packer = zlib.compressobj(zdict=self._names)
+        compressed = packer.compress(msgspec.msgpack.encode(names)) + packer.flush()
         data = b"".join(itertools.chain(values.values(), *([item for _, item in lists[path]] for path in keys)))
-        return msgspec.msgpack.encode((names, data))
+        return msgspec.msgpack.encode((compressed, [*keys.values()], data))
 
     def _unpack(self, packed: bytes) -> Digests:
-        compressed, data = msgspec.msgpack.decode(packed, type=tuple[bytes, bytes])
-        names, missing, keys, empty = msgspec.msgpack.decode(
-            zlib.decompress(compressed), type=tuple[list[str], list[str], dict[str, list[str | None]], list[str]]
+        compressed, keys, data = msgspec.msgpack.decode(
+            packed, type=tuple[bytes, list[list[str] | bytes | None], bytes]
+        )
+        names, missing, paths, numbers, empty = msgspec.msgpack.decode(
+            zlib.decompressobj(zdict=self._names).decompress(compressed),
+            type=tuple[list[str], list[str], list[str], list[int], list[str]],
         )
         pieces = iter([data[at : at + _SIZE] for at in range(0, len(data), _SIZE)])
         values = {name: item for name, item in self._defaults.items() if name not in missing}
         values |= {name: next(pieces) for name in names}
         lists: dict[str, list[Entry]] = {path: [] for path in empty}
-        for path, found in keys.items():
-            items = [next(pieces) for _ in found]
-            lists[path] = [(item.hex() if key is None else key, item) for key, item in zip(found, items, strict=True)]
+        for path, number, found in zip(paths, numbers, keys, strict=True):
+            items = [next(pieces) for _ in range(number)]
+            lists[path] = [*zip(_unpack_keys(found, items), items, strict=True)]
         return Digests(values, lists)
 
     def _open(self) -> sqlite3.Connection:
@@ -347,6 +364,7 @@ class Journal:
         try:
             if new:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
+            connection.execute("PRAGMA page_size = 8192")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with _transaction(connection):
@@ -361,6 +379,7 @@ class Journal:
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
             (defaults,) = connection.execute("SELECT defaults FROM remote").fetchone()
             self._defaults = msgspec.msgpack.decode(defaults, type=dict[str, bytes])
+            self._names = " ".join(self._defaults).encode()
         except BaseException:
             connection.close()
             raise
@@ -390,6 +409,8 @@ class Journal:
     def _run(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """Call a function with the database, as others have left it."""
         with self._lock, self._translated():
+            if self._closed:
+                raise UnavailableError("the store is closed")
             if self._connection is None:
                 self._connection = self._open()
                 self._version = -1
@@ -423,7 +444,9 @@ class Journal:
             raise UnavailableError(f"{error}: {self._path}") from error
 
     def _move_aside(self) -> StorageError:
-        self.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
         for suffix in ("", "-wal", "-shm"):
@@ -451,18 +474,72 @@ _LIGHT: Final = (
 )
 
 
+def _pack_keys(entries: list[Entry]) -> list[str] | bytes | None:
+    """Return the keys of a list as they are stored: of UUIDs the bytes, nothing where they are the digests."""
+    keys = [key for key, _ in entries]
+    if keys == [data.hex() for _, data in entries]:
+        return None
+    if all(len(key) == _UUID_LENGTH for key in keys):
+        packed = b"".join([attempt(bytes.fromhex, key.replace("-", ""))[0] or b"" for key in keys])
+        if keys == _unpack_keys(packed, []):
+            return packed
+    return keys
+
+
+def _unpack_keys(keys: list[str] | bytes | None, items: list[bytes]) -> list[str]:
+    if keys is None:
+        return [item.hex() for item in items]
+    if isinstance(keys, bytes):
+        return [str(uuid.UUID(bytes=keys[at : at + 16].ljust(16))) for at in range(0, len(keys), 16)]
+    return keys
+
+
 _SELECT: Final = f"SELECT id, {', '.join(_LIGHT)} FROM session"  # noqa: S608  # constants
 
 
-def _upsert(db: sqlite3.Connection, id: str, row: Row, **heavy: bytes | None) -> None:
+def _with_base_of(known: Row, row: Row) -> Row:
+    return row._replace(
+        base_digest=known.base_digest,
+        base_revision=known.base_revision,
+        base_operation=known.base_operation,
+        has_pending=known.has_pending,
+    )
+
+
+_DETAILS: Final = """
+SELECT base.parts, pending.version FROM session
+LEFT JOIN base ON base.session = session.rowid LEFT JOIN pending ON pending.session = session.rowid
+WHERE session.id = ?
+"""
+
+
+def _set_details(db: sqlite3.Connection, table: Literal["base", "pending"], number: int, data: bytes | None) -> None:
+    if data is None:
+        db.execute(f"DELETE FROM {table} WHERE session = ?", (number,))  # noqa: S608  # a constant
+    else:
+        db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (number, data))  # noqa: S608  # a constant
+
+
+def _forget(db: sqlite3.Connection, id: str) -> None:
+    found = db.execute("SELECT rowid FROM session WHERE id = ?", (id,)).fetchone()
+    if found is not None:
+        _set_details(db, "base", found[0], None)
+        _set_details(db, "pending", found[0], None)
+        db.execute("DELETE FROM session WHERE rowid = ?", found)
+
+
+def _upsert(db: sqlite3.Connection, id: str, row: Row) -> int:
+    """Write what is known of a session; return its number."""
     values: dict[str, Any] = dict(zip(_LIGHT, row, strict=True))
-    values |= {"parts": msgspec.json.encode(row.parts).decode(), **heavy}
+    values |= {"parts": msgspec.json.encode(row.parts).decode()}
     names, places = ", ".join(values), ", ".join("?" * len(values))
     sets = ", ".join(f"{name} = excluded.{name}" for name in values)
     db.execute(
         f"INSERT INTO session (id, {names}) VALUES (?, {places}) ON CONFLICT (id) DO UPDATE SET {sets}",  # noqa: S608  # constants
         (id, *values.values()),
     )
+    number: int = db.execute("SELECT rowid FROM session WHERE id = ?", (id,)).fetchone()[0]
+    return number
 
 
 def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:

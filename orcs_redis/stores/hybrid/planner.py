@@ -25,15 +25,15 @@ __all__ = [
     "SAME",
     "Act",
     "Base",
-    "Here",
     "Pending",
     "Same",
     "Side",
     "SideName",
     "Standing",
     "Step",
-    "There",
     "Unreadable",
+    "VersionHere",
+    "VersionThere",
     "caught_up",
     "content_digest",
     "forced",
@@ -97,8 +97,8 @@ class Same(Enum):
 
 
 SAME: Final = Same.SAME
-Here: TypeAlias = Side[A] | Unreadable | None
-There: TypeAlias = Side[A] | Unreadable | Same | None
+VersionHere: TypeAlias = Side[A] | Unreadable | None
+VersionThere: TypeAlias = Side[A] | Unreadable | Same | None
 
 
 class Base(Struct, frozen=True):
@@ -154,8 +154,8 @@ class Step(NamedTuple, Generic[A]):
 
 def plan(
     base: Base | None,
-    here: Here[A],
-    there: There[A],
+    here: VersionHere[A],
+    there: VersionThere[A],
     *,
     removed: Collection[str] = (),
     merging: bool = True,
@@ -371,14 +371,14 @@ def forced(
     if natural.state is SyncState.CONFLICT:
         step = plan(base, here, there, removed=removed, prefer=keep)
         if step.state is not SyncState.CONFLICT:
-            return step._replace(keep=sides)
+            return step._replace(keep=sides, reason="resolved")
     if wanted is None:
         if other is None:
             return Step(None, Act.FORGET)
-        return Step(None, Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE, keep=sides)
+        return Step(None, Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE, keep=sides, reason="resolved")
     if other is not None and other.digest == wanted.digest:
         return Step(SyncState.SYNCED, Act.ADOPT)
-    step = Step(SyncState.LOCAL_AHEAD, Act.INSTALL, wanted, keep=sides)
+    step = Step(SyncState.LOCAL_AHEAD, Act.INSTALL, wanted, keep=sides, reason="resolved")
     return step._replace(write_here=keep == "remote", write_there=keep == "local")
 
 
@@ -396,7 +396,7 @@ def sent_turns(mine: Digests, base: Digests | None, there: Digests | None) -> li
     return [*(Counter(mine.lists[_TURNS]) - known).elements()]
 
 
-def caught_up(base: Base | None, pending: Pending | None, there: There[A]) -> Base | None:
+def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]) -> Base | None:
     """Return the base, knowing that a version was sent and may have arrived.
 
     A save is atomic: if the shared store has all turns of it, it had arrived, and all that was here then is common.
