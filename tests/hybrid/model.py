@@ -130,6 +130,7 @@ class Judge:
         kind: str = "write",
         weak: bool = False,
         anew: bool = False,
+        other: View | None = None,
     ) -> Event:
         """Note that someone wrote a version at a place, over what was there.
 
@@ -143,6 +144,7 @@ class Judge:
             kind: of the event.
             weak: whether it may count or not.
             anew: whether it is another session, over whatever had its id.
+            other: the version that lost, where someone decided.
 
         """
         old = self.views[place, session]
@@ -150,6 +152,9 @@ class Judge:
         parts = old.parts if old else {}
         adds = tuple(turn for turn in view.turns if turn not in had)
         changed = {name for name in parts.keys() | view.parts.keys() if parts.get(name) != view.parts.get(name)}
+        if other is not None:
+            names = other.parts.keys() | view.parts.keys()
+            changed |= {name for name in names if other.parts.get(name) != view.parts.get(name)}
         past = self.past[place, session] | seen
         if anew or old is None:
             changed |= {name for event in self._of(session, past) for name in event.sets}
@@ -219,7 +224,10 @@ class Judge:
         self._check_version(session, old, view, machine)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
-            self.wrote(REMOTE, session, view, seen=here.past, removes=had - {*view.turns}, kind="resolve")
+            removes = had - {*view.turns}
+            self.wrote(
+                REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view
+            )
         else:
             self._put(REMOTE, session, view, past | here.past)
         self._unite(machine, session)
@@ -252,7 +260,7 @@ class Judge:
         if resolving:
             here = self.views[machine, session]
             removed = {*(here.turns if here else ())} - {*view.turns}
-            if removed:
+            if here is not None and here.digest != view.digest:
                 self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
@@ -423,7 +431,7 @@ class Judge:
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
             if strong and session not in self.lenient and (reverted := there - possible - {None}):
                 # Of two sessions that became one, the larger one may stand.
-                excused = {value for _, value in self.unprotected_values} | (kept if self._is_several(session) else set())
+                excused = {value for _, value in self.unprotected_values} | (kept | {None} if self._is_several(session) else set())
                 if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:
