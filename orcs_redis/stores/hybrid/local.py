@@ -306,8 +306,9 @@ class Local(Generic[A]):
         found: dict[str, Seen | None] = {}
         for id in ids:
             looked_ns = time.time_ns()
+            written = self._written.get(id)
             versions[id] = version = self._read(id)
-            if self._written.get(id, version.signature) == version.signature:  # else it was written since
+            if self._written.get(id) in (written, version.signature):  # else it was written since
                 self._written.pop(id, None)
             if version.signature is None:
                 if id in self.journal.seen:
@@ -319,6 +320,9 @@ class Local(Generic[A]):
 
     def note_written(self, versions: Mapping[str, tuple[Signature, Side[A]]]) -> None:
         """Note what a round has written; a file of which the content is known is certainly not read too early."""
+        for id, (signature, _) in versions.items():
+            if id in self._written and self.files.signature(id) == signature:  # else it was written since
+                self._written.pop(id)
         self.journal.note_seen(
             {
                 id: Seen(signature, signature.modified_ns + _RACY_NS, side.digest, _file_meta(side.asset))
