@@ -327,17 +327,17 @@ class Local(Generic[A]):
         )
 
     def _read(self, id: str) -> FileVersion[A]:
+        found: Found | None = None
         try:
             found = self.files.read(id)
             if found is None:
                 return FileVersion(None, None, None)
-        except CorruptSessionError as error:  # no regular file
-            return FileVersion(Unreadable(error), None, self.files.signature(id))
-        try:
-            return FileVersion(Side.of(self.decode(id, found.data)), *found[::-1])
+            return FileVersion(Side.of(self.decode(id, found.data)), found.data, found.signature)
         except StorageError as error:
             raise_interruption(error)
-            return FileVersion(Unreadable(error), *found[::-1])
+            if found is not None:
+                return FileVersion(Unreadable(error), found.data, found.signature)
+            return FileVersion(Unreadable(error), None, self.files.signature(id))
 
     def _seen(self, id: str, side: Side[A] | Unreadable | None, signature: Signature, looked_ns: int) -> Seen:
         if isinstance(side, Side):
