@@ -180,9 +180,12 @@ class Rounds(Generic[A]):
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
         if wanted is None and not round.options.deletions and not round.options.dry_run:
-            held = self._held(gone_here, len(sessions)) | self._held(self._untouched(gone_there), len(signatures))
-            round.stopped = len(held)
-            candidates = [id for id in candidates if id not in held]
+            held_here = self._held(gone_here, len(sessions))
+            held_there = self._held(self._untouched(gone_there), len(signatures))
+            self._local.look(held_here)
+            self._journal.note({}, {id: rows[id]._replace(there_revision=0) for id in held_there})
+            round.stopped = len(held_here) + len(held_there)
+            candidates = [id for id in candidates if id not in held_here and id not in held_there]
         return sorted(candidates)
 
     def _is_deleted(self, id: str) -> bool:
