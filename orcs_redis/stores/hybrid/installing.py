@@ -232,8 +232,8 @@ class Installer(Generic[A]):
     def apply(self, round: Round[A], items: Sequence[Item[A]]) -> Plan[list[str]]:
         """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
         if round.options.dry_run:
-            heard = {item.id: item.record.row for item in items if item.step.act is not Act.FORGET}
-            yield Here(self._journal.note, ({}, heard))
+            same = {item.id: _common(item) for item in items if item.step.act in (Act.ADOPT, Act.FORGET)}
+            yield Here(self._journal.note, (same, {i.id: i.record.row for i in items if i.id not in same}))
             for item in items:
                 _report(round.report, item)
             return []

@@ -271,7 +271,27 @@ class Local(Generic[A]):
 
     def changed(self) -> list[str]:
         """Return the sessions whose files have changed since they were last looked at, or are gone."""
-        return self._changed(self.files.scan())
+        return self._changed(self.scan())
+
+    def scan(self, ids: Collection[str] | None = None) -> dict[str, Signature]:
+        """Return the signatures of all files, or of some sessions', and take over what others have found in them."""
+        written = dict(self._written)
+        if ids is None:
+            signatures = self.files.scan()
+        else:
+            signatures = {id: found for id in ids if (found := self.files.signature(id))}
+        self.journal.refresh()
+        for id in written if ids is None else written.keys() & ids:
+            signature = signatures.get(id)
+            if id not in self.journal.seen if signature is None else self.is_fresh(id, signature):
+                self._forget_written(id, written[id])
+        return signatures
+
+    def _forget_written(self, id: str, noted: Signature | None) -> None:
+        """Forget that a file was written, since it was looked at after that; it may have been written once more."""
+        if id in self._written and self._written.get(id) is noted:
+            self._written.pop(id, None)
+            self._writes += 1
 
     def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
         gone = [id for id in [*self.journal.seen] if id not in signatures]
@@ -279,8 +299,7 @@ class Local(Generic[A]):
 
     def list(self, filters: Filters) -> list[SessionMeta]:
         """List the sessions here and those known in the shared store, the last updated first."""
-        signatures = self.files.scan()
-        self.journal.refresh()
+        signatures = self.scan()
         self.look(self._changed(signatures))
         standings = self.standings(signatures)
         metas = []
@@ -304,11 +323,12 @@ class Local(Generic[A]):
         """Read files, and note what is found."""
         versions: dict[str, FileVersion[A]] = {}
         found: dict[str, Seen | None] = {}
+        written = dict(self._written)
         for id in ids:
             looked_ns = time.time_ns()
             versions[id] = version = self._read(id)
-            if self._written.get(id, version.signature) == version.signature:  # else it was written since
-                self._written.pop(id, None)
+            if id in written:
+                self._forget_written(id, written[id])
             if version.signature is None:
                 if id in self.journal.seen:
                     found[id] = None
