@@ -21,6 +21,7 @@ from orcs_redis import (
     SessionAsset,
     SyncState,
 )
+from orcs_redis.model.parts import TIMES, Digests, changed
 from orcs_redis.stores.hybrid.journal import Record, Row
 from orcs_redis.stores.hybrid.local import arrived
 from orcs_redis.stores.hybrid.planner import (
@@ -284,7 +285,7 @@ def held(case: Case, name: str, base: Any, here: Any, there: Any) -> Any:
     """Which value of a part holds in a merge."""
     if case.stale:
         return there
-    if here == base or here == there:
+    if here in (base, there):
         return there
     if there == base:
         return here
@@ -338,7 +339,9 @@ def test_turns_of_a_merge(cases: Planned) -> None:
             else:
                 assert found == held(case, "turn", b, h, t), (id, case)
         left, order = turns(case.there), [turn.content for turn in step.version.asset.history.turns]
-        new = [t.content for t in case.here.asset.history.turns if t.id not in ids(case.common) and t.content not in left]
+        new = [
+            t.content for t in case.here.asset.history.turns if t.id not in ids(case.common) and t.content not in left
+        ]
         assert order[len(order) - len(new) :] == new, case  # ours after theirs
         stored = [turn.content for turn in case.there.asset.history.turns if turn.content in order]
         assert [content for content in order if content in left] == stored
@@ -446,3 +449,410 @@ def test_standings_agree_with_plans(cases: Planned) -> None:
         assert found.state == step.state, case
         row = case.row()
         assert (found.upload, found.download) == (row in (2, 8, 13, 16), row in (3, 9, 14, 15)), case
+
+
+class World:
+    """A folder and a shared store, of one session; `sync` can be cut off after each of its steps."""
+
+    def __init__(self, base: Version | None, here: Version | None, there: Version | None) -> None:
+        self.base = base_of(base)
+        self.here, self.there = here, there
+        self.revision = 1 if base is not None and equal(base, there) else 2
+        self.pending: Pending | None = None
+        self.removed: set[str] = set()
+        self.kept: list[Version | None] = []
+
+    def __repr__(self) -> str:
+        return f"World({self.base}, {self.here and parts_of(self.here)}, {self.there and parts_of(self.there)})"
+
+    def edit_here(self, turns: str = "", *, known: bool = True, **parts: Any) -> None:
+        """Write a file; `known`: through the API, which notes what it removes."""
+        before = {*ids(self.here)}
+        self.here = version(turns, **parts)
+        if known:
+            self.removed |= before - {*ids(self.here)}
+
+    def delete_here(self) -> None:
+        self.removed |= {*ids(self.here)}
+        self.here = None
+
+    def edit_there(self, side: Version | None) -> None:
+        self.there = side
+        self.revision += 1
+
+    def open(self) -> None:
+        """Note what was brought to both sides."""
+        if self.here is not None and (base := arrived(Record.of(self.base, self.pending, Row()), self.here)):
+            self.base, self.pending = base, None
+
+    def plan(self, prefer: Prefer = None) -> Step[SessionAsset]:
+        """Look, and plan what follows."""
+        self.open()
+        there: Any = self.there
+        if there is not None and self.base is not None and self.base.revision == self.revision:
+            stale = self.here is not None and lacking_turns(self.base.parts, self.here, self.removed)
+            there = there if stale else SAME
+        if there is not SAME:
+            self.base = caught_up(self.base, self.pending, there)
+        return plan(self.base, self.here, there, removed=self.removed, prefer=prefer)
+
+    def sync(self, stop: int = 6, prefer: Prefer = None) -> Step[SessionAsset]:
+        """Do one round, and end it after a step: those of hybrid.md, 2.5."""
+        step = self.plan(prefer)
+        self.install(step, stop)
+        return step
+
+    def install(self, step: Step[SessionAsset], stop: int = 6) -> None:
+        if step.act in (Act.NOTHING, Act.FORGET):
+            self.base = self.base if step.act is Act.NOTHING else None
+            return
+        if step.act is Act.INSTALL and step.version:
+            self.pending = self.intention(step, step.version)
+        self.kept += [self.here if side == "here" else self.there for side in step.keep]
+        if stop < 3:
+            return
+        if step.write_there or step.act is Act.DELETE_THERE:
+            self.edit_there(step.version)
+        if stop < 4:
+            return
+        if step.write_here and step.write_there and self.pending:
+            self.pending = Pending(self.pending.digest, self.revision, mine=self.pending.mine, sent=self.pending.sent)
+        if stop < 5:
+            return
+        if step.write_here or step.act is Act.DELETE_HERE:
+            self.here = step.version
+        if stop < 6:
+            return
+        common = self.there if step.act is Act.ADOPT else step.version
+        self.base, self.pending = base_of(common, self.revision), None
+        self.removed &= {*ids(common)}
+
+    def intention(self, step: Step[SessionAsset], version: Version) -> Pending | None:
+        if not step.write_there:
+            return Pending(version.digest, self.revision)
+        if self.here is None:
+            return None
+        base, there = (side.parts if side else None for side in (self.base, self.there))
+        over = self.there.digest if self.there else b""
+        return Pending(version.digest, over=over, mine=self.here.parts, sent=sent_turns(version.parts, base, there))
+
+    def settle(self, prefer: Prefer = None) -> SyncState | None:
+        """Do rounds until nothing is planned, at most three, or there is a conflict; return the state."""
+        for _ in range(4):
+            step = self.sync(prefer=prefer)
+            if step.act in (Act.NOTHING, Act.FORGET):
+                return step.state
+        raise AssertionError("it does not come to rest")
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """A session that was changed on both sides since it was common, or deleted; or the base is lost."""
+    base, here, there = draw(versions(twice=draw(st.booleans())))
+    kind = draw(st.sampled_from(["all", "all", "all", "no base", "here alone", "there alone", "not here", "not there"]))
+    event(kind)
+    world = World(
+        None if kind == "no base" else Side.of(base),
+        Side.of(base) if kind == "there alone" else None if kind == "not here" else Side.of(here),
+        Side.of(base) if kind == "here alone" else None if kind == "not there" else Side.of(there),
+    )
+    lacking = sorted({*ids(Side.of(base))} - {*ids(world.here)})
+    world.removed = {*lacking[: draw(st.integers(0, len(lacking)))]}
+    return world
+
+
+def contents(*sides: Version | None) -> Counter[tuple[str, str]]:
+    """The turns of sides, as often as one of them has them."""
+    found = Counter[tuple[str, str]]()
+    for side in sides:
+        if side is not None:
+            found |= Counter((turn.id, turn.content) for turn in side.asset.history.turns)
+    return found
+
+
+@given(worlds(), st.sampled_from([None, "local", "remote"]))
+@settings(max_examples=150)
+def test_three_rounds_are_enough(world: World, prefer: Prefer) -> None:
+    """From any trees, rounds end in one version on both sides or in a conflict, which a decision ends."""
+    base, here, there = world.base, world.here, world.there
+    known = set(base.parts.lists["history.turns"]) if base else set()
+    state = world.settle(prefer)
+    event(str(state))
+    if state is SyncState.CONFLICT:
+        assert (world.here, world.there) == (here, there)
+        for keep in ("local", "remote"):
+            other = copy.copy(world)
+            step = forced(world.base, here, there, keep, world.removed)
+            other.kept = []
+            other.install(step)
+            assert other.kept == [here, there]
+            assert other.settle() is SyncState.SYNCED
+            assert equal(other.here, other.there)
+        return
+    assert (world.here and world.here.digest) == (world.there and world.there.digest)
+    for side in (here, there):
+        for entry, turn in (
+            zip(side.parts.lists["history.turns"], side.asset.history.turns, strict=True) if side else ()
+        ):
+            if entry not in known:
+                assert (turn.id, turn.content) in contents(world.here, *world.kept), "what a side added is lost"
+
+
+@given(worlds())
+@settings(max_examples=150)
+def test_cut_off_before_anything_is_sent(world: World) -> None:
+    """A step that was noted and not done is planned again, just as it was."""
+    first = world.sync(stop=1)
+    again = world.plan()
+    assert (again.state, again.act) == (first.state, first.act)
+    assert (again.version and again.version.digest) == (first.version and first.version.digest)
+    assert (again.write_here, again.write_there, again.keep) == (first.write_here, first.write_there, first.keep)
+
+
+@given(worlds(), st.integers(3, 5))
+@settings(max_examples=150)
+def test_cut_off_after_it_was_sent(world: World, stop: int) -> None:
+    """The next round finds it there, brings it here, and writes nothing there a second time."""
+    step = world.sync(stop=stop)
+    revision = world.revision
+    state = world.settle()
+    assert world.revision == revision
+    if step.version is not None:
+        assert state is SyncState.SYNCED
+        assert world.here is not None
+        assert world.here.digest == world.there.digest == step.version.digest  # type: ignore[union-attr]  # it is there
+
+
+@given(worlds(), st.integers(3, 5), edits)
+@settings(max_examples=150)
+def test_cut_off_and_edited_here(world: World, stop: int, changes: list[Any]) -> None:
+    """What is edited here after a step that was cut off collides only with what others had brought by it."""
+    sent = world.here
+    step = world.sync(stop=stop)
+    if step.act is not Act.INSTALL or step.version is None or world.here is None:
+        return
+    base = base_of(sent) if step.write_there else world.base
+    if stop == 5 and step.write_here:
+        base = base_of(step.version)
+    world.open()
+    before = world.here
+    world.here = Side.of(made(before.asset, changes))
+    world.removed |= {*ids(before)} - {*ids(world.here)}
+    oracle = plan(base, world.here, world.there, removed=world.removed)
+    found = world.plan()
+    assert (found.state, found.parts) == (oracle.state, oracle.parts)
+    assert (found.version and found.version.digest) == (oracle.version and oracle.version.digest)
+
+
+@given(worlds(), st.integers(3, 5), edits)
+@settings(max_examples=150)
+def test_cut_off_and_edited_there(world: World, stop: int, changes: list[Any]) -> None:
+    """What others edit after a step that was cut off collides with nothing, if they leave what was sent."""
+    step, base = world.sync(stop=stop), world.base
+    if step.act is not Act.INSTALL or step.version is None or world.there is None or world.here is None:
+        return
+    world.edit_there(Side.of(made(world.there.asset, changes)))
+    pending = world.pending
+    if pending is not None and pending.mine is not None:
+        if pending.sent and Counter(pending.sent) - Counter(world.there.parts.lists["history.turns"]):
+            return
+        sent = changed(base.parts if base else Digests(), pending.mine)
+        if not pending.sent and sent & changed(step.version.parts, world.there.parts) - TIMES:
+            return
+    there = world.there
+    assert world.settle() is SyncState.SYNCED
+    assert contents(there) <= contents(world.there)
+
+
+# What random runs taught the design: hybrid.md, section 8.
+
+
+def test_sent_and_overwritten_from_memory() -> None:
+    """A turn that was sent comes back where a program wrote its file without it before the sending was noted."""
+    world = World(version("a"), version("ab"), version("a"))
+    world.sync(stop=3)
+    world.edit_here("ac", known=False)
+    assert world.settle() is SyncState.SYNCED
+    assert ids(world.here) == ids(world.there) == ["a", "b", "c"]
+
+
+def test_one_turn_of_a_sending_proves_nothing() -> None:
+    """What was sent was stored whole or not at all: another machine may have brought one turn of it."""
+    world = World(version("a", x=1), version("abc", x=2), version("a", x=1))
+    world.sync(stop=1)
+    world.edit_there(version("ab", x=1))
+    assert world.settle() is SyncState.SYNCED
+    assert equal(world.here, version("abc", x=2))
+    assert equal(world.there, version("abc", x=2))
+
+
+def test_what_was_there_before_is_not_sent() -> None:
+    """A merge sends what neither the base nor the shared store has, each as often as it is new."""
+    base, here, there = version("ab"), version("abcdd"), version("abd")
+    assert [key for key, _ in sent_turns(here.parts, base.parts, there.parts)] == ["c", "d"]
+    assert [key for key, _ in sent_turns(here.parts, None, None)] == ["a", "b", "c", "d", "d"]
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_merge_that_landed_and_was_deleted(stop: int) -> None:
+    """A session that was merged on both sides, and is deleted before that was noted, does not come back."""
+    world = World(version("a"), version("ab"), version("ac"))
+    world.sync(stop=stop)
+    world.open()
+    world.delete_here()
+    world.settle()
+    assert (world.here is None and world.there is None) == (stop == 5)
+    if world.there is not None:  # nothing of what others brought had been seen here
+        assert ids(world.there) == ids(world.here) == ["a", "c", "b"]
+
+
+def test_a_pull_that_was_not_written() -> None:
+    """A version that was to be pulled was not seen: it is no edit of others that a deletion here knows of."""
+    world = World(version("a"), version("a"), version("ab"))
+    world.sync(stop=1)
+    world.open()
+    world.delete_here()
+    step = world.sync()
+    assert (step.state, step.revives) == (SyncState.REMOTE_AHEAD, True)
+    assert ids(world.here) == ids(world.there) == ["a", "b"]
+
+
+@pytest.mark.parametrize("stops", [*itertools.product([1, 3, 4], repeat=2)])
+def test_cut_off_twice(stops: tuple[int, int]) -> None:
+    """A second intention does not make others' edits of what the first has sent."""
+    world = World(version("a", x=1), version("ab", x=2), version("a", x=1))
+    world.sync(stop=stops[0])
+    world.edit_here("abc", x=3)
+    world.sync(stop=stops[1])
+    world.edit_here("abcd", x=4)
+    assert world.settle() is SyncState.SYNCED
+    assert equal(world.here, version("abcd", x=4))
+    assert equal(world.there, world.here)
+
+
+@pytest.mark.parametrize("base", [version("a", x=1), None])
+def test_no_turn_was_sent(base: Version | None) -> None:
+    """A part that is there as it was sent is no change of others, who have added a turn since."""
+    world = World(base, version("a", x=2) if base else version("", x=2), base)
+    world.sync(stop=3)
+    world.edit_there(version("ab" if base else "b", x=2))
+    world.edit_here("a" if base else "", x=3)
+    assert world.settle() is SyncState.SYNCED
+    assert equal(world.here, version("ab" if base else "b", x=3))
+    assert equal(world.there, world.here)
+
+
+def test_a_sending_that_others_have_built_upon() -> None:
+    """What landed is common, whatever others have changed since in other parts."""
+    world = World(version("a"), version("ab"), version("a"))
+    world.sync(stop=3)
+    world.edit_there(version("abc"))
+    assert world.settle() is SyncState.SYNCED
+    assert ids(world.here) == ids(world.there) == ["a", "b", "c"]
+    assert world.revision == 3  # as others left it
+
+
+def test_a_first_sending_that_did_not_arrive() -> None:
+    """Cut off before it was sent, the merge of two folders without a base is the same again, and no conflict."""
+    world = World(None, version("ab", x=1), version("a", x=2))
+    assert world.sync(stop=1).state is SyncState.LOCAL_AHEAD
+    assert world.settle() is SyncState.SYNCED
+    assert equal(world.there, version("ab", x=1))
+
+
+@pytest.mark.parametrize("keep", ["local", "remote"])
+def test_a_conflict_deleted_there(keep: Literal["local", "remote"]) -> None:
+    """To resolve a session that was deleted there meanwhile keeps it, or deletes it here; what loses is kept."""
+    base, here = base_of(version("a", x=1)), version("a", x=2)
+    step = forced(base, here, None, keep)
+    assert step.keep == ("here",)
+    if keep == "local":
+        assert (step.act, step.version, step.write_here, step.write_there) == (Act.INSTALL, here, False, True)
+    else:
+        assert (step.act, step.version) == (Act.DELETE_HERE, None)
+
+
+def test_deleted_and_made_anew() -> None:
+    """A session that was deleted here and made anew has no turns of the old one, which others have not changed."""
+    world = World(version("ab"), version("ab"), version("ab"))
+    world.delete_here()
+    world.edit_here("q", birth=2)
+    assert world.settle() is SyncState.SYNCED
+    assert ids(world.here) == ids(world.there) == ["q"]
+
+
+# Files that were written from an old version.
+
+
+def test_a_stale_file_brings_back_nothing_that_was_removed() -> None:
+    """Turns that a file lacks come back, but for those removed knowingly; unless they were edited there."""
+    for there, expected in (("abc", "abd"), ("aBC", "aBCd")):
+        world = World(version("abc"), version("abc"), version("abc"))
+        world.edit_there(version(there))
+        world.edit_here("ab")
+        world.edit_here("ad", known=False)
+        assert world.settle() is SyncState.SYNCED
+        assert [turn.content for turn in world.there.asset.history.turns] == [*expected]  # type: ignore[union-attr]  # it is there
+
+
+@pytest.mark.parametrize("compacted", ["a", "a b"])
+def test_a_compaction_explains_as_many_turns_as_it_sums_up(compacted: str) -> None:
+    """A program that compacted what it had in memory does not remove the turn that was pulled meanwhile."""
+    world = World(version("ab", x=1), version("q", x=1, compacted=compacted), version("ab", x=1))
+    assert world.settle() is SyncState.SYNCED
+    assert ids(world.there) == (["q"] if compacted == "a b" else ["a", "b", "q"])
+
+
+def test_a_second_turn_of_one_id_in_a_stale_file() -> None:
+    """It is new, and stays."""
+    here = version("aA")
+    world = World(version("ab"), here, version("abc"))
+    assert world.settle() is SyncState.SYNCED
+    assert [turn.content for turn in world.there.asset.history.turns] == [*"abcA"]  # type: ignore[union-attr]  # it is there
+
+
+# Decisions.
+
+
+def test_decisions(cases: Planned) -> None:
+    """A decision ends every conflict: colliding parts are as one side has them, and no turn that one added goes."""
+    for case, step in cases:
+        if case.prefer or not case.merging or case.row() not in (6, 12):
+            continue
+        for keep in ("local", "remote"):
+            found = forced(base_of(case.base), case.here, case.there, keep, case.removed)
+            assert (found.state, found.act, found.keep) == (SyncState.LOCAL_AHEAD, Act.INSTALL, SIDES), case
+            assert found.version is not None
+            wanted, other = (case.here, case.there) if keep == "local" else (case.there, case.here)
+            assert wanted is not None
+            assert other is not None
+            if not step.parts:  # two sessions
+                assert equal(found.version, wanted)
+            for part in step.parts:
+                assert parts_of(found.version).get(part) == parts_of(wanted).get(part), (part, case)
+            assert found.write_here == (not equal(found.version, case.here))
+            assert found.write_there == (not equal(found.version, case.there))
+            if step.parts:
+                added = contents(wanted, other) - contents(case.base)
+                unsure = {part.removeprefix("turn/") for part in step.parts}
+                left = added - contents(found.version)
+                assert all(id in unsure or id in ids(case.base) for id, _ in left), case
+
+
+def test_a_side_is_forced_where_nothing_collides(cases: Planned) -> None:
+    """Without a conflict, the side that is kept is taken whole, and both are kept before."""
+    for case, step in cases:
+        if case.prefer or not case.merging or step.state is SyncState.CONFLICT:
+            continue
+        for keep in ("local", "remote"):
+            found = forced(base_of(case.base), case.here, case.there, keep, case.removed)
+            wanted, other = (case.here, case.there) if keep == "local" else (case.there, case.here)
+            if equal(wanted, other):
+                assert found.act is (Act.ADOPT if wanted else Act.FORGET)
+                continue
+            assert found.version is wanted
+            assert found.keep == tuple(name for name, side in zip(SIDES, case[1:3], strict=True) if side), case
+            if wanted is None:
+                assert found.act is (Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE)
+            else:
+                assert (found.write_here, found.write_there) == (keep == "remote", keep == "local")

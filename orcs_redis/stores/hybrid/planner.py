@@ -118,7 +118,8 @@ class Pending(Struct, frozen=True):
     """A version that is being installed.
 
     ``revision`` is known of a version that came from the shared store, or once it has arrived there. Of one that is
-    sent there, ``mine`` is what was here then, and ``sent`` are the turns that it brings.
+    sent there, ``over`` is the digest of what was there, ``mine`` what was here then, and ``sent`` are the turns that
+    it brings.
     """
 
     digest: bytes
@@ -126,6 +127,7 @@ class Pending(Struct, frozen=True):
     operation: bytes = b""
     mine: Digests | None = None
     sent: list[Entry] = []
+    over: bytes = b""
 
 
 class Act(Enum):
@@ -410,7 +412,7 @@ def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]
     """
     if pending is None or pending.mine is None or not isinstance(there, Side):
         return base
-    if base is not None and there.digest == base.digest:
+    if there.digest == pending.over or (base is not None and there.digest == base.digest):
         return base
     theirs = Counter(there.parts.lists[_TURNS])
     arrived = there.digest == pending.digest or (pending.sent and not Counter(pending.sent) - theirs)
