@@ -377,9 +377,10 @@ def _intention(item: Item[A]) -> Pending | None:
         return None if mark is None else Pending(item.version.digest, mark.revision, mark.operation_id)
     if not isinstance(item.here, Side):
         return None  # what arrives there is pulled
-    there = item.there.parts if isinstance(item.there, Side) else None
+    there, over = (item.there.parts, item.there.digest) if isinstance(item.there, Side) else (None, b"")
     base = None if item.record.base is None else item.record.base.parts
-    return Pending(item.version.digest, mine=item.here.parts, sent=sent_turns(item.version.parts, base, there))
+    sent = sent_turns(item.version.parts, base, there)
+    return Pending(item.version.digest, mine=item.here.parts, sent=sent, over=over)
 
 
 def _arrived_there(item: Item[A]) -> Pending | None:
