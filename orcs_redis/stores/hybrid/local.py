@@ -339,6 +339,9 @@ class Local(Generic[A]):
 
     def note_written(self, versions: Mapping[str, tuple[Signature, Side[A]]]) -> None:
         """Note what a round has written; a file of which the content is known is certainly not read too early."""
+        for id, (signature, _) in versions.items():
+            if id in self._written and self.files.signature(id) == signature:  # else it was written since
+                self._written.pop(id)
         self.journal.note_seen(
             {
                 id: Seen(signature, signature.modified_ns + _RACY_NS, side.digest, _file_meta(side.asset))
