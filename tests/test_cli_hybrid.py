@@ -201,7 +201,7 @@ def test_a_conflict_is_shown(fleet: Fleet) -> None:
     outcome = fleet.run("sync", fleet.folder, *fleet.where)
     assert outcome.code == 4
     assert outcome.out.splitlines()[1].split() == ["s1", "conflict", "metadata.title"]
-    assert outcome.out.splitlines()[-1] == "1 conflicts"
+    assert outcome.out.splitlines()[-1] == "1 in conflict"
     lines = fleet.run("status", fleet.folder, *fleet.where).out.splitlines()
     assert lines[1].split() == ["s1", "project", "1", "Conflict", "metadata.title"]
     assert lines[2].startswith("2 synced, 1 in conflict; last synced ")
@@ -332,7 +332,7 @@ def test_an_unreadable_file_is_a_conflict(fleet: Fleet) -> None:
     assert outcome.code == 4
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("s1")]
     assert "can't be read" in line
-    assert outcome.out.splitlines()[-1] == "2 uploaded, 1 conflicts"
+    assert outcome.out.splitlines()[-1] == "2 uploaded, 1 in conflict"
     assert (fleet.folder / "s1.json").read_text() == "{"
 
 
@@ -368,7 +368,7 @@ def test_what_fails_is_named(run: Run, start_server: Callable[..., Server], tmp_
         pytest.param(2, "is a file", ("sync", "{here}/s1.json"), id="a file"),
         pytest.param(2, "does not exist", ("status", "{here}/nope"), id="status of none"),
         pytest.param(2, "does not exist", ("kept", "{here}/nope"), id="copies of none"),
-        pytest.param(2, "file", ("sync", "{here}", "--url", "file:///tmp/x"), id="no server"),
+        pytest.param(2, "no folder of files", ("sync", "{here}", "--url", "file:///tmp/x"), id="no server"),
         pytest.param(2, "unknown scheme", ("status", "{here}", "--url", "http://user:hidden@host"), id="bad URL"),
         pytest.param(2, "namespace", ("sync", "{here}", "--namespace", "{{x}}"), id="bad namespace"),
         pytest.param(2, "local, or remote?", ("resolve", "{here}", "s1", "--keep", "mine"), id="no such file"),
@@ -402,7 +402,7 @@ def test_in_a_terminal(where: tuple[str, ...], tmp_path: Path) -> None:
     files = LocalFileStore[SessionAsset](tmp_path)
     files.save(asset)
     (tmp_path / f"{EVIL[-8:]}.json").write_text("{")
-    plain = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+    plain = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
     def shown(*arguments: str, code: int = 0) -> str:
         got = in_a_terminal(*arguments, *where, code=code)
