@@ -163,7 +163,7 @@ def kept(
     if options.json:
         print_json([_kept_json(copy) for copy in copies])
     elif copies:
-        _print_kept(copies)
+        _print_kept(copies, of_one=id is not None)
     else:
         complain("no copies are kept")
 
@@ -262,7 +262,7 @@ class _Lines:
                 self._open.pop(id, None)
                 self._line(kind, id)
         for path in report.kept:
-            self._line("kept", path.parent.name, copy=path.name)
+            self._line("kept", path.parent.name, copy=path.stem)
         for id, error in report.failed:
             if self._is_new(id, str(error)):
                 self._line("failed", id, why=str(error))
@@ -368,15 +368,21 @@ def _named(copies: Sequence[Kept], name: str) -> Kept:
     return found[0]
 
 
-def _print_kept(copies: Sequence[Kept]) -> None:
-    columns = (_ids(copy.id for copy in copies), Column("copy", whole=True), Column("why"))
-    print_table(columns, ((copy.id, copy.path.name, copy.why) for copy in copies))
+def _print_kept(copies: Sequence[Kept], *, of_one: bool) -> None:
+    """Print copies by their names, of which the first half is when, and which side lost."""
+    named = Column("copy", whole=True)
+    if of_one:
+        print_table((named, Column("why")), ((copy.path.stem, copy.why) for copy in copies))
+        return
+    has_room = output().width >= 100
+    rows = [[copy.id, copy.path.stem, copy.why if has_room else ""] for copy in copies]
+    _print_filled((_ids(copy.id for copy in copies), named, Column("why")), rows)
 
 
 def _kept_json(copy: Kept) -> dict[str, str]:
     return {
         "id": copy.id,
-        "copy": copy.path.name,
+        "copy": copy.path.stem,
         "side": copy.side,
         "at": copy.at.isoformat(),
         "why": copy.why,
