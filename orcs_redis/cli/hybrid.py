@@ -5,7 +5,7 @@ Only sync, resolve and status --fresh ask the server.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -168,11 +168,20 @@ def kept(
         complain("no copies are kept")
 
 
-def _open(options: CommonOptions, folder: Path, prefer: Side | None = None, *, live: bool = False) -> Store:
+def _open(
+    options: CommonOptions,
+    folder: Path,
+    prefer: Side | None = None,
+    *,
+    on_sync: Callable[[SyncReport], object] | None = None,
+) -> Store:
+    """Open a folder; a live store if someone is to be called."""
     if isinstance(resolve_url(options.url), FileFolder):
         raise ValueError("the shared store is in Redis, and no folder of files")
     side: Literal["local", "remote"] | None = None if prefer is None else prefer.value
-    return HybridSessionStore(folder, options.url, live=live, prefer=side, namespace=options.namespace or "orcs")
+    namespace = options.namespace or "orcs"
+    live = on_sync is not None
+    return HybridSessionStore(folder, options.url, live=live, prefer=side, on_sync=on_sync, namespace=namespace)
 
 
 # Rounds
@@ -233,9 +242,7 @@ def _follow(options: CommonOptions, folder: Path, prefer: Side | None, **first: 
     with suppress(UnavailableError), _open(options, folder, prefer) as once, progress_of("syncing") as progress:
         lines.print(_round(once, **first, progress=progress))
     reports = SimpleQueue[SyncReport]()
-    store = _open(options, folder, prefer, live=True)
-    store._observe = reports.put
-    with store:
+    with _open(options, folder, prefer, on_sync=reports.put) as store:
         reached = True
         while True:
             with suppress(Empty):

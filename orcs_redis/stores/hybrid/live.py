@@ -35,13 +35,18 @@ class Live(Generic[A]):
     """What follows both sides. `wake` is an asyncio.Event or threading.Event, of the form of the store."""
 
     def __init__(
-        self, local: Local[A], rounds: Rounds[A], scan: float, wake: Any, observe: Callable[[SyncReport], object]
+        self,
+        local: Local[A],
+        rounds: Rounds[A],
+        scan: float,
+        wake: Any,
+        on_sync: Callable[[SyncReport], object] | None,
     ) -> None:
         self._local = local
         self._rounds = rounds
         self._scan = scan
         self._wake = wake
-        self._observe = observe
+        self._on_sync = on_sync
         self._closed = False
         self._saved: dict[str, float] = {}  # sessions that were written here, and when they are due
         self._failed = False  # whether something was left that no change will bring up again
@@ -65,7 +70,7 @@ class Live(Generic[A]):
                 delay = _FIRST_DELAY
             except StorageError as error:
                 raise_interruption(error)
-                self._rounds.note_error(error)
+                self._rounds.note_failure(error)
                 _log.debug("live synchronisation goes on in %.1f s at most: %s", delay, error)
                 yield from self._wait(random.uniform(delay / 2, delay))
                 delay = min(2 * delay, _LAST_DELAY)
@@ -128,7 +133,8 @@ class Live(Generic[A]):
             _log.warning("%s", error)
 
     def _note(self, report: SyncReport) -> None:
-        self._observe(report)
+        if self._on_sync is not None:
+            self._on_sync(report)
         self._failed = bool(report.failed)
         done = {name: len(ids) for name in report.__struct_fields__ if (ids := getattr(report, name))}
         if done:
