@@ -259,6 +259,10 @@ def test_a_copy_is_restored(fleet: Fleet) -> None:
     shown = fleet.run("kept", fleet.folder, *fleet.where).out.splitlines()
     assert len(shown) == 1 + len(before)
     assert any(line.startswith("s1 ") and name in line for line in shown)
+    lines = fleet.run("kept", fleet.folder, "s1", *fleet.where).out.splitlines()
+    assert lines[0].split() == ["copy", "why"]
+    assert any(line.startswith(f"{name} ") for line in lines)
+    assert fleet.run("kept", fleet.folder, "s2", *fleet.where).out == ""
     outcome = fleet.run("kept", fleet.folder, "s1", "--restore", name, *fleet.where)
     assert (outcome.code, outcome.out) == (0, "restored s1\n")
     assert fleet.files.load("s1").metadata["title"] == "theirs"
@@ -357,6 +361,14 @@ def test_what_fails_is_named(run: Run, start_server: Callable[..., Server], tmp_
     assert len(outcome.err.splitlines()) == 1
     assert "s1" in outcome.err
     assert "secret" not in outcome.err
+    with Live(fleet.folder, "--url", f"redis://reader:secret@127.0.0.1:{server.port}/0", "--json") as live:
+        found = live.document()
+        assert (found["kind"], found["id"]) == ("failed", "s1")
+        assert found["why"]
+        with fleet.peer() as peer:
+            peer.append("s0", ConversationTurn.user("there"))
+        assert live.document()["id"] == "s0"  # s1 was not told again
+        assert live.end(signal.SIGINT) == ""
     assert fleet.sync()["uploaded"] == ["s1"]
 
 

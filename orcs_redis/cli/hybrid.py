@@ -192,13 +192,9 @@ def _round(store: Store, **arguments: Any) -> SyncReport:
     try:
         return store.sync(**arguments)
     except StoreResetError as error:
-        raise StorageError(f"{_sentence(error)} Nothing was done; with --adopt what is here goes there") from error
+        raise StorageError(f"{error}. Nothing was done: if that is as it should be, use sync --adopt") from error
     except SyncStoppedError as error:
-        raise StorageError(f"{_sentence(error)} With --deletions they are made") from error
-
-
-def _sentence(error: StorageError) -> str:
-    return f"{str(error).rstrip('.')}."
+        raise StorageError(f"{error}: if that is as it should be, use sync --deletions") from error
 
 
 def _report_json(report: SyncReport, failed: list[dict[str, str]]) -> dict[str, object]:
@@ -364,15 +360,11 @@ def _session_of(path: Path, id: str) -> SessionAsset:
 
 
 def _named(copies: Sequence[Kept], name: str) -> Kept:
-    """Find a copy by its file's name or path."""
-    found = [copy for copy in copies if copy.path == Path(name) or name in (copy.path.name, copy.path.stem)]
-    if not found:
-        raise Absent(f"there is no copy {name}")
-    if len(found) > 1:
-        raise ValueError(
-            f"--restore {name}: sessions {', '.join(copy.id for copy in found)} have one: name the session"
-        )
-    return found[0]
+    """Find a copy by its name, or the path of its file."""
+    for copy in copies:
+        if name in (copy.path.stem, copy.path.name) or Path(name) == copy.path:
+            return copy
+    raise Absent(f"there is no copy {name}")
 
 
 def _print_kept(copies: Sequence[Kept], *, of_one: bool) -> None:
