@@ -13,7 +13,7 @@ import orcs_redis.sync
 from orcs_redis import SessionAsset, StorageError
 from orcs_redis.errors import OutcomeUnknownError, StoreFullError, StoreResetError, UnavailableError
 from orcs_redis.stores.hybrid import files, journal, local, rounds
-from orcs_redis.stores.hybrid.rounds import SyncOptions
+from orcs_redis.stores.hybrid.installing import SyncOptions
 from orcs_redis.stores.hybrid.shared import Shared
 from orcs_redis.stores.hybrid.steps import Connect, Each, Here, Pause, There
 
@@ -166,7 +166,11 @@ class _Faulty(Shared[SessionAsset]):
         return version
 
     def put(self, asset: Any, revision: int) -> Any:
-        return (yield from self._write(f"put {asset.id} over {revision}", asset.id, lambda: Shared.put(self, asset, revision)))
+        return (
+            yield from self._write(
+                f"put {asset.id} over {revision}", asset.id, lambda: Shared.put(self, asset, revision)
+            )
+        )
 
     def clear(self, id: str) -> Any:
         return (yield from self._write(f"clear {id}", id, lambda: Shared.clear(self, id)))

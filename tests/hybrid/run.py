@@ -22,7 +22,7 @@ from .world import World
 
 __all__ = ["Found", "Report", "one", "run"]
 
-_MEMORY = Path("/dev/shm")  # a disk would be synced at each write  # noqa: S108
+_MEMORY = Path("/dev/shm")  # a disk would be synced at each write
 
 
 @dataclass

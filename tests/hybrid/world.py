@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -273,9 +272,7 @@ class World:
         if held is None:
             return
         removed = self._changed(held.asset, machine.name)
-        done = self._act(
-            machine, id, "saves", lambda store: store.save(held.asset), seen=held.past, removes=removed
-        )
+        done = self._act(machine, id, "saves", lambda store: store.save(held.asset), seen=held.past, removes=removed)
         held.past |= self.judge.past[machine.name, id] if done else 0
         if not done or self.random.random() < 0.6:
             self._held.pop((machine.name, id), None)
@@ -367,9 +364,7 @@ class World:
                 self.judge.check_file(machine.name, id, view_of(machine.store.load(id)), event)
         return not outcome
 
-    def _check_local_merge(
-        self, machine: Machine, id: str, before: View | None, view: View, removed: set[str]
-    ) -> None:
+    def _check_local_merge(self, machine: Machine, id: str, before: View | None, view: View, removed: set[str]) -> None:
         lost = {*(before.turns if before else ())} - {*view.turns} - removed
         if lost:
             raise Violation("lost", f"{lost} of {id}, by a write on {machine.name}: {before} became {view}")
@@ -576,7 +571,15 @@ class World:
 
 
 def _is_empty(report: Any) -> bool:
-    lists = (report.uploaded, report.downloaded, report.merged, report.deleted, report.revived, report.failed, report.kept)
+    lists = (
+        report.uploaded,
+        report.downloaded,
+        report.merged,
+        report.deleted,
+        report.revived,
+        report.failed,
+        report.kept,
+    )
     return not any(lists)
 
 
