@@ -329,6 +329,26 @@ def test_deletions_in_bulk_stop(run: Run, where: tuple[str, ...], tmp_path: Path
         assert peer.count() == 10
 
 
+def test_deletions_in_bulk_stop_live(run: Run, where: tuple[str, ...], tmp_path: Path) -> None:
+    """Where most files vanish under a live store it ends, says how many they are, and deletes none of them there."""
+    fill(tmp_path, 40)
+    fleet = Fleet(run, where, tmp_path)
+    with Live(tmp_path, *where, "--json") as live, fleet.peer() as peer:
+        for _ in range(40):
+            live.document()
+        vanished = tmp_path / "vanished"
+        vanished.mkdir()
+        live.process.send_signal(signal.SIGSTOP)  # it is to find all of them gone, not one after the other
+        for number in range(30):
+            (tmp_path / f"s{number}.json").rename(vanished / f"s{number}.json")
+        live.process.send_signal(signal.SIGCONT)
+        errors = live.error() + live.error()
+        assert "--deletions" in errors
+        assert "30 sessions" in errors
+        assert live.process.wait(30) == 1
+        assert peer.count() == 40
+
+
 def test_an_unreadable_file_is_a_conflict(fleet: Fleet) -> None:
     """It is named, left alone, and the others go on."""
     (fleet.folder / "s1.json").write_text("{")

@@ -180,8 +180,9 @@ class Rounds(Generic[A]):
                 gone_here.append(id)
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
-        if wanted is None and not round.options.deletions and not round.options.dry_run:
-            held = self._held(gone_here, len(sessions)) | self._held(self._untouched(gone_there), len(signatures))
+        if not round.options.deletions and not round.options.dry_run:
+            there, here = (sessions, signatures) if wanted is None else (rows, self._journal.seen)
+            held = self._held(gone_here, len(there)) | self._held(self._untouched(gone_there), len(here))
             round.stopped = len(held)
             candidates = [id for id in candidates if id not in held]
         return sorted(candidates)
