@@ -225,9 +225,7 @@ class Judge:
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
             removes = had - {*view.turns}
-            self.wrote(
-                REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view
-            )
+            self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
         else:
             self._put(REMOTE, session, view, past | here.past)
         self._unite(machine, session)
@@ -431,7 +429,9 @@ class Judge:
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
             if strong and session not in self.lenient and (reverted := there - possible - {None}):
                 # Of two sessions that became one, the larger one may stand.
-                excused = {value for _, value in self.unprotected_values} | (kept | {None} if self._is_several(session) else set())
+                excused = {value for _, value in self.unprotected_values} | (
+                    kept | {None} if self._is_several(session) else set()
+                )
                 if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:

@@ -179,9 +179,10 @@ class Rounds(Generic[A]):
                 gone_here.append(id)
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
-        if wanted is None and not round.options.deletions and not round.options.dry_run:
-            held_here = self._held(gone_here, len(sessions))
-            held_there = self._held(self._untouched(gone_there), len(signatures))
+        if not round.options.deletions and not round.options.dry_run:
+            there, here = (sessions, signatures) if wanted is None else (rows, self._journal.seen)
+            held_here = self._held(gone_here, len(there))
+            held_there = self._held(self._untouched(gone_there), len(here))
             self._local.look(held_here)
             self._journal.note({}, {id: rows[id]._replace(there_revision=0) for id in held_there})
             round.stopped = len(held_here) + len(held_there)
