@@ -234,10 +234,10 @@ async def test_updated(a: Machine) -> None:
         session.metadata["n"] = session.metadata.get("n", 0) + 1
 
     results = await asyncio.gather(*(a.update("s", increment) for _ in range(20)))
-    assert sorted(result.metadata["n"] for result in results) == list(range(1, 21))
+    assert sorted(result.asset.metadata["n"] for result in results) == list(range(1, 21))
     assert (await a.load("s")).metadata["n"] == 20
     before = a.traces()
-    assert (await a.update("s", setting(n=20))).metadata["n"] == 20
+    assert (await a.update("s", setting(n=20))).asset.metadata["n"] == 20
 
     def fail(session: SessionAsset) -> None:
         session.metadata["n"] = 0
