@@ -287,6 +287,14 @@ class Local(Generic[A]):
                 self._forget_written(id, written[id])
         return signatures
 
+    def misplaced(self) -> set[str]:
+        """Return the ids of sessions that are in files of other names, since these were renamed."""
+        signatures = self.scan()
+        self.look(self._changed(signatures))
+        seen = self.journal.seen
+        unreadable = [id for id in signatures if id in seen and not seen[id].digest]
+        return {inside for id in unreadable if (inside := self.files.id_inside(id)) is not None}
+
     def _forget_written(self, id: str, noted: Signature | None) -> None:
         """Forget that a file was written, since it was looked at after that; it may have been written once more."""
         if id in self._written and self._written.get(id) is noted:

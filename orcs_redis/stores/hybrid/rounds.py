@@ -179,6 +179,10 @@ class Rounds(Generic[A]):
                 gone_here.append(id)
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
+        if gone_here:  # a renamed file is no deletion
+            misplaced = self._local.misplaced()
+            candidates = [id for id in candidates if id not in misplaced or id not in gone_here]
+            gone_here = [id for id in gone_here if id not in misplaced]
         if wanted is None and not round.options.deletions and not round.options.dry_run:
             held_here = self._held(gone_here, len(sessions))
             held_there = self._held(self._untouched(gone_there), len(signatures))
