@@ -196,6 +196,13 @@ class Files:
             return _read(self._file(id), id)
         return None
 
+    def id_inside(self, id: str) -> str | None:
+        """Return the id that is in a session's file; None: there is no such file, or no id in it."""
+        with suppress(StorageError, msgspec.DecodeError, RecursionError):
+            if (found := self.read(id)) is not None:
+                return msgspec.json.decode(found.data, type=_Named).id
+        return None
+
     # Locks.
 
     @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from ...errors import ConflictError, CorruptSessionError, NotFoundError, StorageError, UnavailableError
-from ...interrupts import raise_interruption, suppress
+from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset, to_datetime
 from ...model.filters import Filters
 from ...model.ids import check_id
@@ -287,23 +287,19 @@ class Local(Generic[A]):
                 self._forget_written(id, written[id])
         return signatures
 
+    def misplaced(self) -> set[str]:
+        """Return the ids of sessions that are in files of other names, since these were renamed."""
+        signatures = self.scan()
+        self.look(self._changed(signatures))
+        seen = self.journal.seen
+        unreadable = [id for id in signatures if id in seen and not seen[id].digest]
+        return {inside for id in unreadable if (inside := self.files.id_inside(id)) is not None}
+
     def _forget_written(self, id: str, noted: Signature | None) -> None:
         """Forget that a file was written, since it was looked at after that; it may have been written once more."""
         if id in self._written and self._written.get(id) is noted:
             self._written.pop(id, None)
             self._writes += 1
-
-    def ids_in_other_files(self) -> set[str]:
-        """Return the sessions that are in files of other names: these were renamed, and the sessions not deleted."""
-        found = set()
-        for id, signature in self.files.scan().items():
-            seen = self.journal.seen.get(id)
-            if seen is None or not seen.digest or not self.is_fresh(id, signature):
-                with suppress(StorageError):
-                    file = self.files.read(id)
-                    if file is not None and (inside := self._type.from_json(file.data).id) != id:
-                        found.add(inside)
-        return found
 
     def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
         gone = [id for id in [*self.journal.seen] if id not in signatures]
