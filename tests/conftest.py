@@ -26,6 +26,7 @@ import orcs_redis
 import orcs_redis.sync
 from orcs_redis.transport import embedded
 
+from .command_line import Outcome, Run
 from .servers import BINARIES, BINARY
 from .servers import Server as Server
 from .servers import free_port as free_port
@@ -134,6 +135,23 @@ def closed(tmp_path: Path) -> Iterator[Path]:
         os.seteuid(65534)
     yield folder
     os.seteuid(user)
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line and checks what holds for every run."""
+    from orcs_redis.cli import main
+
+    def run(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as info:
+            main([str(argument) for argument in arguments])
+        outcome = Outcome(int(info.value.code or 0), *capfd.readouterr())
+        assert "Traceback" not in outcome.err
+        assert all(line.startswith("orcs-redis: ") for line in outcome.err.splitlines())
+        return outcome
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -4,55 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import pty
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from orcs_redis import ConversationTurn, RawItem, SessionAsset
-from orcs_redis.cli import main
 from orcs_redis.sync import LocalFileStore, open_store
 
+from .command_line import Run, in_a_terminal
+
 EVIL = "\x1b[31mred\x1b]0;title\x07 [bold]markup[/bold] \x9b2J \u202ereversed"
-
-
-class Outcome:
-    """How a run of the command line went."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> object:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and checks what holds for every run."""
-
-    def run(*arguments: str | Path) -> Outcome:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as info:
-            main([str(argument) for argument in arguments])
-        outcome = Outcome(int(info.value.code or 0), *capfd.readouterr())
-        assert "Traceback" not in outcome.err
-        assert all(line.startswith("orcs-redis: ") for line in outcome.err.splitlines())
-        return outcome
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -701,29 +670,6 @@ def test_watch_in_a_terminal_has_colours(embedded: str) -> None:
     got = in_a_terminal(*arguments, until="by", code=130)
     assert "\x1b[32msaved" in got
     assert "[red]\\u202eid" in got
-
-
-def in_a_terminal(*arguments: str, until: str | None = None, code: int = 0, columns: int = 80) -> str:
-    """Run the command line in a pseudo-terminal and return all that it got; press Ctrl-C after `until`."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": str(columns)}
-        os.execv(sys.executable, [sys.executable, "-m", "orcs_redis.cli", *arguments])
-    got = b""
-    while True:
-        try:
-            part = os.read(terminal, 65536)
-        except OSError:  # Linux says so that the other end is closed
-            break
-        if not part:
-            break
-        got += part
-        if until is not None and until.encode() in got:
-            os.write(terminal, b"\x03")
-            until = None
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
-    return got.decode()
 
 
 @pytest.mark.parametrize("command", [("ls",), ("show", "evil [red]x"), ("show", "evil [red]x", "--json")], ids=" ".join)

@@ -236,6 +236,23 @@ def test_the_tables_of_methods(module: Any) -> None:
     assert {"append", "turns", "update", "page", "lease", "watch"}.isdisjoint(dir(module.LocalFileStore))  # README
 
 
+@pytest.mark.parametrize("module", [orcs_redis, orcs_redis.sync], ids=["async", "blocking"])
+def test_the_tables_of_a_hybrid_store(module: Any) -> None:
+    """They have its own options with their defaults, and its methods beyond those of every store."""
+    rows = table("docs/reference/options.md", "A folder with a shared store")
+    shown = [text for row in rows for text in code(row[0])]
+    kind = module.HybridSessionStore
+    parameters = inspect.signature(kind).parameters.values()
+    own = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} | {"asset_type": None}
+    defaults = dict(text.split("=") for text in shown if re.fullmatch(r"\w+=[^()]*", text))
+    assert {name: ast.literal_eval(text) for name, text in defaults.items()} | {"asset_type": None} == own
+    base = {name for name in dir(module.SessionStore) if not name.startswith("_")}
+    methods = {name for name in dir(kind) if not name.startswith("_")} - base - {"aclose", "close", "path"}
+    assert {re.split(r"\W", text)[0] for text in shown if text not in map("=".join, defaults.items())} == methods | {
+        "load"
+    }
+
+
 def test_the_table_of_errors() -> None:
     """It has every error that there is, but the base and one that no store raises."""
     shown = {text.partition("(")[0] for row in table("docs/reference/options.md", "Errors") for text in code(row[0])}

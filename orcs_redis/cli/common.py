@@ -18,6 +18,7 @@ from .terminal import complain, print_json, print_text, safe
 
 __all__ = [
     "CODES",
+    "CONFLICTS",
     "DONE",
     "FAILED",
     "INTERRUPTED",
@@ -38,10 +39,10 @@ __all__ = [
     "finish",
 ]
 
-DONE, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE, NOT_FOUND, CONFLICTS, INTERRUPTED = 0, 1, 2, 3, 4, 130
 CODES = (
-    "Exit codes: 0 done; 1 failed, if only in part; 2 wrong usage; 3 no such session or record; 130 interrupted, "
-    "143 terminated."
+    "Exit codes: 0 done; 1 failed, if only in part; 2 wrong usage; 3 no such session or record; 4 conflicts are left "
+    "(sync); 130 interrupted, 143 terminated."
 )
 
 T = TypeVar("T")

@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:  # they are in the extra "cli"; a traceback
     raise SystemExit(f"orcs-redis: {error.name} is missing: pip install 'orcs-redis[cli]'") from None
 
 from .common import CODES, DONE, INTERRUPTED, CommonOptions, Ended, JsonOption, NamespaceOption, UrlOption, exit_code
+from .hybrid import commands as hybrid
 from .reading import commands as reading
 from .server import commands as server
 from .terminal import complain, print_text
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (reading, writing, transfer, server):  # in the order of the help
+for commands in (reading, writing, transfer, hybrid, server):  # in the order of the help
     commands.add_to(app)
 
 

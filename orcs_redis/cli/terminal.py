@@ -30,6 +30,8 @@ from ..model.sections import ConversationHistory, ConversationTurn
 from ..protocol.changes import Change
 
 __all__ = [
+    "Column",
+    "age",
     "change_line",
     "complain",
     "describe_session",
@@ -41,8 +43,10 @@ __all__ = [
     "print_line",
     "print_list",
     "print_records",
+    "print_table",
     "print_text",
     "progress_bar",
+    "progress_of",
     "records_json",
     "safe",
     "turns_json",
@@ -67,11 +71,23 @@ def output(*, stderr: bool = False) -> Console:
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar on standard error if that is a terminal; what it yields advances it by one."""
-    console = output(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with _progress() as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error if that is a terminal; what it yields takes what is done, and of how many."""
+    with _progress() as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _progress() -> Progress:
+    console = output(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def safe(text: str) -> str:
@@ -133,7 +149,8 @@ def _when(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S}"
 
 
-def _age(time: datetime) -> str:
+def age(time: datetime) -> str:
+    """Return how long ago that was."""
     seconds = (datetime.now(UTC) - time).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -207,7 +224,7 @@ def print_list(metas: Sequence[SessionMeta]) -> None:
             "id": meta.id,
             "name": meta.name or "",
             "turns": str(meta.turn_count),
-            "updated": f"{_when(meta.updated_at)} UTC, " * with_time + _age(meta.updated_at),
+            "updated": f"{_when(meta.updated_at)} UTC, " * with_time + age(meta.updated_at),
             "project": meta.project_path or "",
             "labels": _labels(meta.labels),
         }
@@ -253,7 +270,7 @@ def describe_session(asset: SessionAsset, turns: int) -> Text:
         "labels": _labels(labels),
         "technologies": ", ".join(project.technologies),
         "created": f"{_when(asset.created_at)} UTC",
-        "updated": f"{_when(asset.updated_at)} UTC, {_age(asset.updated_at)}",
+        "updated": f"{_when(asset.updated_at)} UTC, {age(asset.updated_at)}",
         "turns": f"{history.skipped + len(history)}, and {summarised} summarised",
         "skills": ", ".join(asset.skill_configs),
         "snapshots": ", ".join(asset.component_snapshots),

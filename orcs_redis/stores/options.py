@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar
 from ..model.asset import SessionAsset
 from ..protocol.keys import MAX_PARTITIONS, check_namespace
 from ..transport.address import Address, Credentials, EmbeddedFolder, FileFolder, MemoryName, Target, resolve
+from .hybrid.results import SyncReport
 
 __all__ = ["HybridArguments", "OptionArguments", "Options", "check_arguments"]
 
@@ -76,6 +77,7 @@ class HybridArguments(OptionArguments, total=False):
     prefer: Literal["local", "remote"] | None
     keep_days: float
     scan: float
+    on_sync: Callable[[SyncReport], object] | None
 
 
 # By target, the options that mean nothing there.

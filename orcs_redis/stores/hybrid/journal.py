@@ -145,6 +145,7 @@ class Journal:
         self._path = path
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
         self._version = -1  # of the database as others left it
         self._defaults: dict[str, bytes] = {}  # digests of the parts of an empty session
         self._names = b""  # theirs, as a dictionary to compress names with
@@ -158,11 +159,12 @@ class Journal:
             self.refresh()
 
     def close(self) -> None:
-        """Close it."""
+        """Close it. Later calls raise UnavailableError."""
         with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def refresh(self) -> None:
         """Take over what other processes have noted."""
@@ -235,13 +237,14 @@ class Journal:
 
         Args:
             records: all that is known; None: the session is forgotten. A base ends what was removed before it.
-            rows: what is known, but for base and pending.
+            rows: what was heard of the shared store, and conflicts; base and pending remain as they are.
             remote: the shared store that the bases are of; None: as it was.
 
         """
         if not records and not rows and remote is None:
             return
         removals: dict[str, Removal | None] = {}
+        rows = {id: _with_base_of(self.rows.get(id, Row()), row) for id, row in rows.items()}
 
         def write(db: sqlite3.Connection) -> None:
             for id, row in rows.items():
@@ -406,6 +409,8 @@ class Journal:
     def _run(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """Call a function with the database, as others have left it."""
         with self._lock, self._translated():
+            if self._closed:
+                raise UnavailableError("the store is closed")
             if self._connection is None:
                 self._connection = self._open()
                 self._version = -1
@@ -439,7 +444,9 @@ class Journal:
             raise UnavailableError(f"{error}: {self._path}") from error
 
     def _move_aside(self) -> StorageError:
-        self.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
         for suffix in ("", "-wal", "-shm"):
@@ -488,6 +495,15 @@ def _unpack_keys(keys: list[str] | bytes | None, items: list[bytes]) -> list[str
 
 
 _SELECT: Final = f"SELECT id, {', '.join(_LIGHT)} FROM session"  # noqa: S608  # constants
+
+
+def _with_base_of(known: Row, row: Row) -> Row:
+    return row._replace(
+        base_digest=known.base_digest,
+        base_revision=known.base_revision,
+        base_operation=known.base_operation,
+        has_pending=known.has_pending,
+    )
 
 
 _DETAILS: Final = """

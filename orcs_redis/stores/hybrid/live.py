@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from ...errors import StorageError, SyncStoppedError
@@ -33,11 +34,19 @@ _MANY = 500  # sessions: beyond that all are compared
 class Live(Generic[A]):
     """What follows both sides. `wake` is an asyncio.Event or threading.Event, of the form of the store."""
 
-    def __init__(self, local: Local[A], rounds: Rounds[A], scan: float, wake: Any) -> None:
+    def __init__(
+        self,
+        local: Local[A],
+        rounds: Rounds[A],
+        scan: float,
+        wake: Any,
+        on_sync: Callable[[SyncReport], object] | None,
+    ) -> None:
         self._local = local
         self._rounds = rounds
         self._scan = scan
         self._wake = wake
+        self._on_sync = on_sync
         self._closed = False
         self._saved: dict[str, float] = {}  # sessions that were written here, and when they are due
         self._failed = False  # whether something was left that no change will bring up again
@@ -61,6 +70,7 @@ class Live(Generic[A]):
                 delay = _FIRST_DELAY
             except StorageError as error:
                 raise_interruption(error)
+                self._rounds.note_failure(error)
                 _log.debug("live synchronisation goes on in %.1f s at most: %s", delay, error)
                 yield from self._wait(random.uniform(delay / 2, delay))
                 delay = min(2 * delay, _LAST_DELAY)
@@ -123,6 +133,8 @@ class Live(Generic[A]):
             _log.warning("%s", error)
 
     def _note(self, report: SyncReport) -> None:
+        if self._on_sync is not None:
+            self._on_sync(report)
         self._failed = bool(report.failed)
         done = {name: len(ids) for name in report.__struct_fields__ if (ids := getattr(report, name))}
         if done:

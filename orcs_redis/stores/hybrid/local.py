@@ -251,7 +251,8 @@ class Local(Generic[A]):
             except StorageError as error:
                 raise_interruption(error)
                 turns = set()
-            self.journal.note_removal(id, turns, deleted=True)
+            if id in self.journal.rows:  # else the shared store never had it from here
+                self.journal.note_removal(id, turns, deleted=True)
             try:
                 self.files.remove(id, file_digest(found.data), keep=None)
             except Moved:  # another program has written it in this moment
@@ -270,7 +271,9 @@ class Local(Generic[A]):
 
     def changed(self) -> list[str]:
         """Return the sessions whose files have changed since they were last looked at, or are gone."""
-        signatures = self.files.scan()
+        return self._changed(self.files.scan())
+
+    def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
         gone = [id for id in [*self.journal.seen] if id not in signatures]
         return gone + [id for id, signature in signatures.items() if not self.is_fresh(id, signature)]
 
@@ -278,7 +281,7 @@ class Local(Generic[A]):
         """List the sessions here and those known in the shared store, the last updated first."""
         signatures = self.files.scan()
         self.journal.refresh()
-        self.look([id for id, signature in signatures.items() if not self.is_fresh(id, signature)])
+        self.look(self._changed(signatures))
         standings = self.standings(signatures)
         metas = []
         for id, signature in signatures.items():
@@ -304,7 +307,8 @@ class Local(Generic[A]):
         for id in ids:
             looked_ns = time.time_ns()
             versions[id] = version = self._read(id)
-            self._written.pop(id, None)
+            if self._written.get(id, version.signature) == version.signature:  # else it was written since
+                self._written.pop(id, None)
             if version.signature is None:
                 if id in self.journal.seen:
                     found[id] = None
@@ -342,8 +346,17 @@ class Local(Generic[A]):
         reason = side.reason if side is not None else ""
         return Seen(signature, looked_ns, b"", None if before is None else before.meta, reason)
 
+    def open(self) -> None:
+        """Note what a process that was killed had brought to both sides, unless another process is at it."""
+        if (lock := self.files.try_lock_round()) is not None:
+            try:
+                self.settle()
+            finally:
+                lock.release()
+
     def settle(self, ids: Collection[str] | None = None) -> None:
-        """Note as common what was being installed and has arrived on both sides; no network is needed for that."""
+        """Note as common what was being installed and is on both sides. The caller has the lock on rounds."""
+        self.journal.refresh()
         pending = [id for id, row in self.journal.rows.items() if row.has_pending and (ids is None or id in ids)]
         records = self.journal.records(pending)
         settled: dict[str, Record | None] = {}

@@ -369,14 +369,14 @@ def forced(
     if natural.state is SyncState.CONFLICT:
         step = plan(base, here, there, removed=removed, prefer=keep)
         if step.state is not SyncState.CONFLICT:
-            return step._replace(keep=sides)
+            return step._replace(keep=sides, reason="resolved")
     if wanted is None:
         if other is None:
             return Step(None, Act.FORGET)
-        return Step(None, Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE, keep=sides)
+        return Step(None, Act.DELETE_THERE if keep == "local" else Act.DELETE_HERE, keep=sides, reason="resolved")
     if other is not None and other.digest == wanted.digest:
         return Step(SyncState.SYNCED, Act.ADOPT)
-    step = Step(SyncState.LOCAL_AHEAD, Act.INSTALL, wanted, keep=sides)
+    step = Step(SyncState.LOCAL_AHEAD, Act.INSTALL, wanted, keep=sides, reason="resolved")
     return step._replace(write_here=keep == "remote", write_there=keep == "local")
 
 

@@ -30,6 +30,7 @@ from ...errors import (
     UnavailableError,
     VersionIncompatibleError,
 )
+from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.ids import check_id
 from ...model.meta import SyncMode, SyncState
@@ -69,11 +70,6 @@ _BATCH_BYTES = 8 * 2**20
 _ATTEMPTS = 10  # at a session that others write all the time
 _BRAKE = 10  # so many deletions no round stops at
 _LOCK_SECONDS = 0.02
-_WHY = {
-    Act.DELETE_HERE: "deleted in the shared store",
-    Act.DELETE_THERE: "deleted here",
-    Act.INSTALL: "it has what the merged session lacks",
-}
 
 
 @dataclass(frozen=True)
@@ -202,15 +198,18 @@ class Rounds(Generic[A]):
         """How the folder stands with the shared store, by the last round."""
         return SyncMode.SYNCING if self._busy else self._mode
 
+    def note_failure(self, error: StorageError) -> None:
+        """Note why the shared store was not reached, or can't be used."""
+        offline = isinstance(error, (UnavailableError, OutcomeUnknownError))
+        self._mode = SyncMode.OFFLINE if offline else SyncMode.ERROR
+
     @contextlib.contextmanager
     def _noting_mode(self) -> Iterator[None]:
         try:
             yield
-        except (UnavailableError, OutcomeUnknownError):
-            self._mode = SyncMode.OFFLINE
-            raise
-        except StorageError:
-            self._mode = SyncMode.ERROR
+        except StorageError as error:
+            raise_interruption(error)
+            self.note_failure(error)
             raise
         self._mode = SyncMode.ONLINE
 
@@ -407,7 +406,8 @@ class Rounds(Generic[A]):
     def _apply(self, round: _Round[A], items: Sequence[_Item[A]]) -> Plan[list[str]]:
         """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
         if round.options.dry_run:
-            yield Here(self._journal.note, ({}, {item.id: item.record.row for item in items}))
+            heard = {item.id: item.record.row for item in items if item.step.act is not Act.FORGET}
+            yield Here(self._journal.note, ({}, heard))
             for item in items:
                 _report(round.report, item)
             return []
@@ -460,7 +460,7 @@ class Rounds(Generic[A]):
         return kept
 
     def _keep(self, item: _Item[A]) -> Iterator[Path]:
-        why = item.step.reason or _WHY.get(item.step.act, "")
+        why = item.step.reason or _why(item.step)
         for side in item.step.keep:
             if side == "here" and item.data is not None:
                 yield self._files.keep(item.id, side, item.data, why)
@@ -517,7 +517,7 @@ class Rounds(Generic[A]):
         return results
 
     def _delete_here(self, item: _Item[A]) -> list[Path]:
-        path = self._files.remove(item.id, item.expected or b"", keep=_WHY[item.step.act])
+        path = self._files.remove(item.id, item.expected or b"", keep=item.step.reason or _why(item.step))
         self._journal.note_seen({item.id: None})
         return [path] if path else []
 
@@ -539,9 +539,13 @@ class Rounds(Generic[A]):
 
         """
         shared: Shared[A] = yield Connect()
-        round = yield from self._begin(shared, [check_id(id)], SyncOptions(dry_run=True))
-        items = yield from self._read(round, [id], round.index.sessions, whole=True)
-        _raise_failure(round)
+        lock = yield from self._locked()
+        try:
+            round = yield from self._begin(shared, [check_id(id)], SyncOptions(dry_run=True))
+            items = yield from self._read(round, [id], round.index.sessions, whole=True)
+            _raise_failure(round)
+        finally:
+            lock.release()
         item = items[0]
         if item.here is None and item.there is None:
             raise NotFoundError(id)
@@ -613,6 +617,15 @@ def _heard(row: Row, mark: Mark | None, listed: Listed | None, here: HereSide[A]
     meta = listed.meta if listed is not None and here is None else b""
     row = row._replace(there_revision=0, there_origin=b"", there_meta=meta, reason=step.reason, parts=step.parts)
     return row if mark is None else row._replace(there_revision=mark.revision or -1, there_origin=mark.operation_id[:8])
+
+
+def _why(step: Step[A]) -> str:
+    """Return why the loser of a step is kept."""
+    if step.act is Act.DELETE_HERE:
+        return "deleted in the shared store"
+    if step.write_here and step.write_there:
+        return "lost in a merge"
+    return "replaced by the shared store's version" if step.write_here else "replaced by the version here"
 
 
 def _intention(item: _Item[A]) -> Pending | None:

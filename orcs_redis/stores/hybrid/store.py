@@ -72,6 +72,7 @@ class HybridSessionStore(Generic[A]):
         prefer: Literal["local", "remote"] | None = None,
         keep_days: float = 30.0,
         scan: float = 2.0,
+        on_sync: Callable[[SyncReport], object] | None = None,
         **options: Any,
     ) -> None:
         """Open the folder, and make it if it is absent. The network is not waited for.
@@ -84,6 +85,7 @@ class HybridSessionStore(Generic[A]):
             prefer: whose parts hold where both sides changed the same: "local" or "remote". None: that is a conflict.
             keep_days: for so many days a copy of what loses is kept.
             scan: after so many seconds a live store looks for files that other programs have changed.
+            on_sync: is called with what each round of a live store has done.
             options: those of `open_store`.
 
         Raises:
@@ -105,12 +107,13 @@ class HybridSessionStore(Generic[A]):
         self._files = Files(path)
         self._journal = Journal(self._files.home / "state.db")
         self._local: Local[A] = Local(self._files, self._journal, checked.asset_type)
-        self._local.settle()
+        self._local.open()
         self._rounds = Rounds(self._local, Rules(merge, prefer, keep_days))
         self._workers = Workers(16, "orcs-redis-hybrid")
         self._is_live = live
         self._scan = scan
         self._live: Live[A] | None = None
+        self._on_sync = on_sync
         self._work: BackgroundWork | None = None
         self._remote: RedisSessionStore[A] | None = None
         self._shared: Shared[A] | None = None
@@ -485,7 +488,7 @@ class HybridSessionStore(Generic[A]):
         if self._closed:
             raise UnavailableError("the store is closed")
         if self._is_live and self._live is None:
-            self._live = Live(self._local, self._rounds, self._scan, asyncio.Event())
+            self._live = Live(self._local, self._rounds, self._scan, asyncio.Event(), self._on_sync)
             self._work = BackgroundWork(self._run_live)
 
     async def _run_live(self) -> None:
