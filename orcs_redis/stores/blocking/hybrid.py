@@ -25,11 +25,12 @@ from ...transport.address import FileFolder
 from ...transport.threads import BackgroundWork, Driver, Workers, pause
 from ..disk import AnyPath
 from ..hybrid.files import Files, file_digest
+from ..hybrid.installing import Progress, Rules, SyncOptions
 from ..hybrid.journal import Journal
 from ..hybrid.live import Live
 from ..hybrid.local import Ancestor, Local, Saved, ancestor_of, set_ancestor
 from ..hybrid.results import Conflict, Kept, SyncReport
-from ..hybrid.rounds import Progress, Rounds, Rules, SyncOptions
+from ..hybrid.rounds import Rounds
 from ..hybrid.shared import Shared
 from ..hybrid.steps import Connect, Each, Here, Listen, Pause, Plan, Step, There
 from ..options import HybridArguments, check_arguments

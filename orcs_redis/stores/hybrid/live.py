@@ -14,9 +14,10 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...protocol.changes import Change
 from ...protocol.watching import Watcher
+from .installing import SyncOptions
 from .local import Local
 from .results import SyncReport
-from .rounds import Rounds, SyncOptions
+from .rounds import Rounds
 from .shared import Shared
 from .steps import Connect, Here, Listen, Pause, Plan, There
 

@@ -25,15 +25,15 @@ __all__ = [
     "SAME",
     "Act",
     "Base",
-    "Here",
     "Pending",
     "Same",
     "Side",
     "SideName",
     "Standing",
     "Step",
-    "There",
     "Unreadable",
+    "VersionHere",
+    "VersionThere",
     "caught_up",
     "content_digest",
     "forced",
@@ -97,8 +97,8 @@ class Same(Enum):
 
 
 SAME: Final = Same.SAME
-Here: TypeAlias = Side[A] | Unreadable | None
-There: TypeAlias = Side[A] | Unreadable | Same | None
+VersionHere: TypeAlias = Side[A] | Unreadable | None
+VersionThere: TypeAlias = Side[A] | Unreadable | Same | None
 
 
 class Base(Struct, frozen=True):
@@ -154,8 +154,8 @@ class Step(NamedTuple, Generic[A]):
 
 def plan(
     base: Base | None,
-    here: Here[A],
-    there: There[A],
+    here: VersionHere[A],
+    there: VersionThere[A],
     *,
     removed: Collection[str] = (),
     merging: bool = True,
@@ -394,7 +394,7 @@ def sent_turns(mine: Digests, base: Digests | None, there: Digests | None) -> li
     return [*(Counter(mine.lists[_TURNS]) - known).elements()]
 
 
-def caught_up(base: Base | None, pending: Pending | None, there: There[A]) -> Base | None:
+def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]) -> Base | None:
     """Return the base, knowing that a version was sent and may have arrived.
 
     A save is atomic: if the shared store has all turns of it, it had arrived, and all that was here then is common.

@@ -1,29 +1,18 @@
-"""A round of synchronisation: compare both sides, say what follows, install it in batches. The only writer of bases.
-
-A version is installed in this order: what is intended is noted; it is written there, bound to the revision that was
-seen, then here, bound to the bytes that were seen; it is noted as common. Wherever that is cut off, the next round
-tells its own half-done step from another's edit.
-"""
+"""Rounds of synchronisation: what has changed on both sides, conflicts that are decided. One at a time in a folder."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar, cast
-
-import msgspec
+from collections.abc import Collection, Iterator, Sequence
+from typing import Generic, Literal, TypeVar, cast
 
 from ...errors import (
     ConflictError,
     CorruptSessionError,
     NotFoundError,
     OutcomeUnknownError,
-    PermissionDeniedError,
     StorageError,
     StoreResetError,
     SyncStoppedError,
@@ -34,119 +23,23 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.ids import check_id
 from ...model.meta import SyncMode, SyncState
-from ...protocol.reads import Mark
-from .files import Files, Moved, Replacement, RoundLock, Signature, file_digest
-from .journal import Record, Remote, Row
-from .local import Local, arrived
-from .planner import (
-    SAME,
-    Act,
-    Base,
-    Pending,
-    Side,
-    Step,
-    Unreadable,
-    caught_up,
-    forced,
-    lacking_turns,
-    plan,
-    sent_turns,
-    sides_of,
-)
-from .planner import Here as HereSide
-from .planner import There as ThereSide
+from .files import RoundLock
+from .installing import ATTEMPTS, Installer, Item, Round, Rules, SyncOptions, reached
+from .journal import Remote, Row
+from .local import Local
+from .planner import Act, Side, Step, Unreadable, forced, sides_of
 from .results import Conflict, SyncReport
-from .shared import Index, Listed, Shared, Version
-from .steps import Connect, Each, Here, Pause, Plan, RedisPlan, There
+from .shared import Index, Shared
+from .steps import Connect, Here, Pause, Plan, There
 
-__all__ = ["Progress", "Rounds", "Rules", "SyncOptions"]
+__all__ = ["Rounds"]
 
 A = TypeVar("A", bound=SessionAsset)
-Progress = Callable[[int, int], object]
 
-_log = logging.getLogger("orcs_redis")
 _BATCH = 32  # sessions
 _BATCH_BYTES = 8 * 2**20
-_ATTEMPTS = 10  # at a session that others write all the time
 _BRAKE = 10  # so many deletions no round stops at
 _LOCK_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What follows where both sides have changed, and how long what loses is kept."""
-
-    merging: bool = True
-    prefer: Literal["local", "remote"] | None = None
-    keep_days: float = 30.0
-
-
-@dataclass(frozen=True)
-class SyncOptions:
-    """What a round is to do beyond the usual."""
-
-    dry_run: bool = False
-    adopt: bool = False
-    deletions: bool = False
-    verify: bool = False
-    progress: Progress | None = None
-
-
-class _Item(NamedTuple, Generic[A]):
-    """A session as it was read on both sides, and what follows."""
-
-    id: str
-    record: Record  # with the base that what was sent has become
-    here: HereSide[A]
-    data: bytes | None  # of the file
-    there: ThereSide[A]
-    mark: Mark | None  # of the version there
-    removed: Collection[str]
-    step: Step[A]
-
-    @property
-    def version(self) -> Side[A]:
-        """What is installed."""
-        return cast(Side[A], self.step.version)
-
-    @property
-    def expected(self) -> bytes | None:
-        return None if self.data is None else file_digest(self.data)
-
-
-@dataclass
-class _Round(Generic[A]):
-    """What a round works with, and what it has come to."""
-
-    shared: Shared[A]
-    options: SyncOptions
-    remote: Remote
-    index: Index
-    report: SyncReport = field(default_factory=SyncReport)
-    stopped: int = 0  # deletions that the brake has prevented
-    total: int = 0
-    done: int = 0
-    fatal: StorageError | None = None
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.options.progress is not None:
-            self.options.progress(self.done, self.total)
-
-    def note_reached(self, items: Sequence[_Item[A]]) -> Remote | None:
-        """Take over which revisions the store has reached by what was written; return what is to be noted."""
-        revisions: dict[int, int] = {}
-        for item in items:
-            if item.mark is not None:
-                number = self.shared.partition_of(item.id)
-                revisions[number] = max(item.mark.revision, revisions.get(number, 0))
-        self.remote = _reached(self.remote, revisions)._replace(incarnation=self.shared.incarnation)
-        return self.remote if self.remote.incarnation else None
-
-    def fail(self, id: str, error: StorageError) -> None:
-        self.report.failed.append((id, error))
-        if isinstance(error, (UnavailableError, StoreResetError)):
-            self.fatal = error
 
 
 class Rounds(Generic[A]):
@@ -154,10 +47,10 @@ class Rounds(Generic[A]):
 
     def __init__(self, local: Local[A], rules: Rules) -> None:
         self._local = local
-        self._files: Files = local.files
+        self._files = local.files
         self._journal = local.journal
         self._rules = rules
-        self._denied = False
+        self._installer = Installer(local, rules)
         self._busy = False  # whether a round has something to do
         self._mode = SyncMode.OFFLINE
         remote = local.journal.read_remote()
@@ -183,7 +76,7 @@ class Rounds(Generic[A]):
                 round.total = len(candidates)
                 round.advance(0)
                 for batch in self._batches(candidates):
-                    yield from self._bring_together(round, batch)
+                    yield from self._installer.bring_together(round, batch)
                     round.advance(len(batch))
                 yield Here(self._end, (round, wanted is None))
             finally:
@@ -220,7 +113,7 @@ class Rounds(Generic[A]):
                 return lock
             yield Pause(random.uniform(_LOCK_SECONDS / 2, _LOCK_SECONDS))
 
-    def _begin(self, shared: Shared[A], wanted: list[str] | None, options: SyncOptions) -> Plan[_Round[A]]:
+    def _begin(self, shared: Shared[A], wanted: list[str] | None, options: SyncOptions) -> Plan[Round[A]]:
         """Find out what is in the shared store, and that it is the one that the bases are of."""
         yield Here(self._local.settle, (wanted,))
         remote: Remote | None = yield Here(self._journal.read_remote)
@@ -242,7 +135,7 @@ class Rounds(Generic[A]):
             remote = Remote(shared.incarnation, shared.name, {}, None)
             if shared.incarnation:
                 yield Here(self._journal.note, ({}, {}, remote))
-        return _Round(shared, options, _reached(remote, index.revisions), index)
+        return Round(shared, options, reached(remote, index.revisions), index)
 
     def _index(self, shared: Shared[A], wanted: list[str] | None) -> Plan[Index]:
         index: Index
@@ -267,7 +160,7 @@ class Rounds(Generic[A]):
         }
         self._journal.forget_bases(kept)
 
-    def _candidates(self, round: _Round[A], wanted: list[str] | None) -> list[str]:
+    def _candidates(self, round: Round[A], wanted: list[str] | None) -> list[str]:
         """Return the sessions of which something has changed, without those that the brake holds."""
         if wanted is None:
             signatures = self._files.scan()
@@ -322,206 +215,7 @@ class Rounds(Generic[A]):
         if batch:
             yield batch
 
-    def _bring_together(self, round: _Round[A], ids: Sequence[str]) -> Plan[None]:
-        """Read sessions on both sides, do what follows, and again those that were changed meanwhile."""
-        sessions = round.index.sessions
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                yield Pause(random.uniform(0, 0.005 * 2**attempt))
-                sessions = (yield There(round.shared.glance, (ids,))).sessions
-            items = yield from self._read(round, ids, sessions)
-            ids = yield from self._apply(round, items)
-            if round.fatal is not None:
-                raise round.fatal
-            if not ids:
-                return
-        for id in ids:
-            round.fail(id, ConflictError(id, 0, 0, reason="it is written all the time"))
-
-    def _read(
-        self, round: _Round[A], ids: Sequence[str], sessions: Mapping[str, Listed], *, whole: bool = False
-    ) -> Plan[list[_Item[A]]]:
-        """Read sessions on both sides, there only where it is needed or with `whole`, and plan what follows."""
-        found = yield Here(self._read_here, (ids,))
-        wanted = []
-        for id, (record, here, _, removed) in found.items():
-            listed = sessions.get(id)
-            if listed is None:
-                continue
-            base = record.base
-            same = base is not None and record.row.has_revision(listed.revision, listed.origin)
-            if whole or not same or (isinstance(here, Side) and base and lacking_turns(base.parts, here, removed)):
-                wanted.append(id)
-        versions = yield Each(round.shared.read, wanted)
-        contents: dict[str, Version[A] | None] = {}
-        for id, version in zip(wanted, versions, strict=True):
-            if isinstance(version, StorageError):
-                round.fail(id, version)
-                if round.fatal is not None:
-                    raise round.fatal
-                del found[id]
-            else:
-                contents[id] = version
-        items: list[_Item[A]] = yield Here(self._plan, (found, contents, sessions))
-        return items
-
-    def _read_here(self, ids: Sequence[str]) -> dict[str, tuple[Record, HereSide[A], bytes | None, Collection[str]]]:
-        """Read files, and then what is known: what was removed is noted before the file shows it."""
-        versions = self._local.look(ids)
-        self._journal.refresh()
-        records = self._journal.records(ids)
-        found: dict[str, tuple[Record, HereSide[A], bytes | None, Collection[str]]] = {}
-        for id, version in versions.items():
-            record = records.get(id, Record(Row(), None, None))
-            if isinstance(version.side, Side) and (base := arrived(record, version.side)) is not None:
-                record = Record.of(base, None, record.row)
-            removal = self._journal.removals.get(id)
-            found[id] = record, version.side, version.data, frozenset() if removal is None else removal.turns
-        return found
-
-    def _plan(
-        self,
-        found: Mapping[str, tuple[Record, HereSide[A], bytes | None, Collection[str]]],
-        contents: Mapping[str, Version[A] | None],
-        sessions: Mapping[str, Listed],
-    ) -> list[_Item[A]]:
-        items = []
-        for id, (record, here, data, removed) in found.items():
-            there: ThereSide[A] = None
-            mark = None
-            base = record.base
-            if id in contents:
-                if (version := contents[id]) is not None:
-                    there, mark = version.side, Mark(version.revision, version.operation)
-                base = caught_up(base, record.pending, there)
-            elif id in sessions and base is not None:
-                there, mark = SAME, Mark(base.revision, base.operation)
-            step = plan(base, here, there, removed=removed, merging=self._rules.merging, prefer=self._rules.prefer)
-            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, step))
-            items.append(_Item(id, record, here, data, there, mark, removed, step))
-        return items
-
-    # Doing it
-
-    def _apply(self, round: _Round[A], items: Sequence[_Item[A]]) -> Plan[list[str]]:
-        """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
-        if round.options.dry_run:
-            heard = {item.id: item.record.row for item in items if item.step.act is not Act.FORGET}
-            yield Here(self._journal.note, ({}, heard))
-            for item in items:
-                _report(round.report, item)
-            return []
-        items = yield Here(self._prepare, (round, items))
-        there = [item for item in items if item.step.write_there or item.step.act is Act.DELETE_THERE]
-        answers = yield Each(lambda item: self._write_there(round.shared, item), there)
-        again, done = [], []
-        marks = {}
-        for item, answer in zip(there, answers, strict=True):
-            if isinstance(answer, (ConflictError, NotFoundError)):
-                again.append(item.id)
-            elif isinstance(answer, StorageError):
-                self._fail_write(round, item.id, answer)
-            else:
-                marks[item.id] = answer
-        for item in items:
-            if item not in there:
-                done.append(item)
-            elif item.id in marks:
-                done.append(item._replace(mark=marks[item.id]))
-        again += yield Here(self._finish, (round, done))
-        return again
-
-    def _fail_write(self, round: _Round[A], id: str, error: StorageError) -> None:
-        round.fail(id, error)
-        if isinstance(error, PermissionDeniedError) and not self._denied:
-            self._denied = True
-            _log.warning("sessions can't be sent to the shared store: %s", error)
-
-    def _prepare(self, round: _Round[A], items: Sequence[_Item[A]]) -> list[_Item[A]]:
-        """Note what is intended, and keep what will be lost; return what can be done."""
-        ready, notes = [], {}
-        for item in items:
-            record = item.record
-            if item.step.act is Act.INSTALL:
-                record = Record.of(record.base, _intention(item), record.row)
-            if item.step.state is not None:
-                notes[item.id] = record
-            ready.append(item._replace(record=record))
-        self._journal.note(notes)
-        kept = []
-        for item in ready:
-            try:
-                if item.step.act is not Act.DELETE_HERE:
-                    round.report.kept.extend(self._keep(item))
-            except StorageError as error:
-                round.fail(item.id, error)
-            else:
-                kept.append(item)
-        return kept
-
-    def _keep(self, item: _Item[A]) -> Iterator[Path]:
-        why = item.step.reason or _why(item.step)
-        for side in item.step.keep:
-            if side == "here" and item.data is not None:
-                yield self._files.keep(item.id, side, item.data, why)
-            elif side == "there" and isinstance(item.there, Side):
-                yield self._files.keep(item.id, side, item.there.asset.to_json().encode(), why)
-
-    @staticmethod
-    def _write_there(shared: Shared[A], item: _Item[A]) -> RedisPlan[Mark | None]:
-        revision = 0 if item.mark is None else item.mark.revision
-        if item.step.act is Act.DELETE_THERE:
-            yield from shared.remove(item.id, revision)
-            return None
-        return (yield from shared.put(item.version.asset, revision))
-
-    def _finish(self, round: _Round[A], items: Sequence[_Item[A]]) -> list[str]:
-        """Write what is to be written here, and note what is common; return what has changed meanwhile."""
-        sent = {
-            item.id: Record.of(item.record.base, _arrived_there(item), item.record.row)
-            for item in items
-            if item.step.write_here and item.step.write_there
-        }
-        self._journal.note(sent)
-        again: list[str] = []
-        replaced = self._write_here([item for item in items if item.step.write_here])
-        notes: dict[str, Record | None] = {}
-        for item in items:
-            result = replaced.get(item.id)
-            try:
-                if isinstance(result, Exception):
-                    raise result
-                if item.step.act is Act.DELETE_HERE:
-                    round.report.kept.extend(self._delete_here(item))
-            except (Moved, NotFoundError):
-                again.append(item.id)
-            except StorageError as error:
-                round.fail(item.id, error)
-            else:
-                if item.step.act is not Act.NOTHING:
-                    notes[item.id] = _common(item)
-                _report(round.report, item)
-        self._journal.note(notes, {}, round.note_reached(items))
-        return again
-
-    def _write_here(self, items: Sequence[_Item[A]]) -> dict[str, Signature | Moved | StorageError]:
-        versions = {item.id: item.step.version for item in items if item.step.version is not None}
-        expected = {item.id: item.expected for item in items}
-        replacements = [
-            Replacement(id, version.asset.to_json().encode(), expected[id]) for id, version in versions.items()
-        ]
-        results = dict(zip(versions, self._files.replace(replacements), strict=True))
-        self._local.note_written(
-            {id: (result, versions[id]) for id, result in results.items() if isinstance(result, Signature)}
-        )
-        return results
-
-    def _delete_here(self, item: _Item[A]) -> list[Path]:
-        path = self._files.remove(item.id, item.expected or b"", keep=item.step.reason or _why(item.step))
-        self._journal.note_seen({item.id: None})
-        return [path] if path else []
-
-    def _end(self, round: _Round[A], whole: bool) -> None:
+    def _end(self, round: Round[A], whole: bool) -> None:
         if round.report.kept:
             self._files.prune_kept(self._rules.keep_days)
         if not round.report.failed:
@@ -542,7 +236,7 @@ class Rounds(Generic[A]):
         lock = yield from self._locked()
         try:
             round = yield from self._begin(shared, [check_id(id)], SyncOptions(dry_run=True))
-            items = yield from self._read(round, [id], round.index.sessions, whole=True)
+            items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
             _raise_failure(round)
         finally:
             lock.release()
@@ -568,16 +262,16 @@ class Rounds(Generic[A]):
         shared: Shared[A] = yield Connect()
         lock = yield from self._locked()
         try:
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 if attempt:
                     yield Pause(random.uniform(0, 0.005 * 2**attempt))
                 round = yield from self._begin(shared, [check_id(id)], SyncOptions())
-                items = yield from self._read(round, [id], round.index.sessions, whole=True)
+                items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
                 _raise_failure(round)
                 item = _resolved(items[0], keep)
                 if isinstance(item.there, Unreadable) and item.step.write_there:
                     item = yield from self._clear_there(round, item)
-                again = yield from self._apply(round, [item])
+                again = yield from self._installer.apply(round, [item])
                 _raise_failure(round)
                 if not again:
                     yield Here(self._end, (round, False))
@@ -586,7 +280,7 @@ class Rounds(Generic[A]):
         finally:
             lock.release()
 
-    def _clear_there(self, round: _Round[A], item: _Item[A]) -> Plan[_Item[A]]:
+    def _clear_there(self, round: Round[A], item: Item[A]) -> Plan[Item[A]]:
         """Delete what can't be read in the shared store."""
         yield There(round.shared.clear, (item.id,))
         return item._replace(there=None, mark=None)
@@ -607,62 +301,7 @@ def _reset(remote: Remote, shared: Shared[A], index: Index) -> str:
     return ""
 
 
-def _reached(remote: Remote, revisions: Mapping[int, int]) -> Remote:
-    reached = {number: max(revision, remote.revisions.get(number, 0)) for number, revision in revisions.items()}
-    return remote._replace(revisions={**remote.revisions, **reached})
-
-
-def _heard(row: Row, mark: Mark | None, listed: Listed | None, here: HereSide[A], step: Step[A]) -> Row:
-    """Return what is known of a session, with what was heard of the shared store."""
-    meta = listed.meta if listed is not None and here is None else b""
-    row = row._replace(there_revision=0, there_origin=b"", there_meta=meta, reason=step.reason, parts=step.parts)
-    return row if mark is None else row._replace(there_revision=mark.revision or -1, there_origin=mark.operation_id[:8])
-
-
-def _why(step: Step[A]) -> str:
-    """Return why the loser of a step is kept."""
-    if step.act is Act.DELETE_HERE:
-        return "deleted in the shared store"
-    if step.write_here and step.write_there:
-        return "lost in a merge"
-    return "replaced by the shared store's version" if step.write_here else "replaced by the version here"
-
-
-def _intention(item: _Item[A]) -> Pending | None:
-    """Return what is to be noted before a version is installed."""
-    step, mark = item.step, item.mark
-    if not step.write_there:
-        return None if mark is None else Pending(item.version.digest, mark.revision, mark.operation_id)
-    if not isinstance(item.here, Side):
-        return None  # what arrives there is pulled
-    there = item.there.parts if isinstance(item.there, Side) else None
-    base = None if item.record.base is None else item.record.base.parts
-    return Pending(item.version.digest, mine=item.here.parts, sent=sent_turns(item.version.parts, base, there))
-
-
-def _arrived_there(item: _Item[A]) -> Pending | None:
-    """Return what is noted once a version is there, and not here yet."""
-    pending = item.record.pending or Pending(item.version.digest)
-    mark = cast(Mark, item.mark)
-    return msgspec.structs.replace(pending, revision=mark.revision, operation=mark.operation_id)
-
-
-def _common(item: _Item[A]) -> Record | None:
-    """Return what is known of a session once it is the same on both sides; None: it is gone."""
-    step, mark = item.step, item.mark
-    if step.act not in (Act.ADOPT, Act.INSTALL):
-        return None
-    side = step.version if step.write_there else item.there
-    if mark is None or not isinstance(side, Side):
-        raise ValueError("what is common was not read")
-    base = Base(side.parts, side.digest, mark.revision, mark.operation_id)
-    row = item.record.row._replace(
-        there_revision=mark.revision, there_origin=mark.operation_id[:8], there_meta=b"", reason="", parts=()
-    )
-    return Record.of(base, None, row)
-
-
-def _resolved(item: _Item[A], keep: Literal["local", "remote"] | A) -> _Item[A]:
+def _resolved(item: Item[A], keep: Literal["local", "remote"] | A) -> Item[A]:
     """Return a session with the step that resolves it."""
     for side in (item.here, item.there):
         if isinstance(side, Unreadable) and isinstance(side.error, VersionIncompatibleError):
@@ -682,7 +321,7 @@ def _resolved(item: _Item[A], keep: Literal["local", "remote"] | A) -> _Item[A]:
     return item._replace(step=forced(item.record.base, here, there, keep, item.removed))
 
 
-def _whole(item: _Item[A], version: Side[A]) -> Step[A]:
+def _whole(item: Item[A], version: Side[A]) -> Step[A]:
     """Return the step that makes a session this version on both sides."""
     write_here = not isinstance(item.here, Side) or item.here.digest != version.digest
     write_there = not isinstance(item.there, Side) or item.there.digest != version.digest
@@ -690,25 +329,9 @@ def _whole(item: _Item[A], version: Side[A]) -> Step[A]:
     return Step(SyncState.LOCAL_AHEAD, Act.INSTALL, version, write_here, write_there, sides, reason="resolved")
 
 
-def _raise_failure(round: _Round[A]) -> None:
+def _raise_failure(round: Round[A]) -> None:
     for _, error in round.report.failed:
         raise error
-
-
-def _report(report: SyncReport, item: _Item[A]) -> None:
-    step = item.step
-    if step.state is SyncState.CONFLICT:
-        report.conflicts.append(item.id)
-    elif step.act in (Act.DELETE_HERE, Act.DELETE_THERE):
-        report.deleted.append(item.id)
-    elif step.act is Act.INSTALL and step.revives:
-        report.revived.append(item.id)
-    elif step.write_here and step.write_there:
-        report.merged.append(item.id)
-    elif step.write_there:
-        report.uploaded.append(item.id)
-    elif step.write_here:
-        report.downloaded.append(item.id)
 
 
 def _sorted(report: SyncReport) -> SyncReport:

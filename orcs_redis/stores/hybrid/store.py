@@ -26,11 +26,12 @@ from ..disk import AnyPath
 from ..options import HybridArguments, check_arguments
 from ..redis import RedisSessionStore
 from .files import Files, file_digest
+from .installing import Progress, Rules, SyncOptions
 from .journal import Journal
 from .live import Live
 from .local import Ancestor, Local, Saved, ancestor_of, set_ancestor
 from .results import Conflict, Kept, SyncReport
-from .rounds import Progress, Rounds, Rules, SyncOptions
+from .rounds import Rounds
 from .shared import Shared
 from .steps import Connect, Each, Here, Listen, Pause, Plan, Step, There
 

@@ -1,0 +1,474 @@
+"""The judge: it knows every fact that was ever written, who had seen it, and what must come of it.
+
+A write is an event with its past: the events that its writer had seen. Turns have ids of their own, and so has each
+value of a part, so that what is stored tells which events came to be there. Sets of events are bits of an integer.
+
+    covered    a write that some deletion had seen: its session may be gone
+    weak       what a program wrote from an old version in its memory, or an act that was killed half-way: it may count
+               or not (hybrid.md 2.6)
+    unprotected    what was in one file only, never in the shared store, when another program overwrote it (the same)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from orcs_redis import SessionAsset
+from orcs_redis.model.parts import TIMES, digest, digests
+
+__all__ = ["REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
+
+REMOTE = "shared"
+"""The place that is the shared store; others are machines."""
+
+NAME = "project_context.name"
+
+
+class Violation(AssertionError):
+    """A rule is broken."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+@dataclass(frozen=True)
+class View:
+    """What the judge looks at of an asset."""
+
+    turns: tuple[str, ...]
+    parts: Mapping[str, str]
+    created: int
+    digest: bytes  # of all but its times
+
+    def __repr__(self) -> str:
+        parts = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in sorted(self.parts.items()))
+        return f"[{' '.join(self.turns)}] {parts} made {self.created % 10_000}"
+
+    def is_other(self, than: View) -> bool:
+        """Whether these are two sessions of one id: hybrid.md 2.4."""
+        alike = self.created == than.created or {*self.turns} & {*than.turns}
+        return bool(self.turns and than.turns) and not alike
+
+
+def view_of(asset: SessionAsset) -> View:
+    """Return what the judge looks at."""
+    parts = {f"metadata.{key}": str(value) for key, value in asset.metadata.items()}
+    if asset.project_context.name is not None:
+        parts[NAME] = asset.project_context.name
+    found = digests(asset)
+    values = sorted((name, data.hex()) for name, data in found.values.items() if name not in TIMES)
+    lists = sorted((path, [(key, data.hex()) for key, data in entries]) for path, entries in found.lists.items())
+    return View(tuple(turn.id for turn in asset.history.turns), parts, asset.created_at_ms, digest([values, lists]))
+
+
+@dataclass(frozen=True)
+class Event:
+    """A write, a deletion, or what someone decided about a conflict."""
+
+    bit: int
+    session: str
+    place: str
+    kind: str  # write, delete, resolve; attempt: it was not done, or not wholly
+    past: int
+    view: View | None  # what was there afterwards
+    adds: tuple[str, ...] = ()
+    removes: frozenset[str] = frozenset()
+    drops: frozenset[str] = frozenset()  # turns of the session before, where one is made anew: it need not have them
+    sets: Mapping[str, str | None] = field(default_factory=dict)
+    weak: bool = False
+
+    def __repr__(self) -> str:
+        text = f"the {self.kind} at {self.place} that left {self.view}"
+        return text + (f", removed {' '.join(sorted(self.removes))}" if self.removes else "")
+
+
+@dataclass(frozen=True)
+class Version:
+    """What was at a place at a time."""
+
+    view: View | None
+    past: int
+
+
+class Judge:
+    """Follows all that is written and moved, and says what must not be."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[Event]] = defaultdict(list)
+        self.past: dict[tuple[str, str], int] = defaultdict(int)  # by place and session
+        self.views: dict[tuple[str, str], View | None] = defaultdict(lambda: None)
+        self.versions: dict[str, list[Version]] = defaultdict(list)  # of the shared store
+        self.kept: dict[str, list[View]] = defaultdict(list)
+        self.unprotected: set[str] = set()  # turns
+        self.unprotected_values: set[tuple[str, str]] = set()  # names of parts and values
+        self.sent: set[tuple[str, str]] = set()  # machine, session: of rounds that are under way
+        self.unsettled: set[tuple[str, str]] = set()  # of rounds that were cut off: not known to have arrived
+        self._gone: set[tuple[str, str]] = set()  # what was sent, and deleted by others
+        self.returning: set[str] = set()  # sessions that may come back: hybrid.md 2.5, not decidable
+        self.lenient: set[str] = set()  # sessions of which the bases were dropped
+        self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
+        self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
+        self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
+        self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
+        self._count = 0
+
+    # What happens
+
+    def wrote(
+        self,
+        place: str,
+        session: str,
+        view: View,
+        *,
+        writer: str = "",
+        seen: int = 0,
+        removes: Iterable[str] = (),
+        kind: str = "write",
+        weak: bool = False,
+        anew: bool = False,
+    ) -> Event:
+        """Note that someone wrote a version at a place, over what was there.
+
+        Args:
+            place: a machine, or the shared store.
+            session: its id.
+            view: what is there now.
+            writer: whose turns are in its order.
+            seen: further events that were seen: those of the asset that was changed.
+            removes: the turns that were removed on purpose.
+            kind: of the event.
+            weak: whether it may count or not.
+            anew: whether it is another session, over whatever had its id.
+
+        """
+        old = self.views[place, session]
+        had = old.turns if old else ()
+        parts = old.parts if old else {}
+        adds = tuple(turn for turn in view.turns if turn not in had)
+        changed = {name for name in parts.keys() | view.parts.keys() if parts.get(name) != view.parts.get(name)}
+        past = self.past[place, session] | seen
+        before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
+        event = self._event(
+            session,
+            place,
+            kind,
+            past,
+            view,
+            adds,
+            frozenset(removes),
+            {name: view.parts.get(name) for name in changed},
+            weak,
+            frozenset(turn for turns in before for turn in turns if turn not in view.turns),
+        )
+        if writer:
+            for turn in adds:
+                mine = [each for each in view.turns[: view.turns.index(turn)] if each.startswith(f"{writer}.")]
+                if mine:
+                    self._before.setdefault(turn, mine[-1])
+        self._put(place, session, view, past | event.bit)
+        return event
+
+    def overwrote(self, place: str, session: str, view: View, writer: str) -> Event:
+        """Note that a program wrote a version from its memory over what was there, without having looked at that."""
+        old = self.views[place, session]
+        synced_turns = {turn for version in self.versions[session] if version.view for turn in version.view.turns}
+        synced = {item for version in self.versions[session] if version.view for item in version.view.parts.items()}
+        if old is not None:
+            self.unprotected |= {*old.turns} - {*view.turns} - synced_turns
+            self.unprotected_values |= {*old.parts.items()} - {*view.parts.items()} - synced
+        return self.wrote(place, session, view, writer=writer, weak=True)
+
+    def deleted(self, place: str, session: str, *, weak: bool = False) -> Event:
+        """Note that someone deleted a session on purpose."""
+        past = self.past[place, session]
+        event = self._event(session, place, "delete", past, None, (), frozenset(), {}, weak)
+        self._put(place, session, None, past | event.bit)
+        if place == REMOTE:
+            self._gone_there(session, "")
+        return event
+
+    def pushed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
+        """Note that a machine's round has changed a session in the shared store."""
+        old = self.views[REMOTE, session]
+        here, past = self._read[machine, session], self.past[REMOTE, session]
+        self.sent.add((machine, session))
+        if view is None:
+            self._put(REMOTE, session, None, past | here.past)
+            self._gone_there(session, machine)
+            return
+        self._check_version(session, old, view, machine)
+        if resolving:
+            had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
+            self.wrote(REMOTE, session, view, seen=here.past, removes=had - {*view.turns}, kind="resolve")
+        else:
+            self._put(REMOTE, session, view, past | here.past)
+        self._unite(machine, session)
+
+    def installed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
+        """Note that a machine's round has changed or removed a session's file."""
+        past = self.past[machine, session]
+        if view is None:
+            if self.views[REMOTE, session] is not None and not any(
+                version.view is None for version in self.versions[session]
+            ):
+                raise Violation("deleted", f"{session} was removed on {machine}, and nobody had deleted it there")
+            self._put(machine, session, None, past | self.past[REMOTE, session])
+            return
+        self._check_doubled(session, view, machine)
+        before, self._replaced[machine, session] = (
+            self._replaced.get((machine, session)),
+            Version(self.views[machine, session], past),
+        )
+        if before is not None and before.view is not None and before.view.digest == view.digest:
+            self._put(machine, session, before.view, before.past)  # it was put back: another had written it meanwhile
+            return
+        known = [version for version in self.versions[session] if version.view and version.view.digest == view.digest]
+        if not known:
+            raise Violation("foreign", f"{machine} has a file of {session} that was never in the shared store: {view}")
+        if resolving:
+            here = self.views[machine, session]
+            removed = {*(here.turns if here else ())} - {*view.turns}
+            if removed:
+                self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
+                self.past[REMOTE, session] |= self.past[machine, session]
+        self._put(machine, session, view, self.past[machine, session] | known[-1].past)
+
+    def read(self, machine: str, sessions: Iterable[str]) -> None:
+        """Note that a machine's round reads these sessions' files, and what there is of them if it reads nothing there."""
+        for session in sessions:
+            place = machine, session
+            self._read[place] = Version(self.views[place], self.past[place])
+
+    def read_there(self, machine: str, session: str) -> None:
+        """Note that a machine's round has read a session in the shared store."""
+        place = REMOTE, session
+        self._read_there[machine, session] = Version(self.views[place], self.past[place])
+
+    def keeps(self, session: str, view: View) -> None:
+        """Note that a copy was kept."""
+        self.kept[session].append(view)
+
+    def settled(self, machine: str, sessions: Iterable[str]) -> None:
+        """Note that a machine's round has finished with these sessions."""
+        sessions = [*sessions]
+        done = {(machine, session) for session in sessions}
+        for session in sessions:
+            self._unite(machine, session)
+        self.unsettled -= done
+        self.sent -= done
+        self._gone -= done
+
+    def interrupted(self, machine: str, sessions: Iterable[str]) -> None:
+        """Note that a machine's round was cut off after it had sent these sessions."""
+        for session in sessions:
+            if (machine, session) in self._gone:
+                self.returning.add(session)
+        self.unsettled |= {(machine, session) for session in sessions}
+
+    def attempted(self, machine: str, session: str, removes: Iterable[str]) -> None:
+        """Note that turns were to be removed, and are still there: this may have been noted or not."""
+        past = self.past[machine, session]
+        self._event(session, machine, "attempt", past, None, (), frozenset(removes), {}, True)
+
+    def wiped(self, machines: Iterable[str]) -> None:
+        """Note that the shared store has lost everything; the bases will be dropped."""
+        machines = tuple(machines)
+        for session in [*self.events]:
+            old = self.views[REMOTE, session]
+            here = [view for machine in machines if (view := self.views[machine, session]) is not None]
+            if old is not None:
+                self.unprotected |= {*old.turns} - {turn for view in here for turn in view.turns}
+                self.unprotected_values |= {*old.parts.items()}
+            self._put(REMOTE, session, None, 0)
+            self.lenient.add(session)
+
+    # What must be
+
+    def check_conflict(self, machine: str, session: str, parts: Iterable[str]) -> None:
+        """A conflict stands where both sides have changed one part, unseen by each other."""
+        if session in self.lenient or (machine, session) in self.unsettled:
+            return
+        here, there = self._read[machine, session], self._read_there[machine, session]
+        mine, theirs = here.past & ~there.past, there.past & ~here.past
+        parts = tuple(parts)
+        for part in parts:
+            sides = [any(part in event.sets for event in self._of(session, side)) for side in (mine, theirs)]
+            if not all(sides):
+                raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
+        if not parts and not (here.view and there.view and here.view.is_other(there.view) and mine):
+            raise Violation("conflict", f"{machine}, {session}: no conflict: {here}, {there}")
+
+    def check_file(self, machine: str, session: str, view: View | None, event: Event) -> None:
+        """Who has written reads what was written."""
+        if view is None or event.view is None or view.digest != event.view.digest:
+            raise Violation("stale read", f"{machine}, {session}: {view} after {event.view}")
+
+    def check_synced(self, machine: str, session: str) -> None:
+        """A session that is said to be synced has nothing that the shared store never had."""
+        view = self.views[machine, session]
+        known = [version.view.digest for version in self.versions[session] if version.view]
+        if view is None or view.digest not in known:
+            raise Violation("state", f"{machine} says of {session} that it is synced: {view}")
+
+    def check_end(self, session: str, standing: Iterable[View] = ()) -> None:
+        """At the end: the shared store has what it must, and nothing else.
+
+        Args:
+            session: its id.
+            standing: the files of machines on which a conflict was left.
+
+        """
+        there = self.views[REMOTE, session]
+        present = [view for view in (there, *standing) if view is not None]
+        if there is not None:
+            self._check_doubled(session, there, REMOTE)
+        self._check_lost(session, present)
+        self._check_presence(session, present)
+        for view in present:
+            self._check_removed(session, view)
+        if present:
+            self._check_parts(session, present)
+
+    # Rules
+
+    def _check_version(self, session: str, old: View | None, view: View, machine: str) -> None:
+        self._check_doubled(session, view, machine)
+        moved = {turn for event in self.events[session] for turn in event.removes}
+        places = {turn: n for n, turn in enumerate(view.turns)}
+        if old is not None and not old.is_other(view):
+            common = [turn for turn in old.turns if turn in places and turn not in moved]
+            if common != sorted(common, key=places.__getitem__):
+                raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
+        for turn, before in self._before.items():
+            if turn in places and before in places and not {turn, before} & moved and places[before] > places[turn]:
+                raise Violation("misordered", f"{session}, pushed by {machine}: {turn} before {before}: {view.turns}")
+
+    def _check_doubled(self, session: str, view: View, place: str) -> None:
+        if len({*view.turns}) < len(view.turns):
+            raise Violation("doubled", f"{session} on {place}: {view.turns}")
+
+    def _check_lost(self, session: str, present: list[View]) -> None:
+        """Each turn of a write that no deletion had seen is there, unless it was removed on purpose."""
+        there = {turn for view in present for turn in view.turns}
+        for event in self._live(session):
+            assert event.view is not None
+            content = event.adds if event.weak else event.view.turns
+            for turn in content:
+                if turn in there or turn in self.unprotected or self._removals(session, turn):
+                    continue
+                raise Violation("lost", f"{session}: {turn}, which {event.place} had at {event}; there is {present}")
+
+    def _check_presence(self, session: str, present: list[View]) -> None:
+        live = self._live(session)
+        if present:
+            # An act that was killed may have deleted it or not.
+            if not live and session not in self.returning and session not in self.lenient:
+                raise Violation("resurrected", f"{session} was deleted by who had seen all of it: {present}")
+            return
+        for event in live:
+            if not event.weak and not ({*event.adds} & self.unprotected) and not self._is_kept(event):
+                raise Violation("deleted", f"{session} is gone, though nobody deleted {event}")
+
+    def _check_removed(self, session: str, view: View) -> None:
+        """A turn that was removed on purpose stays away, unless it was added again."""
+        if session in self.lenient or session in self.returning:
+            return
+        live = self._live(session)
+        for turn in view.turns:
+            removals = [event for event in self._removals(session, turn) if turn in event.removes and not event.weak]
+            adding = [event for event in self.events[session] if turn in event.adds]
+            if not removals or any(all(not event.bit & each.past for each in removals) for event in adding):
+                continue
+            # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
+            having = [event for event in live if event.view and turn in event.view.turns]
+            if not all(self._covered(r) and any(not r.bit & event.past for event in having) for r in removals):
+                raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
+
+    def _check_parts(self, session: str, present: list[View]) -> None:
+        """Each value is there that no later one has replaced, or a copy of it is; and no value that was replaced is."""
+        names = {name for event in self.events[session] for name in event.sets}
+        for name in sorted(names):
+            writes = [event for event in self.events[session] if name in event.sets and not self._covered(event)]
+            latest = [*self._latest(writes)]
+            strong = [*self._latest([event for event in writes if not event.weak])]
+            there = {view.parts.get(name) for view in present}
+            kept = {view.parts.get(name) for view in self.kept[session]}
+            possible = {event.sets[name] for event in (*latest, *strong)}
+            if not strong:  # it was deleted, and comes back from who had an older one
+                possible |= {event.view.parts.get(name) for event in self._live(session) if event.view}
+            if session not in self.lenient and (reverted := there - possible - {None}):
+                if not any((name, str(value)) in self.unprotected_values for value in possible):
+                    raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
+            for event in strong:
+                value = event.sets[name]
+                if value in there or value in kept or value is None:
+                    continue
+                if (name, value) not in self.unprotected_values and event in latest:
+                    raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
+
+    def _live(self, session: str) -> list[Event]:
+        """The writes that no deletion had seen."""
+        return [event for event in self.events[session] if event.view is not None and not self._covered(event)]
+
+    def _is_kept(self, event: Event) -> bool:
+        """Whether all that a write brought is in kept copies: it has lost."""
+        turns = {turn for view in self.kept[event.session] for turn in view.turns}
+        items = {item for view in self.kept[event.session] for item in view.parts.items()}
+        return {*event.adds} <= turns and {item for item in event.sets.items() if item[1]} <= items
+
+    def _removals(self, session: str, turn: str) -> list[Event]:
+        """The events that removed a turn on purpose, having seen it."""
+        added = [event for event in self.events[session] if turn in event.adds]
+        return [
+            event
+            for event in self.events[session]
+            if turn in event.removes | event.drops and any(event.past & each.bit for each in added)
+        ]
+
+    def _latest(self, events: list[Event]) -> Iterator[Event]:
+        return (event for event in events if not any(event.bit & other.past for other in events))
+
+    def _covered(self, event: Event) -> bool:
+        return any(other.kind == "delete" and event.bit & other.past for other in self.events[event.session])
+
+    def _unite(self, machine: str, session: str) -> None:
+        """Both have the same: who sees one of them has seen what led to the other, too."""
+        here, there = self.views[machine, session], self.views[REMOTE, session]
+        if here and there and here.digest == there.digest:
+            past = self.past[machine, session] | self.past[REMOTE, session]
+            self.past[machine, session] = self.past[REMOTE, session] = past
+            self.versions[session][-1] = Version(there, past)
+
+    def _of(self, session: str, bits: int) -> Iterator[Event]:
+        return (event for event in self.events[session] if event.bit & bits)
+
+    def _gone_there(self, session: str, by: str) -> None:
+        if any(place != by for place, other in self.unsettled if other == session):
+            self.returning.add(session)
+        self._gone |= {(place, other) for place, other in self.sent if other == session and place != by}
+
+    def _event(
+        self,
+        session: str,
+        place: str,
+        kind: str,
+        past: int,
+        view: View | None,
+        adds: tuple[str, ...],
+        removes: frozenset[str],
+        sets: Mapping[str, str | None],
+        weak: bool,
+        drops: frozenset[str] = frozenset(),
+    ) -> Event:
+        event = Event(1 << self._count, session, place, kind, past, view, adds, removes, drops, sets, weak)
+        self._count += 1
+        self.events[session].append(event)
+        return event
+
+    def _put(self, place: str, session: str, view: View | None, past: int) -> None:
+        self.views[place, session], self.past[place, session] = view, past
+        if place == REMOTE:
+            self.versions[session].append(Version(view, past))
