@@ -88,6 +88,7 @@ class Local(Generic[A]):
         self._type = asset_type
         self._written: dict[str, Signature | None] = {}  # since its file was last looked at; None: it was deleted
         self._standings: tuple[tuple[int, int], dict[str, Standing]] = (-1, -1), {}
+        self._listed: tuple[tuple[int, int, dict[str, Signature]], list[SessionMeta]] = (-1, -1, {}), []
         self._writes = 0
 
     # Files
@@ -282,11 +283,7 @@ class Local(Generic[A]):
         gone = [id for id in [*self.journal.seen] if id not in signatures]
         return gone + [id for id, signature in signatures.items() if not self.is_fresh(id, signature)]
 
-    def list(self, filters: Filters) -> list[SessionMeta]:
-        """List the sessions here and those known in the shared store, the last updated first."""
-        signatures = self.files.scan()
-        self.journal.refresh()
-        self.look(self._changed(signatures))
+    def _metas(self, signatures: Mapping[str, Signature]) -> list[SessionMeta]:
         standings = self.standings(signatures)
         metas = []
         for id, signature in signatures.items():
@@ -294,10 +291,25 @@ class Local(Generic[A]):
             state = standings[id].state
             if seen is not None and seen.meta is not None and state is not None:
                 metas.append(_listed(id, seen.meta, signature.modified_ns, state))
-        for id, row in self.journal.rows.items():
+        for id, row in [*self.journal.rows.items()]:  # others may be adding some
             if id not in signatures and row.there_meta and (state := standings[id].state) is not None:
                 metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=state))
         metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
+        return metas
+
+    def list(self, filters: Filters) -> list[SessionMeta]:
+        """List the sessions here and those known in the shared store, the last updated first."""
+        signatures = self.files.scan()
+        self.journal.refresh()
+        version = self.journal.generation, self._writes, signatures
+        if self._listed[0] == version:
+            metas = self._listed[1]
+        else:
+            changed = self._changed(signatures)
+            self.look(changed)
+            metas = self._metas(signatures)
+            if not changed:  # else it may have been read too early
+                self._listed = version, metas
         return [*filter(filters.match, metas)]
 
     def is_fresh(self, id: str, signature: Signature) -> bool:
