@@ -113,6 +113,7 @@ class Judge:
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
+        self._void = 0  # writes after which a file was as it was before them
         self._count = 0
 
     # What happens
@@ -129,6 +130,7 @@ class Judge:
         kind: str = "write",
         weak: bool = False,
         anew: bool = False,
+        other: View | None = None,
     ) -> Event:
         """Note that someone wrote a version at a place, over what was there.
 
@@ -142,6 +144,7 @@ class Judge:
             kind: of the event.
             weak: whether it may count or not.
             anew: whether it is another session, over whatever had its id.
+            other: the version that lost, where someone decided.
 
         """
         old = self.views[place, session]
@@ -149,7 +152,14 @@ class Judge:
         parts = old.parts if old else {}
         adds = tuple(turn for turn in view.turns if turn not in had)
         changed = {name for name in parts.keys() | view.parts.keys() if parts.get(name) != view.parts.get(name)}
+        if other is not None:
+            names = other.parts.keys() | view.parts.keys()
+            changed |= {name for name in names if other.parts.get(name) != view.parts.get(name)}
         past = self.past[place, session] | seen
+        if anew or old is None:
+            changed |= {name for event in self._of(session, past) for name in event.sets}
+        if anew and old is not None:
+            past |= self.deleted(place, session).bit
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
             session,
@@ -169,6 +179,14 @@ class Judge:
                 if mine:
                     self._before.setdefault(turn, mine[-1])
         self._put(place, session, view, past | event.bit)
+        if place != REMOTE:
+            arrived = 0
+            for version in self.versions[session]:
+                arrived |= version.past
+            for version in self.versions[session]:
+                since = (past | event.bit) & ~version.past
+                if version.view and version.view.digest == view.digest and not since & arrived:
+                    self._void |= since
         return event
 
     def overwrote(self, place: str, session: str, view: View, writer: str) -> Event:
@@ -196,13 +214,18 @@ class Judge:
         here, past = self._read[machine, session], self.past[REMOTE, session]
         self.sent.add((machine, session))
         if view is None:
+            seen = [each for each in self.versions[session] if each.view and not each.past & ~here.past]
+            if old is None or old.digest not in [each.view.digest for each in seen if each.view]:
+                raise Violation("deleted", f"{session}, by {machine}, which had not seen {old}")
+            self._event(session, REMOTE, "delete", past | here.past, None, (), frozenset(), {}, False)
             self._put(REMOTE, session, None, past | here.past)
             self._gone_there(session, machine)
             return
         self._check_version(session, old, view, machine)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
-            self.wrote(REMOTE, session, view, seen=here.past, removes=had - {*view.turns}, kind="resolve")
+            removes = had - {*view.turns}
+            self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
         else:
             self._put(REMOTE, session, view, past | here.past)
         self._unite(machine, session)
@@ -211,6 +234,10 @@ class Judge:
         """Note that a machine's round has changed or removed a session's file."""
         past = self.past[machine, session]
         if view is None:
+            if resolving:
+                self.deleted(machine, session)
+                self.past[machine, session] |= self.past[REMOTE, session]
+                return
             if self.views[REMOTE, session] is not None and not any(
                 version.view is None for version in self.versions[session]
             ):
@@ -231,7 +258,7 @@ class Judge:
         if resolving:
             here = self.views[machine, session]
             removed = {*(here.turns if here else ())} - {*view.turns}
-            if removed:
+            if here is not None and here.digest != view.digest:
                 self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
@@ -359,6 +386,8 @@ class Judge:
             for turn in content:
                 if turn in there or turn in self.unprotected or self._removals(session, turn):
                     continue
+                if self._is_deleted(session, turn):
+                    continue
                 raise Violation("lost", f"{session}: {turn}, which {event.place} had at {event}; there is {present}")
 
     def _check_presence(self, session: str, present: list[View]) -> None:
@@ -397,10 +426,13 @@ class Judge:
             there = {view.parts.get(name) for view in present}
             kept = {view.parts.get(name) for view in self.kept[session]}
             possible = {event.sets[name] for event in (*latest, *strong)}
-            if not strong:  # it was deleted, and comes back from who had an older one
-                possible |= {event.view.parts.get(name) for event in self._live(session) if event.view}
-            if session not in self.lenient and (reverted := there - possible - {None}):
-                if not any((name, str(value)) in self.unprotected_values for value in possible):
+            # Where all who wrote it are deleted, it comes back from whoever has an older one.
+            if strong and session not in self.lenient and (reverted := there - possible - {None}):
+                # Of two sessions that became one, the larger one may stand.
+                excused = {value for _, value in self.unprotected_values} | (
+                    kept | {None} if self._is_several(session) else set()
+                )
+                if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:
                 value = event.sets[name]
@@ -409,15 +441,30 @@ class Judge:
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
 
+    def _is_several(self, session: str) -> bool:
+        """Whether it was made more than once."""
+        return len({event.view.created for event in self.events[session] if event.view}) > 1
+
     def _live(self, session: str) -> list[Event]:
         """The writes that no deletion had seen."""
-        return [event for event in self.events[session] if event.view is not None and not self._covered(event)]
+        return [
+            event
+            for event in self.events[session]
+            if event.view is not None and not event.bit & self._void and not self._covered(event)
+        ]
 
     def _is_kept(self, event: Event) -> bool:
         """Whether all that a write brought is in kept copies: it has lost."""
         turns = {turn for view in self.kept[event.session] for turn in view.turns}
         items = {item for view in self.kept[event.session] for item in view.parts.items()}
         return {*event.adds} <= turns and {item for item in event.sets.items() if item[1]} <= items
+
+    def _is_deleted(self, session: str, turn: str) -> bool:
+        """Whether a turn was deleted with its session, which came back from who had not seen it."""
+        added = [event for event in self.events[session] if turn in event.adds]
+        return all(self._covered(event) for event in added) and any(
+            not any(event.bit & other.past or event is other for event in added) for other in self._live(session)
+        )
 
     def _removals(self, session: str, turn: str) -> list[Event]:
         """The events that removed a turn on purpose, having seen it."""

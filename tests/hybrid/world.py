@@ -201,10 +201,8 @@ class World:
         assert view is not None
         if self.random.random() < 0.5:
             self._peer_delete(store, name, id)
-        else:
-            self.judge.deleted(REMOTE, id)
         store.save(self._made(id, name))
-        self._wrote_there(name, id, 0, ())
+        self._wrote_there(name, id, 0, (), anew=True)
 
     def _peer_cut(self, store: Any, name: str, id: str) -> None:
         view = self.judge.views[REMOTE, id]
@@ -213,7 +211,7 @@ class World:
         store.truncate(id, length)
         self._wrote_there(name, id, 0, view.turns[length:])
 
-    def _wrote_there(self, name: str, id: str, past: int, removed: Any) -> None:
+    def _wrote_there(self, name: str, id: str, past: int, removed: Any, *, anew: bool = False) -> None:
         """Note what a peer has written."""
         store = self._peers["p0"]
         found = store.load_versioned(id)
@@ -221,7 +219,7 @@ class World:
             return  # nothing had changed
         self._revisions[id] = found.revision
         view = view_of(found.asset)
-        self.judge.wrote(REMOTE, id, view, writer=name, seen=past, removes=removed)
+        self.judge.wrote(REMOTE, id, view, writer=name, seen=past, removes=removed, anew=anew)
         self.note(f"{name} has written {id} there: {_text(view)}")
 
     def observe_there(self, machine: Machine) -> bool:
@@ -354,8 +352,6 @@ class World:
             return not outcome
         self._check_local_merge(machine, id, before, view, {*removes})
         weak = outcome == "killed" and bool(removes)
-        if anew and before is not None:
-            self.judge.deleted(machine.name, id)
         event = self.judge.wrote(
             machine.name, id, view, writer=machine.name, seen=seen, removes=removes, weak=weak, anew=anew
         )

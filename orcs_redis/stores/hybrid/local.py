@@ -277,7 +277,27 @@ class Local(Generic[A]):
 
     def changed(self) -> list[str]:
         """Return the sessions whose files have changed since they were last looked at, or are gone."""
-        return self._changed(self.files.scan())
+        return self._changed(self.scan())
+
+    def scan(self, ids: Collection[str] | None = None) -> dict[str, Signature]:
+        """Return the signatures of all files, or of some sessions', and take over what others have found in them."""
+        written = dict(self._written)
+        if ids is None:
+            signatures = self.files.scan()
+        else:
+            signatures = {id: found for id in ids if (found := self.files.signature(id))}
+        self.journal.refresh()
+        for id in written if ids is None else written.keys() & ids:
+            signature = signatures.get(id)
+            if id not in self.journal.seen if signature is None else self.is_fresh(id, signature):
+                self._forget_written(id, written[id])
+        return signatures
+
+    def _forget_written(self, id: str, noted: Signature | None) -> None:
+        """Forget that a file was written, since it was looked at after that; it may have been written once more."""
+        if id in self._written and self._written.get(id) is noted:
+            self._written.pop(id, None)
+            self._writes += 1
 
     def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
         gone = [id for id in [*self.journal.seen] if id not in signatures]
@@ -299,8 +319,7 @@ class Local(Generic[A]):
 
     def list(self, filters: Filters) -> list[SessionMeta]:
         """List the sessions here and those known in the shared store, the last updated first."""
-        signatures = self.files.scan()
-        self.journal.refresh()
+        signatures = self.scan()
         version = self.journal.generation, self._writes, signatures
         if self._listed[0] == version:
             metas = self._listed[1]
@@ -321,11 +340,12 @@ class Local(Generic[A]):
         """Read files, and note what is found."""
         versions: dict[str, FileVersion[A]] = {}
         found: dict[str, Seen | None] = {}
+        written = dict(self._written)
         for id in ids:
             looked_ns = time.time_ns()
             versions[id] = version = self._read(id)
-            if self._written.get(id, version.signature) == version.signature:  # else it was written since
-                self._written.pop(id, None)
+            if id in written:
+                self._forget_written(id, written[id])
             if version.signature is None:
                 if id in self.journal.seen:
                     found[id] = None
@@ -336,6 +356,9 @@ class Local(Generic[A]):
 
     def note_written(self, versions: Mapping[str, tuple[Signature, Side[A]]]) -> None:
         """Note what a round has written; a file of which the content is known is certainly not read too early."""
+        for id, (signature, _) in versions.items():
+            if id in self._written and self.files.signature(id) == signature:  # else it was written since
+                self._written.pop(id)
         self.journal.note_seen(
             {
                 id: Seen(signature, signature.modified_ns + _RACY_NS, side.digest, _file_meta(side.asset))
@@ -344,17 +367,17 @@ class Local(Generic[A]):
         )
 
     def _read(self, id: str) -> FileVersion[A]:
+        found: Found | None = None
         try:
             found = self.files.read(id)
             if found is None:
                 return FileVersion(None, None, None)
-        except CorruptSessionError as error:  # no regular file
-            return FileVersion(Unreadable(error), None, self.files.signature(id))
-        try:
-            return FileVersion(Side.of(self.decode(id, found.data)), *found[::-1])
+            return FileVersion(Side.of(self.decode(id, found.data)), found.data, found.signature)
         except StorageError as error:
             raise_interruption(error)
-            return FileVersion(Unreadable(error), *found[::-1])
+            if found is not None:
+                return FileVersion(Unreadable(error), found.data, found.signature)
+            return FileVersion(Unreadable(error), None, self.files.signature(id))
 
     def _seen(self, id: str, side: Side[A] | Unreadable | None, signature: Signature, looked_ns: int) -> Seen:
         if isinstance(side, Side):
