@@ -231,7 +231,7 @@ class Rounds(Generic[A]):
 
     # Conflicts
 
-    def conflict(self, id: str) -> Plan[Conflict | None]:
+    def conflict(self, id: str) -> Plan[Conflict[A] | None]:
         """Return what a session's conflict is about; None: it has none.
 
         Raises:
