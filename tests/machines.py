@@ -176,16 +176,19 @@ class Machines:
         return self.root / name
 
     async def open(self, name: str = "a", *, url: str | None = None, **options: Any) -> Machine:
-        """Open a store on a folder: at the row's server unless it is said, not live unless it is said."""
+        """Open a store on a folder: at the row's server unless it is said, not live unless it is said.
+
+        It is entered, as by `async with`: that begins what goes on in the background.
+        """
         if url == OFFLINE_URL:
             options = {"deadline": 0.3} | options
         options = {"live": False, "namespace": self.place.namespace} | options
         make: Any = self.module.HybridSessionStore
         path, url = self.folder(name), url or self.place.url
         if self.place.row.form == "async":
-            store = make(path, url, **options)
+            store = await make(path, url, **options).__aenter__()
         else:
-            store = _Blocking(await asyncio.to_thread(make, path, url, **options))
+            store = _Blocking(await asyncio.to_thread(lambda: make(path, url, **options).__enter__()))
         machine = Machine(path, store, self.place)
         self._machines.append(machine)
         return machine

@@ -201,7 +201,7 @@ def test_a_conflict_is_shown(fleet: Fleet) -> None:
     outcome = fleet.run("sync", fleet.folder, *fleet.where)
     assert outcome.code == 4
     assert outcome.out.splitlines()[1].split() == ["s1", "conflict", "metadata.title"]
-    assert outcome.out.splitlines()[-1] == "1 conflicts"
+    assert outcome.out.splitlines()[-1] == "1 in conflict"
     lines = fleet.run("status", fleet.folder, *fleet.where).out.splitlines()
     assert lines[1].split() == ["s1", "project", "1", "Conflict", "metadata.title"]
     assert lines[2].startswith("2 synced, 1 in conflict; last synced ")
@@ -259,6 +259,10 @@ def test_a_copy_is_restored(fleet: Fleet) -> None:
     shown = fleet.run("kept", fleet.folder, *fleet.where).out.splitlines()
     assert len(shown) == 1 + len(before)
     assert any(line.startswith("s1 ") and name in line for line in shown)
+    lines = fleet.run("kept", fleet.folder, "s1", *fleet.where).out.splitlines()
+    assert lines[0].split() == ["copy", "why"]
+    assert any(line.startswith(f"{name} ") for line in lines)
+    assert fleet.run("kept", fleet.folder, "s2", *fleet.where).out == ""
     outcome = fleet.run("kept", fleet.folder, "s1", "--restore", name, *fleet.where)
     assert (outcome.code, outcome.out) == (0, "restored s1\n")
     assert fleet.files.load("s1").metadata["title"] == "theirs"
@@ -325,6 +329,26 @@ def test_deletions_in_bulk_stop(run: Run, where: tuple[str, ...], tmp_path: Path
         assert peer.count() == 10
 
 
+def test_deletions_in_bulk_stop_live(run: Run, where: tuple[str, ...], tmp_path: Path) -> None:
+    """Where most files vanish under a live store it ends, says how many they are, and deletes none of them there."""
+    fill(tmp_path, 40)
+    fleet = Fleet(run, where, tmp_path)
+    with Live(tmp_path, *where, "--json") as live, fleet.peer() as peer:
+        for _ in range(40):
+            live.document()
+        vanished = tmp_path / "vanished"
+        vanished.mkdir()
+        live.process.send_signal(signal.SIGSTOP)  # it is to find all of them gone, not one after the other
+        for number in range(30):
+            (tmp_path / f"s{number}.json").rename(vanished / f"s{number}.json")
+        live.process.send_signal(signal.SIGCONT)
+        errors = live.error() + live.error()
+        assert "--deletions" in errors
+        assert "30 sessions" in errors
+        assert live.process.wait(30) == 1
+        assert peer.count() == 40
+
+
 def test_an_unreadable_file_is_a_conflict(fleet: Fleet) -> None:
     """It is named, left alone, and the others go on."""
     (fleet.folder / "s1.json").write_text("{")
@@ -332,7 +356,7 @@ def test_an_unreadable_file_is_a_conflict(fleet: Fleet) -> None:
     assert outcome.code == 4
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("s1")]
     assert "can't be read" in line
-    assert outcome.out.splitlines()[-1] == "2 uploaded, 1 conflicts"
+    assert outcome.out.splitlines()[-1] == "2 uploaded, 1 in conflict"
     assert (fleet.folder / "s1.json").read_text() == "{"
 
 
@@ -357,6 +381,14 @@ def test_what_fails_is_named(run: Run, start_server: Callable[..., Server], tmp_
     assert len(outcome.err.splitlines()) == 1
     assert "s1" in outcome.err
     assert "secret" not in outcome.err
+    with Live(fleet.folder, "--url", f"redis://reader:secret@127.0.0.1:{server.port}/0", "--json") as live:
+        found = live.document()
+        assert (found["kind"], found["id"]) == ("failed", "s1")
+        assert found["why"]
+        with fleet.peer() as peer:
+            peer.append("s0", ConversationTurn.user("there"))
+        assert live.document()["id"] == "s0"  # s1 was not told again
+        assert "secret" not in live.end(signal.SIGINT)
     assert fleet.sync()["uploaded"] == ["s1"]
 
 
@@ -368,7 +400,7 @@ def test_what_fails_is_named(run: Run, start_server: Callable[..., Server], tmp_
         pytest.param(2, "is a file", ("sync", "{here}/s1.json"), id="a file"),
         pytest.param(2, "does not exist", ("status", "{here}/nope"), id="status of none"),
         pytest.param(2, "does not exist", ("kept", "{here}/nope"), id="copies of none"),
-        pytest.param(2, "file", ("sync", "{here}", "--url", "file:///tmp/x"), id="no server"),
+        pytest.param(2, "no folder of files", ("sync", "{here}", "--url", "file:///tmp/x"), id="no server"),
         pytest.param(2, "unknown scheme", ("status", "{here}", "--url", "http://user:hidden@host"), id="bad URL"),
         pytest.param(2, "namespace", ("sync", "{here}", "--namespace", "{{x}}"), id="bad namespace"),
         pytest.param(2, "local, or remote?", ("resolve", "{here}", "s1", "--keep", "mine"), id="no such file"),
@@ -402,7 +434,7 @@ def test_in_a_terminal(where: tuple[str, ...], tmp_path: Path) -> None:
     files = LocalFileStore[SessionAsset](tmp_path)
     files.save(asset)
     (tmp_path / f"{EVIL[-8:]}.json").write_text("{")
-    plain = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+    plain = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
     def shown(*arguments: str, code: int = 0) -> str:
         got = in_a_terminal(*arguments, *where, code=code)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -237,8 +237,7 @@ async def test_updated(a: Machine) -> None:
     assert sorted(result.asset.metadata["n"] for result in results) == list(range(1, 21))
     assert (await a.load("s")).metadata["n"] == 20
     before = a.traces()
-    result = await a.update("s", lambda session: session.metadata.update(n=20))
-    assert result.revision == a.file().stat().st_mtime_ns
+    assert (await a.update("s", setting(n=20))).asset.metadata["n"] == 20
 
     def fail(session: SessionAsset) -> None:
         session.metadata["n"] = 0
@@ -270,19 +269,21 @@ async def test_many(a: Machine) -> None:
 @pytest.mark.parametrize("id", ["", "..", "../x", "/etc/passwd", "a/b", "a\\b", ".x", "a\0", "\ud800", "x" * 201])
 async def test_ids_stay_in_the_folder(a: Machine, id: str) -> None:
     """No id leads out of the folder, or to a hidden file."""
-    for call in (
-        a.load(id),
-        a.delete(id),
-        a.exists(id),
-        a.append(id, turn()),
-        a.save(SessionAsset(id=id)),
-        a.turns(id),
-    ):
+    calls: list[Callable[[], Any]] = [
+        lambda: a.load(id),
+        lambda: a.delete(id),
+        lambda: a.exists(id),
+        lambda: a.append(id, turn()),
+        lambda: a.update(id, setting(x=1)),
+        lambda: a.save(SessionAsset(id=id)),
+        lambda: a.turns(id),
+        lambda: a.sync(id),
+        lambda: a.resolve(id, keep="local"),
+        lambda: a.conflict(id),
+    ]
+    for call in calls:
         with pytest.raises(InvalidIdError):
-            await call
-    for call in (a.sync(id), a.resolve(id, keep="local"), a.conflict(id)):
-        with pytest.raises(InvalidIdError):
-            await call
+            await call()
     assert [path.name for path in a.folder.iterdir() if path.name != ".orcs-redis"] == []
 
 
@@ -419,6 +420,33 @@ async def test_known_there_but_not_here(machines: Machines) -> None:
 
 
 # With one
+
+
+async def test_a_list_after_lists_of_the_same(machines: Machines) -> None:
+    """However often nothing had changed, a list shows the next change, whatever made it."""
+    a, peer = await machines.synced()
+
+    async def states_before() -> dict[str, SyncState]:
+        for file in a.folder.glob("*.json"):
+            os.utime(file, (1e9, 1e9))  # so long ago that it is certainly as it was when it was read
+        return [await a.states() for _ in range(3)][-1]
+
+    async def states_after(change: Awaitable[object]) -> dict[str, SyncState]:
+        await states_before()
+        await change
+        return await a.states()
+
+    assert await states_before() == {"s": SyncState.SYNCED}
+    await peer.append("s", turn("b"))
+    assert await states_after(a.sync(dry_run=True)) == {"s": SyncState.REMOTE_AHEAD}
+    assert await states_after(a.sync()) == {"s": SyncState.SYNCED}
+    assert (await a.list())[0].turn_count == 2
+    await states_before()
+    a.edit(lambda session: session.add_turn(turn("c")))
+    assert await a.states() == {"s": SyncState.LOCAL_AHEAD}
+    assert (await a.list())[0].turn_count == 3
+    assert await states_after(a.save(asset("x", id="t"))) == {"s": SyncState.LOCAL_AHEAD, "t": SyncState.LOCAL_ONLY}
+    assert await states_after(a.delete("s")) == {"t": SyncState.LOCAL_ONLY}
 
 
 async def test_fresh(machines: Machines) -> None:

@@ -5,13 +5,13 @@ Only sync, resolve and status --fresh ask the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import typer
 from rich.text import Text
@@ -21,6 +21,8 @@ from ..model.asset import SessionAsset
 from ..model.meta import SessionMeta, SyncMode, SyncState, SyncStatus
 from ..names import Kept, SyncReport
 from ..sync import HybridSessionStore
+from ..transport.address import FileFolder
+from ..transport.address import resolve as resolve_url
 from .common import (
     CONFLICTS,
     DONE,
@@ -42,7 +44,8 @@ Store: TypeAlias = HybridSessionStore[SessionAsset]
 
 _TICK = 0.2  # seconds between looks at a live store's state
 _SHOWN = 20  # sessions of a kind that the table of a round has
-_KINDS = ("uploaded", "downloaded", "merged", "deleted", "revived")  # lists of ids in a report
+_KINDS = ("uploaded", "downloaded", "merged", "deleted", "revived")  # lists of ids in a report, of what was done
+_NAMES = {kind: kind for kind in _KINDS} | {"conflicts": "in conflict", "failed": "failed", "kept": "kept"}
 
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The folder of orcs' session files.")
@@ -107,14 +110,13 @@ def status(
         if fresh:
             _round(store, dry_run=True)
         metas, status = store.list(), store.sync_status()
-        differing = [meta for meta in metas if meta.sync_state is not SyncState.SYNCED]
-        reasons = {id: _collision(store, id) for id in status.conflicts}
-    synced = len(metas) - len(differing)
+        rows = _differing(store, metas, status)
+    synced = sum(meta.sync_state is SyncState.SYNCED for meta in metas)
     if options.json:
-        print_json(_status_json(status, synced, differing, reasons))
+        print_json(_status_json(status, synced, rows))
         return
-    if differing:
-        _print_states(differing, reasons)
+    if rows:
+        _print_states(rows)
     print_text(_status_line(status, synced))
 
 
@@ -161,7 +163,7 @@ def kept(
     if options.json:
         print_json([_kept_json(copy) for copy in copies])
     elif copies:
-        _print_kept(copies)
+        _print_kept(copies, of_one=id is not None)
     else:
         complain("no copies are kept")
 
@@ -174,6 +176,8 @@ def _open(
     on_sync: Callable[[SyncReport], object] | None = None,
 ) -> Store:
     """Open a folder; a live store if someone is to be called."""
+    if isinstance(resolve_url(options.url), FileFolder):
+        raise ValueError("the shared store is in Redis, and no folder of files")
     side: Literal["local", "remote"] | None = None if prefer is None else prefer.value
     namespace = options.namespace or "orcs"
     live = on_sync is not None
@@ -188,13 +192,9 @@ def _round(store: Store, **arguments: Any) -> SyncReport:
     try:
         return store.sync(**arguments)
     except StoreResetError as error:
-        raise StorageError(f"{_sentence(error)} Nothing was done; with --adopt what is here goes there") from error
+        raise StorageError(f"{error}. Nothing was done: if that is as it should be, use sync --adopt") from error
     except SyncStoppedError as error:
-        raise StorageError(f"{_sentence(error)} With --deletions they are made") from error
-
-
-def _sentence(error: StorageError) -> str:
-    return f"{str(error).rstrip('.')}."
+        raise StorageError(f"{error}: if that is as it should be, use sync --deletions") from error
 
 
 def _report_json(report: SyncReport, failed: list[dict[str, str]]) -> dict[str, object]:
@@ -204,17 +204,29 @@ def _report_json(report: SyncReport, failed: list[dict[str, str]]) -> dict[str, 
 
 def _print_report(store: Store, report: SyncReport, *, dry_run: bool) -> None:
     """Print a line for each session, of many of a kind for the first ones, then one with the numbers."""
-    rows = list[Sequence[str]]()
-    for kind in _KINDS:
-        ids: list[str] = getattr(report, kind)
-        rows += [(id, kind, "") for id in ids[:_SHOWN]]
-        rows += [(f"... {len(ids) - _SHOWN} more", kind, "")] * (len(ids) > _SHOWN)
-    rows += [(id, "conflict", _collision(store, id)) for id in report.conflicts]
+    rows, counts = list[list[str]](), list[str]()
+    for kind, name in _NAMES.items():
+        ids: list[Any] = getattr(report, kind)
+        counts += [f"{len(ids)} {name}"] * bool(ids)
+        if kind in _KINDS:
+            rows += [[id, kind, ""] for id in ids[:_SHOWN]]
+            rows += [[f"... {len(ids) - _SHOWN} more", kind, ""]] * (len(ids) > _SHOWN)
+    rows += [[id, "conflict", _collision(store, id)] for id in report.conflicts]
+    columns = [_ids(row[0] for row in rows), Column("to be" if dry_run else "done", whole=True), Column("why")]
     if rows:
-        print_table((Column("session"), Column("to be" if dry_run else "done", whole=True), Column("why")), rows)
-    counts = {kind: len(getattr(report, kind)) for kind in (*_KINDS, "conflicts", "failed", "kept")}
-    named = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "nothing to do"
-    print_text(f"dry run: {named}" if dry_run else named)
+        _print_filled(columns, rows)
+    text = ", ".join(counts) or "nothing to do"
+    print_text(f"dry run: {text}" if dry_run else text)
+
+
+def _ids(ids: Iterable[str]) -> Column:
+    return Column("session", whole=all(len(id) <= 36 for id in ids))  # a UUID stays in one piece
+
+
+def _print_filled(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without the columns that nothing is in."""
+    filled = [n for n, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    print_table([columns[n] for n in filled], [[row[n] for n in filled] for row in rows])
 
 
 # Live
@@ -253,7 +265,7 @@ class _Lines:
                 self._open.pop(id, None)
                 self._line(kind, id)
         for path in report.kept:
-            self._line("kept", path.parent.name, copy=path.name)
+            self._line("kept", path.parent.name, copy=path.stem)
         for id, error in report.failed:
             if self._is_new(id, str(error)):
                 self._line("failed", id, why=str(error))
@@ -279,35 +291,35 @@ class _Lines:
 # States
 
 
+class _Row(NamedTuple):
+    """A session that is not the same on both sides."""
+
+    id: str
+    name: str | None
+    state: str
+    why: str  # of a conflict
+
+
+def _differing(store: Store, metas: Sequence[SessionMeta], status: SyncStatus) -> list[_Row]:
+    reasons = {id: _collision(store, id) for id in status.conflicts}
+    listed = [meta for meta in metas if meta.sync_state is not SyncState.SYNCED]
+    rows = [_Row(meta.id, meta.name, meta.sync_state.value, reasons.pop(meta.id, "")) for meta in listed]
+    return rows + [_Row(id, None, SyncState.CONFLICT.value, why) for id, why in reasons.items()]  # never read
+
+
 def _collision(store: Store, id: str) -> str:
     """Return why a session is in conflict, as it was last found; without the server."""
-    journal = store._journal
-    row, seen = journal.rows.get(id), journal.seen.get(id)
-    reasons = [", ".join(row.parts) or row.reason] if row is not None else []
-    return next(filter(None, [*reasons, seen.reason if seen is not None else ""]), "")
+    row, seen = store._journal.rows.get(id), store._journal.seen.get(id)
+    found = (", ".join(row.parts) or row.reason) if row is not None else ""
+    return found or (seen.reason if seen is not None else "")
 
 
-def _print_states(metas: Sequence[SessionMeta], reasons: dict[str, str]) -> None:
-    named = output().width >= 100 or not any(reasons.values())  # else a reason has no room
-    columns = {
-        "session": Column("session", whole=all(len(meta.id) <= 36 for meta in metas)),
-        "name": Column("name"),
-        "state": Column("state", whole=True),
-        "why": Column("why"),
-    }
-    absent = {"name": not named, "why": not any(reasons.values())}
-    names = [name for name in columns if not absent.get(name)]
-
-    def row(meta: SessionMeta) -> list[str]:
-        cells = {
-            "session": meta.id,
-            "name": meta.name or "",
-            "state": meta.sync_state.value,
-            "why": reasons.get(meta.id, ""),
-        }
-        return [cells[name] for name in names]
-
-    print_table([columns[name] for name in names], map(row, metas))
+def _print_states(rows: Sequence[_Row]) -> None:
+    cells: list[Sequence[str]] = [(row.id, row.name or "", row.state, row.why) for row in rows]
+    if any(row.why for row in rows) and output().width < 100:  # the names give room
+        cells = [(row.id, "", row.state, row.why) for row in rows]
+    columns = [_ids(row.id for row in rows), Column("name"), Column("state", whole=True), Column("why")]
+    _print_filled(columns, cells)
 
 
 def _status_line(status: SyncStatus, synced: int) -> str:
@@ -321,20 +333,18 @@ def _status_line(status: SyncStatus, synced: int) -> str:
     return text + (f"; last synced {age(status.last_sync)}" if status.last_sync else "")
 
 
-def _status_json(
-    status: SyncStatus, synced: int, metas: Sequence[SessionMeta], reasons: dict[str, str]
-) -> dict[str, object]:
+def _status_json(status: SyncStatus, synced: int, rows: Sequence[_Row]) -> dict[str, object]:
     return {
         "synced": synced,
         "pending_uploads": status.pending_uploads,
         "pending_downloads": status.pending_downloads,
         "conflicts": status.conflicts,
         "last_sync": status.last_sync and status.last_sync.isoformat(),
-        "sessions": [
-            {"id": meta.id, "name": meta.name, "state": meta.sync_state.value, "why": reasons.get(meta.id, "")}
-            for meta in metas
-        ],
+        "sessions": [row._asdict() for row in rows],
     }
+
+
+# Files and copies
 
 
 def _session_of(path: Path, id: str) -> SessionAsset:
@@ -349,30 +359,29 @@ def _session_of(path: Path, id: str) -> SessionAsset:
     return asset
 
 
-# Copies
-
-
 def _named(copies: Sequence[Kept], name: str) -> Kept:
-    """Find a copy by its file's name or path."""
-    found = [copy for copy in copies if copy.path == Path(name) or name in (copy.path.name, copy.path.stem)]
-    if not found:
-        raise Absent(f"there is no copy {name}")
-    if len(found) > 1:
-        raise ValueError(
-            f"--restore {name}: sessions {', '.join(copy.id for copy in found)} have one: name the session"
-        )
-    return found[0]
+    """Find a copy by its name, or the path of its file."""
+    for copy in copies:
+        if name in (copy.path.stem, copy.path.name) or Path(name) == copy.path:
+            return copy
+    raise Absent(f"there is no copy {name}")
 
 
-def _print_kept(copies: Sequence[Kept]) -> None:
-    columns = (Column("copy"), Column("session"), Column("of", whole=True), Column("kept", whole=True), Column("why"))
-    print_table(columns, ((c.path.name, c.id, c.side, age(c.at), c.why) for c in copies))
+def _print_kept(copies: Sequence[Kept], *, of_one: bool) -> None:
+    """Print copies by their names, of which the first half is when, and which side lost."""
+    named = Column("copy", whole=True)
+    if of_one:
+        print_table((named, Column("why")), ((copy.path.stem, copy.why) for copy in copies))
+        return
+    has_room = output().width >= 100
+    rows = [[copy.id, copy.path.stem, copy.why if has_room else ""] for copy in copies]
+    _print_filled((_ids(copy.id for copy in copies), named, Column("why")), rows)
 
 
 def _kept_json(copy: Kept) -> dict[str, str]:
     return {
         "id": copy.id,
-        "copy": copy.path.name,
+        "copy": copy.path.stem,
         "side": copy.side,
         "at": copy.at.isoformat(),
         "why": copy.why,

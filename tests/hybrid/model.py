@@ -270,7 +270,7 @@ class Judge:
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
 
     def read(self, machine: str, sessions: Iterable[str]) -> None:
-        """Note that a machine's round reads these sessions' files, and what there is of them if it reads nothing there."""
+        """Note that a machine's round reads these sessions' files."""
         for session in sessions:
             place = machine, session
             self._read[place] = Version(self.views[place], self.past[place])
@@ -443,8 +443,10 @@ class Judge:
             possible = {event.sets[name] for event in (*latest, *strong)}
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
             if strong and session not in self.lenient and (reverted := there - possible - {None}):
-                # Of two sessions that became one, the larger one may stand.
-                excused = {value for _, value in self.unprotected_values} | (kept | {None} if session in self._stale or self._is_several(session) else set())
+                # Of two sessions that became one, the larger one may stand; of a stale file, what is there.
+                excused: set[str | None] = {value for _, value in self.unprotected_values}
+                if session in self._stale or self._is_several(session):
+                    excused |= kept | {None}
                 if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:

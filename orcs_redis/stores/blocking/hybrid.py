@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
 from ...errors import ConflictError, NotFoundError, StorageError, UnavailableError
@@ -17,7 +18,7 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.filters import FilterArguments, Filters, check_limit
 from ...model.ids import check_id, several
-from ...model.meta import Page, SessionMeta, SyncMode, SyncStatus
+from ...model.meta import Page, SessionMeta, SyncMode, SyncStatus, Versioned
 from ...model.sections import ConversationTurn
 from ...protocol.codec import Codec
 from ...protocol.saving import call_change
@@ -148,7 +149,7 @@ class HybridSessionStore(Generic[A]):
         return f"<{type(self).__name__} {str(self._files.path)!r} namespace={self._options.namespace!r}>"
 
     @property
-    def path(self) -> os.PathLike[str]:
+    def path(self) -> Path:
         """The folder."""
         return self._files.path
 
@@ -256,8 +257,10 @@ class HybridSessionStore(Generic[A]):
         self._note_saved(id)
         return revision
 
-    def update(self, id: str, change: Callable[[A], object]) -> A:
-        """Load a session, change it, and save it, again and again until nobody wrote the file meanwhile; return it.
+    def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
+        """Load a session, change it, and save it, again and again until nobody wrote the file meanwhile.
+
+        Returns the session as it was stored, and its revision. What changes nothing writes nothing.
 
         Args:
             id: the session's.
@@ -276,7 +279,7 @@ class HybridSessionStore(Generic[A]):
             if revision is not None:
                 self._take_over(asset, data, turns, Saved(revision, data, None))
                 self._note_saved(id)
-                return asset
+                return Versioned(asset, revision)
 
     def turns(self, id: str, start: int = 0, stop: int = -1) -> builtins.list[ConversationTurn]:
         """Return the turns from index `start` to `stop`, both included; -1 is the last. Raises what `load` raises."""
@@ -418,7 +421,7 @@ class HybridSessionStore(Generic[A]):
         options = SyncOptions(dry_run, adopt, deletions, verify, progress)
         return self._follow(self._rounds.sync(ids or None, options))
 
-    def conflict(self, id: str) -> Conflict | None:
+    def conflict(self, id: str) -> Conflict[A] | None:
         """Return what a session's conflict is about, with both versions; None: it has none.
 
         Raises:

@@ -232,8 +232,8 @@ class Installer(Generic[A]):
     def apply(self, round: Round[A], items: Sequence[Item[A]]) -> Plan[list[str]]:
         """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
         if round.options.dry_run:
-            heard = {item.id: item.record.row for item in items if item.step.act is not Act.FORGET}
-            yield Here(self._journal.note, ({}, heard))
+            same = {item.id: _common(item) for item in items if item.step.act in (Act.ADOPT, Act.FORGET)}
+            yield Here(self._journal.note, (same, {i.id: i.record.row for i in items if i.id not in same}))
             for item in items:
                 _report(round.report, item)
             return []
@@ -377,9 +377,10 @@ def _intention(item: Item[A]) -> Pending | None:
         return None if mark is None else Pending(item.version.digest, mark.revision, mark.operation_id)
     if not isinstance(item.here, Side):
         return None  # what arrives there is pulled
-    there = item.there.parts if isinstance(item.there, Side) else None
+    there, over = (item.there.parts, item.there.digest) if isinstance(item.there, Side) else (None, b"")
     base = None if item.record.base is None else item.record.base.parts
-    return Pending(item.version.digest, mine=item.here.parts, sent=sent_turns(item.version.parts, base, there))
+    sent = sent_turns(item.version.parts, base, there)
+    return Pending(item.version.digest, mine=item.here.parts, sent=sent, over=over)
 
 
 def _arrived_there(item: Item[A]) -> Pending | None:

@@ -14,7 +14,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
@@ -38,6 +38,7 @@ _VERSION: Final = 1
 _BUSY_SECONDS: Final = 10.0
 _SIZE: Final = 16  # of a digest
 _UUID_LENGTH: Final = 36
+_WORD: Final = 2**64
 _TABLES: Final = """
 CREATE TABLE remote (
     one INTEGER PRIMARY KEY CHECK (one = 1), incarnation BLOB, namespace TEXT, revisions BLOB, last_sync REAL,
@@ -147,6 +148,7 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._closed = False
         self._version = -1  # of the database as others left it
+        self._inode: tuple[int, int] | None = None  # with its device
         self._defaults: dict[str, bytes] = {}  # digests of the parts of an empty session
         self._names = b""  # theirs, as a dictionary to compress names with
         self.seen: dict[str, Seen] = {}
@@ -172,10 +174,15 @@ class Journal:
 
     def read_remote(self) -> Remote | None:
         """The shared store that the bases are of; None: there are none yet."""
-        found = self._run(lambda db: db.execute("SELECT * FROM remote").fetchone())
-        if found[1] is None:
-            return None
-        return Remote(bytes(found[1]), found[2], msgspec.msgpack.decode(found[3], type=dict[int, int]), found[4])
+
+        def read(db: sqlite3.Connection) -> Remote | None:
+            with _decoding():
+                _, incarnation, namespace, revisions, last_sync, _ = db.execute("SELECT * FROM remote").fetchone()
+                if incarnation is None:
+                    return None
+                return Remote(incarnation, namespace, msgspec.msgpack.decode(revisions, type=dict[int, int]), last_sync)
+
+        return self._run(read)
 
     def records(self, ids: Iterable[str]) -> dict[str, Record]:
         """Return all that is known of sessions."""
@@ -186,11 +193,13 @@ class Journal:
                 row = self.rows.get(id)
                 if row is None:
                     continue
-                parts, pending = db.execute(_DETAILS, (id,)).fetchone()
-                base = None
-                if row.base_digest is not None:
-                    base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
-                waiting = None if pending is None else msgspec.msgpack.decode(zlib.decompress(pending), type=Pending)
+                with _decoding():
+                    parts, pending = db.execute(_DETAILS, (id,)).fetchone()
+                    base = waiting = None
+                    if row.base_digest is not None:
+                        base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
+                    if pending is not None:
+                        waiting = msgspec.msgpack.decode(zlib.decompress(pending), type=Pending)
                 found[id] = Record(row, base, waiting)
             return found
 
@@ -206,8 +215,8 @@ class Journal:
             values = [
                 (
                     id,
-                    *seen.signature,
-                    seen.looked_ns,
+                    *map(_signed, seen.signature),
+                    _signed(seen.looked_ns),
                     seen.digest,
                     None if seen.meta is None else msgspec.msgpack.encode(seen.meta),
                     seen.reason,
@@ -218,14 +227,11 @@ class Journal:
             db.executemany("DELETE FROM file WHERE id = ?", gone)
             db.executemany("INSERT OR REPLACE INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
 
-        self._write(write)
-        with self._lock:
+        def remember(_: sqlite3.Connection) -> None:
             for id, seen in found.items():
-                if seen is None:
-                    self.seen.pop(id, None)
-                else:
-                    self.seen[id] = seen
-            self.generation += 1
+                _put(self.seen, id, seen)
+
+        self._write(write, remember)
 
     def note(
         self,
@@ -244,11 +250,12 @@ class Journal:
         if not records and not rows and remote is None:
             return
         removals: dict[str, Removal | None] = {}
-        rows = {id: _with_base_of(self.rows.get(id, Row()), row) for id, row in rows.items()}
+        known: dict[str, Row] = {}
 
         def write(db: sqlite3.Connection) -> None:
             for id, row in rows.items():
-                _upsert(db, id, row)
+                known[id] = _with_base_of(self.rows.get(id, Row()), row)
+                _upsert(db, id, known[id])
             for id, record in records.items():
                 if record is None:
                     _forget(db, id)
@@ -263,20 +270,14 @@ class Journal:
             if remote is not None:
                 _note_remote(db, remote)
 
-        self._write(write)
-        with self._lock:
-            self.rows.update(rows)
+        def remember(_: sqlite3.Connection) -> None:
+            self.rows.update(known)
             for id, record in records.items():
-                if record is None:
-                    self.rows.pop(id, None)
-                else:
-                    self.rows[id] = record.row
+                _put(self.rows, id, None if record is None else record.row)
             for id, removal in removals.items():
-                if removal is None:
-                    self.removals.pop(id, None)
-                else:
-                    self.removals[id] = removal
-            self.generation += 1
+                _put(self.removals, id, removal)
+
+        self._write(write, remember)
 
     def _end_removals(
         self, db: sqlite3.Connection, records: Mapping[str, Record | None], removals: dict[str, Removal | None]
@@ -312,10 +313,10 @@ class Journal:
             values = (id, int(deleted), msgspec.msgpack.encode(sorted(found[-1].turns)))
             db.execute("INSERT OR REPLACE INTO removal VALUES (?, ?, ?)", values)
 
-        self._write(write)
-        with self._lock:
+        def remember(_: sqlite3.Connection) -> None:
             self.removals[id] = found[-1]
-            self.generation += 1
+
+        self._write(write, remember)
 
     def forget_bases(self, kept: Collection[str]) -> None:
         """Forget what was common, but of these sessions."""
@@ -325,8 +326,7 @@ class Journal:
                 _forget(db, id)
                 db.execute("DELETE FROM removal WHERE id = ?", (id,))
 
-        self._write(write)
-        self._run(self._load)
+        self._write(write, self._load)
 
     def _pack(self, parts: Digests) -> bytes:
         """Encode digests: names apart, since they can be compressed, and without what every empty session has."""
@@ -361,40 +361,50 @@ class Journal:
     def _open(self) -> sqlite3.Connection:
         new = not self._path.exists()
         connection = sqlite3.connect(self._path, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._inode = _inode(self._path)
         try:
             if new:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
+            self._check_version(connection)
             connection.execute("PRAGMA page_size = 8192")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            with _transaction(connection):
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version not in (0, _VERSION):
-                    raise LayoutError(f"{self._path} is of version {version}, not {_VERSION}")
-                if version == 0:
+            with _transaction(connection, "IMMEDIATE"):
+                if self._check_version(connection) == 0:
                     for statement in _TABLES.split(";"):
                         connection.execute(statement)
                     defaults = msgspec.msgpack.encode(digests(SessionAsset()).values)
                     connection.execute("INSERT INTO remote (one, defaults) VALUES (1, ?)", (defaults,))
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
-            (defaults,) = connection.execute("SELECT defaults FROM remote").fetchone()
-            self._defaults = msgspec.msgpack.decode(defaults, type=dict[str, bytes])
+            with _decoding():
+                (defaults,) = connection.execute("SELECT defaults FROM remote").fetchone()
+                self._defaults = msgspec.msgpack.decode(defaults, type=dict[str, bytes])
             self._names = " ".join(self._defaults).encode()
         except BaseException:
             connection.close()
             raise
         return connection
 
+    def _check_version(self, db: sqlite3.Connection) -> int:
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise LayoutError(f"{self._path} is of version {version}, not {_VERSION}")
+        return version
+
     def _load(self, db: sqlite3.Connection) -> None:
+        with _decoding():
+            self._load_tables(db)
+
+    def _load_tables(self, db: sqlite3.Connection) -> None:
         self.seen = {
             id: Seen(
-                Signature(*signature),
+                Signature(inode % _WORD, *signature),
                 looked,
                 digest,
                 None if meta is None else msgspec.msgpack.decode(meta, type=FileMeta),
                 reason,
             )
-            for id, *signature, looked, digest, meta, reason in db.execute("SELECT * FROM file")
+            for id, inode, *signature, looked, digest, meta, reason in db.execute("SELECT * FROM file")
         }
         self.rows = {
             id: Row._make((*known, bool(pending), reason, tuple(msgspec.json.decode(parts))))
@@ -406,26 +416,46 @@ class Journal:
         }
         self.generation += 1
 
-    def _run(self, call: Callable[[sqlite3.Connection], T]) -> T:
-        """Call a function with the database, as others have left it."""
+    def _run(
+        self,
+        call: Callable[[sqlite3.Connection], T],
+        kind: Literal["DEFERRED", "IMMEDIATE"] = "DEFERRED",
+        after: Callable[[sqlite3.Connection], object] = lambda _: None,
+    ) -> T:
+        """Call a function in a transaction, with what others have left, and another one after it."""
         with self._lock, self._translated():
             if self._closed:
                 raise UnavailableError("the store is closed")
-            if self._connection is None:
-                self._connection = self._open()
-                self._version = -1
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-            if version != self._version:
-                self._load(self._connection)
-                self._version = version
-            return call(self._connection)
+            db = self._connected()
+            try:
+                with _transaction(db, kind):
+                    (version,) = db.execute("PRAGMA data_version").fetchone()
+                    if version != self._version:
+                        self._load(db)
+                        self._version = version
+                    result = call(db)
+                after(db)
+            except BaseException:
+                self._version = -1  # what is in memory may be other than what is noted
+                raise
+        return result
 
-    def _write(self, call: Callable[[sqlite3.Connection], object]) -> None:
-        def write(db: sqlite3.Connection) -> None:
-            with _transaction(db):
-                call(db)
+    def _write(
+        self, call: Callable[[sqlite3.Connection], object], remember: Callable[[sqlite3.Connection], object]
+    ) -> None:
+        """Call a function that writes; then, before any other thread comes, what does the same in memory."""
+        with self._lock:
+            self._run(call, "IMMEDIATE", remember)
+            self.generation += 1
 
-        self._run(write)
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is not None and _inode(self._path) != self._inode:  # another process moved it aside
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._open()
+            self._version = -1
+        return self._connection
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -434,6 +464,8 @@ class Journal:
             yield
         except (sqlite3.Error, msgspec.MsgspecError, zlib.error) as error:
             raise_interruption(error)
+            if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
+                raise  # says nothing about the file
             match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
                 case sqlite3.SQLITE_FULL:
                     raise StoreFullError(f"no space left: {self._path}") from error
@@ -447,12 +479,12 @@ class Journal:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
-        for suffix in ("", "-wal", "-shm"):
-            found = self._path.with_name(self._path.name + suffix)
-            if found.exists():
-                found.rename(aside.with_name(aside.name + suffix))
+        if _inode(self._path) == self._inode:  # else another process has done it
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
         self.seen, self.rows, self.removals = {}, {}, {}
         self.generation += 1
         _log.warning(
@@ -548,11 +580,42 @@ def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
+def _transaction(db: sqlite3.Connection, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[None]:
+    db.execute(f"BEGIN {kind}")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # a full disk ends it by itself
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """What can't be taken apart is damaged."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, StopIteration) as error:
+        raise_interruption(error)
+        raise sqlite3.DatabaseError(f"it makes no sense: {type(error).__name__}") from error
+
+
+def _put(known: dict[str, T], id: str, value: T | None) -> None:
+    if value is None:
+        known.pop(id, None)
+    else:
+        known[id] = value
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _signed(number: int) -> int:
+    """Return a number that SQLite can keep: the same modulo 2 to the power of 64."""
+    return (number + _WORD // 2) % _WORD - _WORD // 2

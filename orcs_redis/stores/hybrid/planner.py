@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from enum import Enum
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 import msgspec
@@ -117,7 +118,8 @@ class Pending(Struct, frozen=True):
     """A version that is being installed.
 
     ``revision`` is known of a version that came from the shared store, or once it has arrived there. Of one that is
-    sent there, ``mine`` is what was here then, and ``sent`` are the turns that it brings.
+    sent there, ``over`` is the digest of what was there, ``mine`` what was here then, and ``sent`` are the turns that
+    it brings.
     """
 
     digest: bytes
@@ -125,6 +127,7 @@ class Pending(Struct, frozen=True):
     operation: bytes = b""
     mine: Digests | None = None
     sent: list[Entry] = []
+    over: bytes = b""
 
 
 class Act(Enum):
@@ -290,12 +293,16 @@ def _put_back(base: Digests, here: Side[A], there: Side[A], removed: Collection[
 
     What else differs in the file may be old or new: what is there stands.
     """
-    ids = {key for key, _ in base.lists[_TURNS]}
-    old = [entry for entry in here.parts.lists[_TURNS] if entry[0] in ids]
-    left = {key for key, _ in old}
-    old += [entry for entry in base.lists[_TURNS] if entry[0] in removed and entry[0] not in left]
+    left = Counter(key for key, _ in base.lists[_TURNS])
+    old = []
+    for entry in here.parts.lists[_TURNS]:
+        if left[entry[0]]:
+            left[entry[0]] -= 1
+            old.append(entry)
+    old += [entry for entry in base.lists[_TURNS] if left[entry[0]] and entry[0] in removed]
     unchanged = Digests(here.parts.values, {**here.parts.lists, _TURNS: old})
-    result = merge(unchanged, here.asset, there.asset)
+    edited = merge(unchanged, here.asset, there.asset).conflicts  # there, and removed here: they stay
+    result = merge(unchanged, here.asset, there.asset, concede=edited)
     return _install(Side.of(result.asset), base, here, there)
 
 
@@ -337,17 +344,18 @@ def lacking_turns(base: Digests, here: Side[A], removed: Collection[str]) -> lis
             left[entry[0]] -= 1
         else:
             missing.append(entry)
-    if not missing or _is_compacted(base, here, missing):
-        return []
-    return [entry for entry in missing if entry[0] not in removed]
+    missing = [entry for entry in missing if entry[0] not in removed]
+    return [] if not missing or _is_compacted(base, here, missing, removed) else missing
 
 
-def _is_compacted(old: Digests, new: Side[A], missing: list[Entry]) -> bool:
-    """Whether turns are missing because they were compacted: they are the first, and more is compacted than before."""
-    if old.lists.get(_TURNS, [])[: len(missing)] != missing:
+def _is_compacted(old: Digests, new: Side[A], missing: list[Entry], removed: Collection[str] = ()) -> bool:
+    """Whether turns are missing because they were compacted: they are the first, and new summaries are of as many."""
+    turns = (entry for entry in old.lists.get(_TURNS, []) if entry[0] not in removed)
+    if [*islice(turns, len(missing))] != missing:
         return False
     compacted, before = new.asset.history.compacted, old.values.get(_COMPACTED)
-    return any(digest(compacted[:n]) == before for n in range(len(compacted)))
+    known = next((n for n in range(len(compacted)) if digest(compacted[:n]) == before), len(compacted))
+    return sum(summary.turn_count for summary in compacted[known:]) >= len(missing)
 
 
 def _conflict(reason: str, parts: tuple[str, ...] = ()) -> Step[A]:
@@ -404,7 +412,7 @@ def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]
     """
     if pending is None or pending.mine is None or not isinstance(there, Side):
         return base
-    if base is not None and there.digest == base.digest:
+    if there.digest == pending.over or (base is not None and there.digest == base.digest):
         return base
     theirs = Counter(there.parts.lists[_TURNS])
     arrived = there.digest == pending.digest or (pending.sent and not Counter(pending.sent) - theirs)

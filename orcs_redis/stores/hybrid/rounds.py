@@ -129,6 +129,8 @@ class Rounds(Generic[A]):
                 raise StoreResetError(reset)
             if wanted is not None:
                 raise ValueError("adopt takes all sessions: sync without ids")
+            shared = yield Connect(anew=True)  # that went back in time is known to the Redis store, too
+            index = yield from self._index(shared, wanted)
             yield Here(self._adopt, (shared, remote, index))
             remote = None
         if remote is None:
@@ -162,10 +164,7 @@ class Rounds(Generic[A]):
 
     def _candidates(self, round: Round[A], wanted: list[str] | None) -> list[str]:
         """Return the sessions of which something has changed, without those that the brake holds."""
-        if wanted is None:
-            signatures = self._files.scan()
-        else:
-            signatures = {id: found for id in wanted if (found := self._files.signature(id))}
+        signatures = self._local.scan(wanted)
         rows, sessions = self._journal.rows, round.index.sessions
         candidates, gone_here, gone_there = [], [], []
         for id in signatures.keys() | rows.keys() | sessions.keys() if wanted is None else wanted:
@@ -180,10 +179,17 @@ class Rounds(Generic[A]):
                 gone_here.append(id)
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
-        if wanted is None and not round.options.deletions and not round.options.dry_run:
-            held = self._held(gone_here, len(sessions)) | self._held(self._untouched(gone_there), len(signatures))
-            round.stopped = len(held)
-            candidates = [id for id in candidates if id not in held]
+        if gone_here and (misplaced := {*gone_here} & self._local.misplaced()):  # a renamed file is no deletion
+            gone_here = [id for id in gone_here if id not in misplaced]
+            candidates = [id for id in candidates if id not in misplaced]
+        if not round.options.deletions and not round.options.dry_run:
+            there, here = (sessions, signatures) if wanted is None else (rows, self._journal.seen)
+            held_here = self._held(gone_here, len(there))
+            held_there = self._held(self._untouched(gone_there), len(here))
+            self._local.look(held_here)
+            self._journal.note({}, {id: rows[id]._replace(there_revision=0) for id in held_there})
+            round.stopped = len(held_here) + len(held_there)
+            candidates = [id for id in candidates if id not in held_here and id not in held_there]
         return sorted(candidates)
 
     def _is_deleted(self, id: str) -> bool:
@@ -225,17 +231,18 @@ class Rounds(Generic[A]):
 
     # Conflicts
 
-    def conflict(self, id: str) -> Plan[Conflict | None]:
+    def conflict(self, id: str) -> Plan[Conflict[A] | None]:
         """Return what a session's conflict is about; None: it has none.
 
         Raises:
             NotFoundError: there is no such session.
 
         """
+        check_id(id)
         shared: Shared[A] = yield Connect()
         lock = yield from self._locked()
         try:
-            round = yield from self._begin(shared, [check_id(id)], SyncOptions(dry_run=True))
+            round = yield from self._begin(shared, [id], SyncOptions(dry_run=True))
             items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
             _raise_failure(round)
         finally:
@@ -259,13 +266,14 @@ class Rounds(Generic[A]):
             ConflictError: others write the session all the time.
 
         """
+        check_id(id)
         shared: Shared[A] = yield Connect()
         lock = yield from self._locked()
         try:
             for attempt in range(ATTEMPTS):
                 if attempt:
                     yield Pause(random.uniform(0, 0.005 * 2**attempt))
-                round = yield from self._begin(shared, [check_id(id)], SyncOptions())
+                round = yield from self._begin(shared, [id], SyncOptions())
                 items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
                 _raise_failure(round)
                 item = _resolved(items[0], keep)
