@@ -571,7 +571,7 @@ def contents(*sides: Version | None) -> Counter[tuple[str, str]]:
 
 
 @given(worlds(), st.sampled_from([None, "local", "remote"]))
-@settings(max_examples=1500)
+@settings(max_examples=150)
 def test_three_rounds_are_enough(world: World, prefer: Prefer) -> None:
     """From any trees, rounds end in one version on both sides or in a conflict, which a decision ends."""
     base, here, there = world.base, world.here, world.there
@@ -599,7 +599,7 @@ def test_three_rounds_are_enough(world: World, prefer: Prefer) -> None:
 
 
 @given(worlds())
-@settings(max_examples=1500)
+@settings(max_examples=150)
 def test_cut_off_before_anything_is_sent(world: World) -> None:
     """A step that was noted and not done is planned again, just as it was."""
     first = world.sync(stop=1)
@@ -610,7 +610,7 @@ def test_cut_off_before_anything_is_sent(world: World) -> None:
 
 
 @given(worlds(), st.integers(3, 5))
-@settings(max_examples=1500)
+@settings(max_examples=150)
 def test_cut_off_after_it_was_sent(world: World, stop: int) -> None:
     """The next round finds it there, brings it here, and writes nothing there a second time."""
     step = world.sync(stop=stop)
@@ -624,7 +624,7 @@ def test_cut_off_after_it_was_sent(world: World, stop: int) -> None:
 
 
 @given(worlds(), st.integers(3, 5), edits)
-@settings(max_examples=1500)
+@settings(max_examples=150)
 def test_cut_off_and_edited_here(world: World, stop: int, changes: list[Any]) -> None:
     """What is edited here after a step that was cut off collides only with what others had brought by it."""
     sent = world.here
@@ -645,7 +645,7 @@ def test_cut_off_and_edited_here(world: World, stop: int, changes: list[Any]) ->
 
 
 @given(worlds(), st.integers(3, 5), edits)
-@settings(max_examples=1500)
+@settings(max_examples=150)
 def test_cut_off_and_edited_there(world: World, stop: int, changes: list[Any]) -> None:
     """What others edit after a step that was cut off collides with nothing, if they leave what was sent."""
     step, base = world.sync(stop=stop), world.base

@@ -27,7 +27,7 @@ from ...model.asset import SessionAsset
 from ...model.encoding import attempt
 from ...model.parts import Digests, Entry, digests
 from .files import Signature
-from .planner import Base, Pending
+from .planner import Base, Pending, content_digest
 
 __all__ = ["FileMeta", "Journal", "Record", "Remote", "Removal", "Row", "Seen"]
 
@@ -198,6 +198,8 @@ class Journal:
                     base = waiting = None
                     if row.base_digest is not None:
                         base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
+                        if content_digest(base.parts) != base.digest:
+                            raise ValueError("not the parts of this base")
                     if pending is not None:
                         waiting = msgspec.msgpack.decode(zlib.decompress(pending), type=Pending)
                 found[id] = Record(row, base, waiting)
