@@ -253,10 +253,28 @@ def test_removals_of_two_processes(path: Path) -> None:
         assert other.removals == {"s": Removal(True, frozenset("abc"))}
         other.note({"s": based("b", "d")})
         one.refresh()
-        assert one.removals == other.removals == {"s": Removal(False, frozenset("b"))}
+        assert one.removals == other.removals == {"s": Removal(True, frozenset("b"))}
         other.note({"s": based("d")})
         one.refresh()
         assert one.removals == other.removals == {}
+
+
+def test_removals_that_are_over(path: Path) -> None:
+    """A turn that a base has again is back; what is removed while that is noted stays removed."""
+    with opened(path, 2) as (one, other):
+        for journal in (one, other):
+            one.note({"s": based("a", "b")})
+            one.note_removal("s", ["a", "b"], deleted=True)
+            journal.note({"s": based("a", "b", "c")}, back={"s": ["a", "b"]})
+            assert journal.removals == {}
+            one.note({"s": based("a", "b")})
+            one.note_removal("s", ["a"])
+            one.note_removal("s", ["b"], deleted=True)
+            journal.note({"s": based("a", "b", "c")}, back={"s": ["a"]})
+            assert journal.removals == {"s": Removal(True, frozenset("b"))}
+            one.note({"s": None})
+    with opened(path) as (again,):
+        assert again.removals == {}
 
 
 def test_a_session_that_is_gone_has_no_removals(path: Path) -> None:

@@ -508,6 +508,7 @@ class World:
             return
         if step.act is Act.INSTALL and step.version:
             self.pending = self.intention(step, step.version)
+        lacking = self.removed - {*ids(self.here)}
         self.kept += [self.here if side == "here" else self.there for side in step.keep]
         if stop < 3:
             return
@@ -525,7 +526,7 @@ class World:
             return
         common = self.there if step.act is Act.ADOPT else step.version
         self.base, self.pending = base_of(common, self.revision), None
-        self.removed &= {*ids(common)}
+        self.removed = (self.removed - lacking) & {*ids(common)}
 
     def intention(self, step: Step[SessionAsset], version: Version) -> Pending | None:
         if not step.write_there:
@@ -795,6 +796,16 @@ def test_a_stale_file_brings_back_nothing_that_was_removed() -> None:
         world.edit_here("ad", known=False)
         assert world.settle() is SyncState.SYNCED
         assert [turn.content for turn in world.there.asset.history.turns] == [*expected]  # type: ignore[union-attr]  # it is there
+
+
+def test_a_session_that_came_back_was_not_removed() -> None:
+    """What was deleted here and came back, since it was edited there, is put back into a file that lacks it."""
+    world = World(version("ab"), version("ab"), version("abc"))
+    world.delete_here()
+    assert world.settle() is SyncState.SYNCED
+    world.edit_here("ad", known=False)
+    assert world.settle() is SyncState.SYNCED
+    assert ids(world.there) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("compacted", ["a", "a b"])

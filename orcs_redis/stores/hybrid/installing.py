@@ -327,7 +327,7 @@ class Installer(Generic[A]):
                 if item.step.act is not Act.NOTHING:
                     notes[item.id] = _common(item)
                 _report(round.report, item)
-        self._journal.note(notes, {}, round.notereached(items))
+        self._journal.note(notes, {}, round.notereached(items), {item.id: _lacking(item) for item in items})
         return again
 
     def _write_here(self, items: Sequence[Item[A]]) -> dict[str, Signature | Moved | StorageError]:
@@ -368,6 +368,12 @@ def _why(step: Step[A]) -> str:
     if step.write_here and step.write_there:
         return "lost in a merge"
     return "replaced by the shared store's version" if step.write_here else "replaced by the version here"
+
+
+def _lacking(item: Item[A]) -> set[str]:
+    """Return the turns that were removed here, and that the file showed no longer."""
+    turns = item.here.asset.history.turns if isinstance(item.here, Side) else ()
+    return set(item.removed).difference(turn.id for turn in turns)
 
 
 def _intention(item: Item[A]) -> Pending | None:
