@@ -19,6 +19,7 @@ import msgspec
 from ...errors import (
     ConflictError,
     NotFoundError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     StorageError,
     StoreResetError,
@@ -242,13 +243,18 @@ class Installer(Generic[A]):
         answers = yield Each(lambda item: self._write_there(round.shared, item), there)
         again, done = [], []
         marks = {}
+        refused = {}  # it has certainly not arrived, whatever others have brought
         for item, answer in zip(there, answers, strict=True):
+            if isinstance(answer, StorageError) and not isinstance(answer, OutcomeUnknownError):
+                refused[item.id] = Record.of(item.record.base, None, item.record.row)
             if isinstance(answer, (ConflictError, NotFoundError)):
                 again.append(item.id)
             elif isinstance(answer, StorageError):
                 self._fail_write(round, item.id, answer)
             else:
                 marks[item.id] = answer
+        if refused:
+            yield Here(self._journal.note, (refused,))
         for item in items:
             if item not in there:
                 done.append(item)
