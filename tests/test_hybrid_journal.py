@@ -27,9 +27,11 @@ from orcs_redis import (
     StoreFullError,
     UnavailableError,
 )
+from orcs_redis.model.filters import Filters
 from orcs_redis.model.parts import Digests, digests
-from orcs_redis.stores.hybrid.files import Signature
+from orcs_redis.stores.hybrid.files import Files, Signature
 from orcs_redis.stores.hybrid.journal import FileMeta, Journal, Record, Remote, Removal, Row, Seen
+from orcs_redis.stores.hybrid.local import Local
 from orcs_redis.stores.hybrid.planner import Base, Pending, Side, content_digest
 
 from .test_merge import versions
@@ -666,6 +668,35 @@ def test_threads(path: Path) -> None:
         assert one[3] == {"shared": Removal(False, frozenset(f"{k}-{n}" for k in range(8) for n in range(30)))}
         with opened(path) as (again,):
             assert known(again) == one
+
+
+def test_listed_while_a_round_notes(path: Path) -> None:
+    """What is heard of other sessions, just when a list goes through those that are known, does not end the list."""
+
+    class Heard(Row):
+        @property
+        def there_meta(self) -> bytes:  # read in the midst of a list
+            journal.note({}, {"t": Row(there_revision=1)})
+            return b""
+
+    with opened(path) as (journal,):
+        local = Local(Files(path.parent / "sessions"), journal, SessionAsset)
+        journal.rows |= {"s": Heard(), "u": Row()}
+        assert local.list(Filters()) == []
+        assert "t" in journal.rows
+
+
+def test_deleted_in_another_process(path: Path) -> None:
+    """A session that another process has brought to the shared store is noted as deleted, with its turns."""
+    files = Files(path.parent / "sessions")
+    asset = SessionAsset(id="s")
+    asset.add_turn(orcs_redis.ConversationTurn(id="a", role="user", content="x"))
+    with opened(path, 2) as (one, other):
+        local = Local(files, one, SessionAsset)
+        local.save("s", asset.to_json().encode(), ["a"], None, overwrite=False)
+        other.note({"s": based("a")})
+        local.delete("s")
+        assert one.removals == {"s": Removal(True, frozenset("a"))}
 
 
 WORKER = """

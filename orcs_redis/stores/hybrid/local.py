@@ -251,6 +251,7 @@ class Local(Generic[A]):
             except StorageError as error:
                 raise_interruption(error)
                 turns = set()
+            self.journal.refresh()
             if id in self.journal.rows:  # else the shared store never had it from here
                 self.journal.note_removal(id, turns, deleted=True)
             try:
@@ -320,7 +321,7 @@ class Local(Generic[A]):
             state = standings[id].state
             if seen is not None and seen.meta is not None and state is not None:
                 metas.append(_listed(id, seen.meta, signature.modified_ns, state))
-        for id, row in self.journal.rows.items():
+        for id, row in [*self.journal.rows.items()]:  # another thread may add some
             if id not in signatures and row.there_meta and (state := standings[id].state) is not None:
                 metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=state))
         metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
