@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import inspect
 
-from .figures import fleet, limits, parts, rates, sizes
+from .figures import fleet, hybrid, limits, parts, rates, sizes
 from .figures.bench import FIGURES, Bench, Skip
 from .report import Document, Figure, Run, environment, heading, progress, sheets, show, versions
 from .servers import open_server
 
-__all__ = ["fleet", "limits", "parts", "rates", "sizes"]  # they fill FIGURES
+__all__ = ["fleet", "hybrid", "limits", "parts", "rates", "sizes"]  # they fill FIGURES
 
 
 async def figures(number: int, bench: Bench) -> list[Figure]:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -420,6 +420,33 @@ async def test_known_there_but_not_here(machines: Machines) -> None:
 
 
 # With one
+
+
+async def test_a_list_after_lists_of_the_same(machines: Machines) -> None:
+    """However often nothing had changed, a list shows the next change, whatever made it."""
+    a, peer = await machines.synced()
+
+    async def states_before() -> dict[str, SyncState]:
+        for file in a.folder.glob("*.json"):
+            os.utime(file, (1e9, 1e9))  # so long ago that it is certainly as it was when it was read
+        return [await a.states() for _ in range(3)][-1]
+
+    async def states_after(change: Awaitable[object]) -> dict[str, SyncState]:
+        await states_before()
+        await change
+        return await a.states()
+
+    assert await states_before() == {"s": SyncState.SYNCED}
+    await peer.append("s", turn("b"))
+    assert await states_after(a.sync(dry_run=True)) == {"s": SyncState.REMOTE_AHEAD}
+    assert await states_after(a.sync()) == {"s": SyncState.SYNCED}
+    assert (await a.list())[0].turn_count == 2
+    await states_before()
+    a.edit(lambda session: session.add_turn(turn("c")))
+    assert await a.states() == {"s": SyncState.LOCAL_AHEAD}
+    assert (await a.list())[0].turn_count == 3
+    assert await states_after(a.save(asset("x", id="t"))) == {"s": SyncState.LOCAL_AHEAD, "t": SyncState.LOCAL_ONLY}
+    assert await states_after(a.delete("s")) == {"t": SyncState.LOCAL_ONLY}
 
 
 async def test_fresh(machines: Machines) -> None:

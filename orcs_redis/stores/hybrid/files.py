@@ -57,6 +57,7 @@ _PRIVATE: Final = 0o600
 _TRIES: Final = 5
 _WRITERS: Final = 4  # file systems sync several files at once in less time than one after the other
 _DAY: Final = 86400
+_MAX_BYTES: Final = 2**30  # of a file; a system call reads a little less than twice as many
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _NETWORK: Final = re.compile(
     r"nfs4?|cifs|smb\w*|9p|afs|ncpfs|coda|ceph|lustre|glusterfs|beegfs|gpfs|orangefs|pvfs2|gfs2|ocfs2|davfs2?"
@@ -91,12 +92,12 @@ class Found(NamedTuple):
 class Replacement(NamedTuple):
     """New content of a session's file.
 
-    ``expected`` is the `file_digest` of what is to be replaced; None: there must be no file.
+    ``expected`` is what is to be replaced: the file as it was read, or its `file_digest`; None: there must be no file.
     """
 
     id: str
     data: bytes
-    expected: bytes | None
+    expected: Found | bytes | None
 
 
 class _Note(msgspec.Struct):
@@ -188,12 +189,19 @@ class Files:
         """Read a session's file; None if it is absent.
 
         Raises:
-            CorruptSessionError: it is no regular file. A link is none, whatever it points to.
+            CorruptSessionError: it is no regular file, or larger than 1 GiB. A link is none, whatever it points to.
             UnavailableError: it is being written in place.
 
         """
         with suppress(NotFoundError), translated(check_id(id)):
             return _read(self._file(id), id)
+        return None
+
+    def id_inside(self, id: str) -> str | None:
+        """Return the id that is in a session's file; None: there is no such file, or no id in it."""
+        with suppress(StorageError, msgspec.DecodeError, RecursionError):
+            if (found := self.read(id)) is not None:
+                return msgspec.json.decode(found.data, type=_Named).id
         return None
 
     # Locks.
@@ -329,15 +337,12 @@ class Files:
         It is taken off the list, by an empty path, once it may hold what came out instead: that is never discarded
         before it was looked at.
         """
-        id, data, expected = replacement
-        new, file = unused[number], self._file(id)
-        found = self.read(id)
-        if (None if found is None else file_digest(found.data)) != expected:
-            raise Moved(id)
-        with translated(), open(new, "rb") as own:  # noqa: PTH123  # it says that this is the file, whatever its name
+        id, data, _ = replacement
+        new, file, old = unused[number], self._file(id), self._replaced(replacement)
+        with translated(), _opened(new) as own:  # it says that this is the file, whatever its name
             unused[number] = Path()
             try:
-                exchanged = self._put(new, file, expected is None)
+                exchanged = self._put(new, file, old is None)
             except OSError as error:
                 raise_interruption(error)
                 unused[number] = new  # no rename was done
@@ -345,11 +350,23 @@ class Files:
                     raise Moved(id) from None
                 raise
             if exchanged:
-                if _digest(new) != expected:
+                if _content(new) != old:
                     self._put_back(new, file, file_digest(data))
                     raise Moved(id)
                 _discard([new])
-            return _signature(os.fstat(own.fileno()))
+            return _signature(os.fstat(own))
+
+    def _replaced(self, replacement: Replacement) -> bytes | None:
+        """Return the content that is to be replaced; raise Moved if the file is not what was expected."""
+        id, _, expected = replacement
+        if isinstance(expected, Found):
+            if self.signature(id) != expected.signature:
+                raise Moved(id)
+            return expected.data
+        found = self.read(id)
+        if (None if found is None else file_digest(found.data)) != expected:
+            raise Moved(id)
+        return None if found is None else found.data
 
     def _put(self, new: Path, file: Path, is_first: bool) -> bool:
         """Rename; return whether the names were exchanged, so that the old file has the new one's name."""
@@ -395,8 +412,8 @@ class Files:
     def _take_out(self, file: Path, target: Path, expected: bytes) -> None:
         """Move the session's file away; raise Moved, and put it back, if it is not what was expected."""
         try:
-            with open(file, "rb", opener=_open) as old:  # it has to be opened so
-                os.fsync(old.fileno())  # orcs may not have done so
+            with _opened(file) as old:
+                os.fsync(old)  # orcs may not have done so
             move(file, target)
         except BaseException:
             _discard([target.with_suffix(_NOTE)])
@@ -565,22 +582,27 @@ def _signature(status: os.stat_result) -> Signature:
     return Signature(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _open(path: str, flags: int) -> int:
-    return open_at_once(path, flags | os.O_NOFOLLOW)
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a file to read, but no link."""
+    fd = open_at_once(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _read(path: Path, id: str) -> Found:
     """Read a file whole, as it was at one moment."""
     try:
-        with open(path, "rb", opener=_open) as file:  # it has to be opened so
+        with _opened(path) as fd:
             for _ in range(_TRIES):
-                status = os.fstat(file.fileno())
-                if not S_ISREG(status.st_mode):
+                status = os.fstat(fd)
+                if not S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
                     raise CorruptSessionError(id)
                 signature = _signature(status)
-                file.seek(0)
-                data = file.read()
-                if signature == _signature(os.fstat(file.fileno())) and len(data) == signature.size:
+                data = os.pread(fd, signature.size + 1, 0)
+                if signature == _signature(os.fstat(fd)) and len(data) == signature.size:
                     return Found(signature, data)
     except OSError as error:
         raise_interruption(error)
@@ -590,11 +612,17 @@ def _read(path: Path, id: str) -> Found:
     raise UnavailableError(f"the file is being written: {path}")
 
 
+def _content(path: Path) -> bytes | None:
+    """Return what is in a file; None if it can't be read."""
+    with suppress(OSError, StorageError):
+        return _read(path, "").data
+    return None
+
+
 def _digest(path: Path) -> bytes | None:
     """Return the digest of a file; None if it can't be read."""
-    with suppress(OSError, StorageError):
-        return file_digest(_read(path, "").data)
-    return None
+    data = _content(path)
+    return None if data is None else file_digest(data)
 
 
 def _discard(paths: Sequence[Path]) -> None:

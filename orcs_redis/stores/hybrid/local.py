@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from ...errors import ConflictError, CorruptSessionError, NotFoundError, StorageError, UnavailableError
-from ...interrupts import raise_interruption, suppress
+from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset, to_datetime
 from ...model.filters import Filters
 from ...model.ids import check_id
@@ -37,13 +37,19 @@ class Ancestor(NamedTuple):
 
     revision: int  # the file's modification time in ns
     turns: tuple[str, ...]  # ids
-    digest: bytes  # of the file
+    digest: bytes  # of the file; b"": the content is known
     data: bytes | None  # the file's content; None: only digests are known, since the asset was pickled
     parts: Digests | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = self.parts if self.data is None else digests(SessionAsset.from_json(self.data))
-        return Ancestor, (self.revision, self.turns, self.digest, None, parts)
+        if self.data is None:
+            return Ancestor, (*self,)
+        parts = digests(SessionAsset.from_json(self.data))
+        return Ancestor, (self.revision, self.turns, file_digest(self.data), None, parts)
+
+    def is_in(self, data: bytes) -> bool:
+        """Whether this is a file's content."""
+        return file_digest(data) == self.digest if self.data is None else data == self.data
 
 
 def ancestor_of(asset: SessionAsset, folder: Path) -> Ancestor | None:
@@ -82,6 +88,7 @@ class Local(Generic[A]):
         self._type = asset_type
         self._written: dict[str, Signature | None] = {}  # since its file was last looked at; None: it was deleted
         self._standings: tuple[tuple[int, int], dict[str, Standing]] = (-1, -1), {}
+        self._listed: tuple[tuple[int, int, dict[str, Signature]], list[SessionMeta]] = (-1, -1, {}), []
         self._writes = 0
 
     # Files
@@ -162,9 +169,8 @@ class Local(Generic[A]):
             if (removal := self.journal.removals.get(id)) is not None and removal.deleted:
                 self.journal.note_removal(id, ())
             return Saved(self._replace(id, data, None), data, None)
-        digest = file_digest(found.data)
         merged = None
-        if known is not None and digest == known.digest:
+        if known is not None and known.is_in(found.data):
             removed = set(known.turns).difference(turns)
         elif known is None or overwrite:
             removed = self._give_way(id, found.data, data, turns, overwrite)
@@ -176,7 +182,7 @@ class Local(Generic[A]):
             return Saved(found.signature.modified_ns, data, merged)
         if removed:
             self.journal.note_removal(id, removed)
-        return Saved(self._replace(id, data, digest), data, merged)
+        return Saved(self._replace(id, data, found), data, merged)
 
     def _merge(self, id: str, data: bytes, known: Ancestor, found: Found) -> A:
         parts = known.parts if known.data is None else digests(self.decode(id, known.data))
@@ -201,7 +207,7 @@ class Local(Generic[A]):
             self.files.keep(id, "here", old, "overwritten by a save")
         return {turn.id for turn in current.history.turns}.difference(turns)
 
-    def _replace(self, id: str, data: bytes, expected: bytes | None) -> int:
+    def _replace(self, id: str, data: bytes, expected: Found | None) -> int:
         signature = self.files.replace_locked(Replacement(id, data, expected))
         self._written[id] = signature
         self._writes += 1
@@ -211,14 +217,14 @@ class Local(Generic[A]):
         """Store a session's JSON over the file that it was made from; None: that has moved on."""
         with self.files.lock(id):
             found = self.files.read(id)
-            if found is None or file_digest(found.data) != known.digest:
+            if found is None or not known.is_in(found.data):
                 return None
             if data == found.data:
                 return known.revision
             if removed := set(known.turns).difference(turns):
                 self.journal.note_removal(id, removed)
             try:
-                return self._replace(id, data, known.digest)
+                return self._replace(id, data, found)
             except Moved:
                 return None
 
@@ -288,32 +294,25 @@ class Local(Generic[A]):
                 self._forget_written(id, written[id])
         return signatures
 
+    def misplaced(self) -> set[str]:
+        """Return the ids of sessions that are in files of other names, since these were renamed."""
+        signatures = self.scan()
+        self.look(self._changed(signatures))
+        seen = self.journal.seen
+        unreadable = [id for id in signatures if id in seen and not seen[id].digest]
+        return {inside for id in unreadable if (inside := self.files.id_inside(id)) is not None}
+
     def _forget_written(self, id: str, noted: Signature | None) -> None:
         """Forget that a file was written, since it was looked at after that; it may have been written once more."""
         if id in self._written and self._written.get(id) is noted:
             self._written.pop(id, None)
             self._writes += 1
 
-    def ids_in_other_files(self) -> set[str]:
-        """Return the sessions that are in files of other names: these were renamed, and the sessions not deleted."""
-        found = set()
-        for id, signature in self.files.scan().items():
-            seen = self.journal.seen.get(id)
-            if seen is None or not seen.digest or not self.is_fresh(id, signature):
-                with suppress(StorageError):
-                    file = self.files.read(id)
-                    if file is not None and (inside := self._type.from_json(file.data).id) != id:
-                        found.add(inside)
-        return found
-
     def _changed(self, signatures: Mapping[str, Signature]) -> list[str]:
         gone = [id for id in [*self.journal.seen] if id not in signatures]
         return gone + [id for id, signature in signatures.items() if not self.is_fresh(id, signature)]
 
-    def list(self, filters: Filters) -> list[SessionMeta]:
-        """List the sessions here and those known in the shared store, the last updated first."""
-        signatures = self.scan()
-        self.look(self._changed(signatures))
+    def _metas(self, signatures: Mapping[str, Signature]) -> list[SessionMeta]:
         standings = self.standings(signatures)
         metas = []
         for id, signature in signatures.items():
@@ -321,10 +320,24 @@ class Local(Generic[A]):
             state = standings[id].state
             if seen is not None and seen.meta is not None and state is not None:
                 metas.append(_listed(id, seen.meta, signature.modified_ns, state))
-        for id, row in [*self.journal.rows.items()]:  # another thread may add some
+        for id, row in [*self.journal.rows.items()]:  # others may be adding some
             if id not in signatures and row.there_meta and (state := standings[id].state) is not None:
                 metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=state))
         metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
+        return metas
+
+    def list(self, filters: Filters) -> list[SessionMeta]:
+        """List the sessions here and those known in the shared store, the last updated first."""
+        signatures = self.scan()
+        version = self.journal.generation, self._writes, signatures
+        if self._listed[0] == version:
+            metas = self._listed[1]
+        else:
+            changed = self._changed(signatures)
+            self.look(changed)
+            metas = self._metas(signatures)
+            if not changed:  # else it may have been read too early
+                self._listed = version, metas
         return [*filter(filters.match, metas)]
 
     def is_fresh(self, id: str, signature: Signature) -> bool:
@@ -450,7 +463,7 @@ def arrived(record: Record, here: Side[Any]) -> Base | None:
 
 def _ancestor(asset: SessionAsset, found: Found) -> Ancestor:
     turns = tuple([turn.id for turn in asset.history.turns])
-    return Ancestor(found.signature.modified_ns, turns, file_digest(found.data), found.data)
+    return Ancestor(found.signature.modified_ns, turns, b"", found.data)
 
 
 def _file_meta(asset: SessionAsset) -> FileMeta:

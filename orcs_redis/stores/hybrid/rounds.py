@@ -179,9 +179,9 @@ class Rounds(Generic[A]):
                 gone_here.append(id)
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
-        if gone_here and (renamed := {*gone_here} & self._local.ids_in_other_files()):
-            gone_here = [id for id in gone_here if id not in renamed]
-            candidates = [id for id in candidates if id not in renamed]
+        if gone_here and (misplaced := {*gone_here} & self._local.misplaced()):  # a renamed file is no deletion
+            gone_here = [id for id in gone_here if id not in misplaced]
+            candidates = [id for id in candidates if id not in misplaced]
         if not round.options.deletions and not round.options.dry_run:
             there, here = (sessions, signatures) if wanted is None else (rows, self._journal.seen)
             held_here = self._held(gone_here, len(there))
@@ -231,7 +231,7 @@ class Rounds(Generic[A]):
 
     # Conflicts
 
-    def conflict(self, id: str) -> Plan[Conflict | None]:
+    def conflict(self, id: str) -> Plan[Conflict[A] | None]:
         """Return what a session's conflict is about; None: it has none.
 
         Raises:
