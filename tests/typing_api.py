@@ -10,7 +10,10 @@ import redis
 import redis.asyncio
 
 from orcs_redis import (
+    Conflict,
     ConversationTurn,
+    HybridSessionStore,
+    Kept,
     LocalFileStore,
     Page,
     RawItem,
@@ -20,6 +23,7 @@ from orcs_redis import (
     SessionStore,
     StorageError,
     StorePool,
+    SyncReport,
     SyncStatus,
     Versioned,
     foreign_id,
@@ -89,6 +93,32 @@ async def asyncio_stores(client: redis.asyncio.Redis, turn: ConversationTurn) ->
         files.watch()  # type: ignore[attr-defined]
         open_store(Path("p"), namespace="n")  # type: ignore[call-overload]  # and no option of Redis
         await RedisSessionStore.connect(Path("p"))  # type: ignore[call-overload]
+
+
+async def hybrid_stores(turn: ConversationTurn) -> None:
+    assert_type(open_store(local="p"), AbstractAsyncContextManager[HybridSessionStore[SessionAsset]])
+    assert_type(
+        open_store("redis://h", local=Path("p"), live=False, prefer="remote", asset_type=Ticket),
+        AbstractAsyncContextManager[HybridSessionStore[Ticket]],
+    )
+    assert_type(HybridSessionStore("p", "redis://h", scan=1.0), HybridSessionStore[SessionAsset])
+    async with open_store(local="p", asset_type=Ticket) as store:
+        assert_type(await store.load("id", fresh=True), Ticket)
+        assert_type(await store.append("id", turn), int)
+        assert_type(await store.update("id", raise_priority), Versioned[Ticket])
+        assert_type(await store.sync("id", dry_run=True), SyncReport)
+        assert_type(await store.conflict("id"), Conflict[Ticket] | None)
+        assert_type(store.kept("id"), list[Kept])
+        assert_type(store.remote, RedisSessionStore[Ticket])
+        await store.resolve("id", "local")
+        await store.resolve("id", SessionAsset())  # type: ignore[arg-type]  # it has no priority
+        await store.save(Ticket(), lease=None)  # type: ignore[call-arg]  # that is the shared store's
+    with sync.open_store(local="p", asset_type=Ticket) as blocking:
+        assert_type(blocking, sync.HybridSessionStore[Ticket])
+        assert_type(blocking.load("id"), Ticket)
+        assert_type(blocking.remote, sync.RedisSessionStore[Ticket])
+    open_store(local="p", scanning=1.0)  # type: ignore[call-overload]  # no such option
+    open_store(live=True)  # type: ignore[call-overload]  # without local
 
 
 def blocking_stores(client: redis.Redis, turn: ConversationTurn) -> None:
@@ -172,6 +202,8 @@ async def all_satisfy_the_protocol(
 
     await any_store(asyncio_redis, SessionAsset.new())
     await any_store(LocalFileStore(), SessionAsset.new())
+    await any_store(HybridSessionStore("p"), SessionAsset.new())
+    any_blocking_store(sync.HybridSessionStore("p"), SessionAsset.new())
     any_blocking_store(blocking_redis, SessionAsset.new())
     any_blocking_store(sync.LocalFileStore(), SessionAsset.new())
 

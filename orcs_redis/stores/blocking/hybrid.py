@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
 from ...errors import ConflictError, NotFoundError, StorageError, UnavailableError
@@ -148,7 +149,7 @@ class HybridSessionStore(Generic[A]):
         return f"<{type(self).__name__} {str(self._files.path)!r} namespace={self._options.namespace!r}>"
 
     @property
-    def path(self) -> os.PathLike[str]:
+    def path(self) -> Path:
         """The folder."""
         return self._files.path
 
@@ -420,7 +421,7 @@ class HybridSessionStore(Generic[A]):
         options = SyncOptions(dry_run, adopt, deletions, verify, progress)
         return self._follow(self._rounds.sync(ids or None, options))
 
-    def conflict(self, id: str) -> Conflict | None:
+    def conflict(self, id: str) -> Conflict[A] | None:
         """Return what a session's conflict is about, with both versions; None: it has none.
 
         Raises:

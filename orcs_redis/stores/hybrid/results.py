@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Struct, field
 
@@ -12,6 +12,8 @@ from ...errors import StorageError
 from ...model.asset import SessionAsset
 
 __all__ = ["Conflict", "Kept", "SyncReport"]
+
+A = TypeVar("A", bound=SessionAsset)
 
 
 class SyncReport(Struct):
@@ -42,7 +44,7 @@ class SyncReport(Struct):
     """Copies of what was overwritten or deleted here, or lost to what is here."""
 
 
-class Conflict(NamedTuple):
+class Conflict(NamedTuple, Generic[A]):
     """A session that both sides have changed so that no merge is possible."""
 
     id: str
@@ -50,9 +52,9 @@ class Conflict(NamedTuple):
     """What both changed differently, such as ``metadata.title``; empty if it is all or nothing."""
     reason: str
     """Why there is no merge, in words."""
-    local: SessionAsset | None
+    local: A | None
     """The session in the folder; None if it is deleted or can't be read."""
-    remote: SessionAsset | None
+    remote: A | None
     """The session in the shared store; None if it is deleted or can't be read."""
 
 

@@ -120,7 +120,8 @@ class Rounds(Generic[A]):
         try:
             index = yield from self._index(shared, wanted)
         except StoreResetError:
-            if not options.adopt:
+            has_adopted = remote is not None and remote.incarnation != shared.incarnation  # another process
+            if not options.adopt and not has_adopted:
                 raise
             shared = yield Connect(anew=True)
             index = yield from self._index(shared, wanted)
@@ -231,7 +232,7 @@ class Rounds(Generic[A]):
 
     # Conflicts
 
-    def conflict(self, id: str) -> Plan[Conflict | None]:
+    def conflict(self, id: str) -> Plan[Conflict[A] | None]:
         """Return what a session's conflict is about; None: it has none.
 
         Raises:

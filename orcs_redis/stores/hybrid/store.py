@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
 
 from ...errors import ConflictError, NotFoundError, StorageError, UnavailableError
@@ -147,7 +148,7 @@ class HybridSessionStore(Generic[A]):
         return f"<{type(self).__name__} {str(self._files.path)!r} namespace={self._options.namespace!r}>"
 
     @property
-    def path(self) -> os.PathLike[str]:
+    def path(self) -> Path:
         """The folder."""
         return self._files.path
 
@@ -421,7 +422,7 @@ class HybridSessionStore(Generic[A]):
         options = SyncOptions(dry_run, adopt, deletions, verify, progress)
         return await self._follow(self._rounds.sync(ids or None, options))
 
-    async def conflict(self, id: str) -> Conflict | None:
+    async def conflict(self, id: str) -> Conflict[A] | None:
         """Return what a session's conflict is about, with both versions; None: it has none.
 
         Raises:
