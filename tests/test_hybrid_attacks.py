@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 
 from orcs_redis import PermissionDeniedError, SessionAsset, SyncMode, SyncState
 from orcs_redis.stores.hybrid import live
-from orcs_redis.stores.hybrid.files import Files
+from orcs_redis.stores.hybrid.files import RoundLock
 from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.local import Local
 
 from .conftest import Place
-from .machines import TABLE, Machines, asset, contents, idle, open_machines, setting, told, until_true
+from .machines import TABLE, Machines, asset, contents, idle, open_machines, told, until_true
 from .support import turn, until
 
 tabled = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
@@ -58,7 +59,7 @@ async def test_cancelled_while_it_takes_the_lock(machines: Machines, monkeypatch
     await a.save(asset("a"))
     gate = Gate()
     with monkeypatch.context() as patched:
-        patched.setattr(Files, "try_lock_round", gate.around(Files.try_lock_round))
+        patched.setattr(RoundLock, "take", gate.around(RoundLock.take))
         round = asyncio.create_task(a.sync())
         await until(gate.reached.is_set)
         round.cancel()
@@ -153,6 +154,15 @@ async def test_listed_while_a_round_brings_sessions(machines: Machines, monkeypa
 
 
 @tabled
+async def test_a_save_to_an_empty_namespace(machines: Machines) -> None:
+    """The first session that there is at all is sent at once, too."""
+    a, peer = await machines.open(live=True, scan=30.0), await machines.peer()
+    await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
+    await a.save(asset("a"))
+    await until_true(partial(peer.exists, "s"), 5)
+
+
+@tabled
 async def test_a_callback_that_fails(machines: Machines) -> None:
     """What `on_sync` raises does not end the synchronisation."""
 
@@ -173,22 +183,23 @@ async def test_a_callback_that_fails(machines: Machines) -> None:
 @tabled
 async def test_a_failure_is_not_forgotten(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that could not be sent is tried again, though others were sent meanwhile."""
-    monkeypatch.setattr(live, "_LAST_DELAY", 0.3)
-    a, peer = await machines.open(live=True), await machines.peer()
+    monkeypatch.setattr(live, "_LAST_DELAY", 1.0)
+    a, peer = await machines.open(live=True, scan=0.1), await machines.peer()
     await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
-    write, denied = Installer._write_there, [True]
+    write, denied, refusals = Installer._write_there, [True], []
 
     def deny(shared: Any, item: Any) -> Any:
         if item.id == "bad" and denied:
+            refusals.append(item)
             raise PermissionDeniedError("not now")
         return (yield from write(shared, item))
 
     monkeypatch.setattr(Installer, "_write_there", staticmethod(deny))
     await a.save(asset("a", id="bad"))
-    await until(lambda: a.sync_status().pending_uploads == 1)
+    await until(lambda: bool(refusals))
     for n in range(2):
         await a.save(asset("a", id=f"good-{n}"))
-        await until_true(lambda n=n: peer.exists(f"good-{n}"))
+        await until_true(partial(peer.exists, f"good-{n}"))
     denied.clear()
     await until_true(lambda: peer.exists("bad"), 5)
 
