@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orcs_redis import PermissionDeniedError, SessionAsset, SyncMode, SyncState
-from orcs_redis.stores.hybrid import live
+from orcs_redis.stores.hybrid import live, local
 from orcs_redis.stores.hybrid.files import RoundLock
 from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.local import Local
@@ -184,6 +184,7 @@ async def test_a_callback_that_fails(machines: Machines) -> None:
 async def test_a_failure_is_not_forgotten(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that could not be sent is tried again, though others were sent meanwhile."""
     monkeypatch.setattr(live, "_LAST_DELAY", 1.0)
+    monkeypatch.setattr(local, "_RACY_NS", 0)
     a, peer = await machines.open(live=True, scan=0.1), await machines.peer()
     await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
     write, denied, refusals = Installer._write_there, [True], []
