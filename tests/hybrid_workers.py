@@ -29,6 +29,7 @@ _LASTING = {
     "commit", "execute", "executemany", "executescript", "fsync", "ftruncate", "link", "mkdir", "open", "remove",
     "rename", "replace", "unlink", "write",
 }  # fmt: skip
+_OWNERS = {"posix", "_io", "sqlite3"}
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
@@ -57,10 +58,10 @@ def _run(form: str, folder: Path, url: str, namespace: str, work: Callable[[Any]
 
 def killed_at_a_write(form: str, folder: Path, url: str, namespace: str, count: int) -> None:
     """Run a round that ends with kill -9 as soon as the reply of so many writes is there: before it is noted."""
-    raw = redis.Redis.from_url(url)
+    raw: Any = redis.Redis.from_url(url)
 
     def revision() -> int:
-        return int(raw.hget(f"{{{namespace}/0}}:state", "revision") or 0)  # type: ignore[arg-type]
+        return int(raw.hget(f"{{{namespace}/0}}:state", "revision") or 0)
 
     at = revision() + count
 
@@ -85,10 +86,18 @@ def killed_at_a_write(form: str, folder: Path, url: str, namespace: str, count: 
         strike()
         return result
 
-    driver.Driver.send = struck_send  # type: ignore[method-assign, assignment]
-    threads.Driver._send_together = struck_together  # type: ignore[method-assign]
-    threads.Driver.send = struck_alone  # type: ignore[method-assign, assignment]
+    for kind, name, struck in (
+        (driver.Driver, "send", struck_send),
+        (threads.Driver, "_send_together", struck_together),
+        (threads.Driver, "send", struck_alone),
+    ):
+        setattr(kind, name, struck)
     _run(form, folder, url, namespace, lambda store: store.sync(), live=False)
+
+
+def _is_lasting(function: Any) -> bool:
+    owner = function.__module__ or type(function.__self__).__module__
+    return function.__name__ in _LASTING and owner in _OWNERS
 
 
 def killed_at_a_call(form: str, folder: Path, url: str, namespace: str, count: int) -> None:
@@ -103,11 +112,7 @@ def killed_at_a_call(form: str, folder: Path, url: str, namespace: str, count: i
             os.kill(os.getpid(), signal.SIGKILL)
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
-        if (
-            event == "c_call"
-            and getattr(argument, "__name__", "") in _LASTING
-            and frame.f_code.co_filename.startswith(package)
-        ):
+        if event == "c_call" and frame.f_code.co_filename.startswith(package) and _is_lasting(argument):
             strike()
 
     def listen(event: str, arguments: Any) -> None:
@@ -127,12 +132,12 @@ def append_often(form: str, folder: Path, url: str, namespace: str, name: str, c
     """Append turns to "s", live, and leave when they are all there."""
     turns = [ConversationTurn.user(f"{name} {n}") for n in range(count)]
 
-    async def work(store: orcs_redis.HybridSessionStore[Any]) -> None:
+    async def work(store: Any) -> None:
         for turn in turns:
             await store.append("s", turn)
         await until(lambda: not store.sync_status().pending_uploads)
 
-    def work_blocking(store: orcs_redis.sync.HybridSessionStore[Any]) -> None:
+    def work_blocking(store: Any) -> None:
         for turn in turns:
             store.append("s", turn)
         asyncio.run(until(lambda: not store.sync_status().pending_uploads))

@@ -15,7 +15,7 @@ from typing import Any
 
 import orcs_redis
 import orcs_redis.sync
-from orcs_redis import ConversationTurn, SessionAsset, SyncMode, SyncState
+from orcs_redis import ConversationTurn, SessionAsset, SessionMeta, SyncMode, SyncState
 
 from .conftest import CHOSEN, Place, Threaded
 from .servers import free_port
@@ -95,12 +95,12 @@ class Machine:
     def file(self, id: str = "s") -> Path:
         return self.folder / f"{id}.json"
 
-    def bytes(self, id: str = "s") -> bytes:
+    def data(self, id: str = "s") -> bytes:
         return self.file(id).read_bytes()
 
     def read(self, id: str = "s") -> SessionAsset:
         """What the file has, as orcs would read it."""
-        return SessionAsset.from_json(self.bytes(id))
+        return SessionAsset.from_json(self.data(id))
 
     def texts(self, id: str = "s") -> list[str]:
         return contents(self.read(id))
@@ -122,7 +122,8 @@ class Machine:
         return (await self.states()).get(id)
 
     async def states(self) -> dict[str, SyncState]:
-        return {meta.id: meta.sync_state for meta in await self.store.list()}
+        metas: list[SessionMeta] = await self.store.list()
+        return {meta.id: meta.sync_state for meta in metas}
 
     async def load_kept_texts(self, id: str = "s") -> list[list[str]]:
         """What the turns of the kept copies say, sorted."""

@@ -57,13 +57,13 @@ async def test_01_saved_offline_then_synced(machines: Machines) -> None:
     a, peer = await machines.open(), await machines.peer()
     saved = asset("a")
     assert await a.save(saved) == a.file().stat().st_mtime_ns
-    assert a.bytes() == saved.to_json().encode()
+    assert a.data() == saved.to_json().encode()
     assert await a.state() is SyncState.LOCAL_ONLY
     assert a.sync_status().mode is SyncMode.OFFLINE
     assert a.pending() == (1, 0, [])
-    before = (a.bytes(), a.file().stat())
+    before = (a.data(), a.file().stat())
     assert told(await a.sync()) == {"uploaded": ["s"]}
-    assert (a.bytes(), a.file().stat()) == before
+    assert (a.data(), a.file().stat()) == before
     assert await a.state() is SyncState.SYNCED
     assert a.sync_status().is_fully_synced()
     assert await peer.load_versioned("s") == (saved, 1)
@@ -79,7 +79,7 @@ async def test_02_a_peers_session_comes(machines: Machines) -> None:
     assert not a.file().exists()
     assert a.pending() == (0, 1, [])
     assert told(await a.sync()) == {"downloaded": ["s"]}
-    assert a.bytes() == (await peer.load("s")).to_json().encode()
+    assert a.data() == (await peer.load("s")).to_json().encode()
     assert await a.state() is SyncState.SYNCED
     await idle(a)
 
@@ -404,7 +404,7 @@ async def test_23_compacted_on_both(machines: Machines, ours_cuts: int) -> None:
     await a.append("s", turn("e"))
     await peer.update("s", cut(2))
     await peer.append("s", turn("f"))
-    before = a.bytes()
+    before = a.data()
     report = await a.sync()
     assert (report.conflicts, report.failed) == ([], [])
     stored = await peer.load("s")
@@ -460,7 +460,7 @@ async def test_43_within_one_tick(machines: Machines) -> None:
     """An edit of the same size, with the file's time set back, is found."""
     a, peer = await machines.synced()
     before = a.file().stat()
-    data = a.bytes()
+    data = a.data()
     position = data.index(b'"a"')
     with a.file().open("r+b") as file:
         file.seek(position + 1)
@@ -484,7 +484,7 @@ async def test_44_what_json_changes(machines: Machines) -> None:
     await idle(a)
     assert told(await a.sync(verify=True)) == {}
     assert await a.state() is SyncState.SYNCED
-    fields = json.loads(a.bytes())
+    fields = json.loads(a.data())
     fields["metadata"] = {"z": {"q": 2, "p": 1}, "y": 2, "x": 1}
     a.write(json.dumps(dict(reversed(fields.items())), indent=1).encode())
     assert told(await a.sync()) == {}

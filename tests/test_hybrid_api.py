@@ -7,7 +7,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ async def test_saved_is_loaded(a: Machine) -> None:
     """A session comes back equal, from a file that is what orcs writes; the revision is the file's time."""
     saved = asset("a", "é\u2028", big=2**64 - 1, nested={"a": {"b": []}})
     revision = await a.save(saved)
-    assert a.bytes() == saved.to_json().encode()
+    assert a.data() == saved.to_json().encode()
     assert a.file().stat().st_mtime_ns == revision
     assert await a.load("s") == saved
     assert [path.name for path in a.folder.iterdir() if path.name[0] != "."] == ["s.json"]
@@ -361,12 +361,12 @@ async def test_a_save_that_collides(a: Machine) -> None:
     await a.save(asset("a", x=1))
     loaded = await a.load("s")
     a.edit(setting(x=2))
-    before = a.bytes()
+    before = a.data()
     loaded.metadata["x"] = 3
     with pytest.raises(ConflictError) as caught:
         await a.save(loaded)
     assert caught.value.parts == ("metadata.x",)
-    assert a.bytes() == before
+    assert a.data() == before
     await a.save(loaded, overwrite=True)
     assert a.read().metadata == {"x": 3}
     assert await a.kept_values("x") == {2}
@@ -429,12 +429,14 @@ async def test_a_list_after_lists_of_the_same(machines: Machines) -> None:
     async def states_before() -> dict[str, SyncState]:
         for file in a.folder.glob("*.json"):
             os.utime(file, (1e9, 1e9))  # so long ago that it is certainly as it was when it was read
-        return [await a.states() for _ in range(3)][-1]
+        states: list[dict[str, SyncState]] = [await a.states() for _ in range(3)]
+        return states[-1]
 
     async def states_after(change: Awaitable[object]) -> dict[str, SyncState]:
         await states_before()
         await change
-        return await a.states()
+        states: dict[str, SyncState] = await a.states()
+        return states
 
     assert await states_before() == {"s": SyncState.SYNCED}
     await peer.append("s", turn("b"))
@@ -675,7 +677,7 @@ async def test_no_more_than_twenty_copies(machines: Machines) -> None:
 
 async def test_open_store(place: Place, tmp_path: Path) -> None:
     """`open_store` with a folder gives a hybrid store, and closes it."""
-    options = {"namespace": place.namespace, "live": False}
+    options: Any = {"namespace": place.namespace, "live": False}
     if place.row.form == "async":
         async with orcs_redis.open_store(place.url, local=tmp_path, **options) as store:
             assert isinstance(store, orcs_redis.HybridSessionStore)

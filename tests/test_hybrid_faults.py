@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,11 @@ async def test_28_and_the_file_was_overwritten(machines: Machines) -> None:
 async def test_29_killed_in_a_pull(machines: Machines, kind: str) -> None:
     """At whatever point of a pull it is killed, the file is one version whole, and the next round settles it."""
     a, peer = await machines.synced()
-    for count in range(1, 1000):
+    for count in range(1, 200):
         if not await peer.exists("s"):
             await peer.save(asset("a"))
             await a.sync()
-        old = a.bytes()
+        old = a.data()
         if kind == "pull":
             await peer.append("s", turn(str(count)))
             new: bytes | None = (await peer.load("s")).to_json().encode()
@@ -176,17 +177,17 @@ async def test_29_killed_in_a_pull(machines: Machines, kind: str) -> None:
         place = machines.place
         process = start(killed_at_a_call, place.row.form, a.folder, place.url, place.namespace, count)
         code = await ended(process)
-        found = a.bytes() if a.file().exists() else None
+        found = a.data() if a.file().exists() else None
         assert found in (old, new), count
         a = await machines.open()
         report = await a.sync()
         assert (report.conflicts, report.failed, report.uploaded, report.revived) == ([], [], [], []), count
-        assert (a.bytes() if a.file().exists() else None) == new, count
+        assert (a.data() if a.file().exists() else None) == new, count
         await idle(a)
         if code == 0:
             break
         assert code == -9
-    assert count > 5
+    assert (code, count > 30) == (0, True)
 
 
 @over_tcp
@@ -214,17 +215,17 @@ async def test_30_killed_in_a_first_round(machines: Machines) -> None:
 async def test_32_half_a_file(machines: Machines) -> None:
     """Half a file is a conflict that names it; resolved, it is kept as it was, and the session is here again."""
     a, peer = await machines.synced()
-    whole = a.bytes()
+    whole = a.data()
     half = whole[: len(whole) // 2]
     a.write(half)
     revision = (await peer.load_versioned("s")).revision
     assert told(await a.sync()) == {"conflicts": ["s"]}
     assert (await a.conflict("s")).reason.startswith("the file can't be read")
-    assert a.bytes() == half
+    assert a.data() == half
     assert (await peer.load_versioned("s")).revision == revision
     await idle(a, conflicts=["s"])
     await a.resolve("s", keep="remote")
-    assert a.bytes() == whole
+    assert a.data() == whole
     assert half in [copy.path.read_bytes() for copy in a.kept("s")]
     assert await a.state() is SyncState.SYNCED
     await idle(a)
@@ -238,13 +239,13 @@ async def test_33_damaged_there(machines: Machines) -> None:
     place = machines.place
     place.raw.hset(place.key("session:s"), "preferences", b"\xc1")
     a = await machines.reopen(a)  # it remembers nothing that it need not read
-    before = a.bytes()
+    before = a.data()
     assert told(await a.sync()) == {"conflicts": ["s"]}
     assert (await a.conflict("s")).reason.startswith("what is stored can't be read")
-    assert a.bytes() == before
+    assert a.data() == before
     await idle(a, conflicts=["s"])
     await a.resolve("s", keep="local")
-    assert a.bytes() == before
+    assert a.data() == before
     assert await peer.load("s") == a.read()
     await idle(a)
 
@@ -425,11 +426,11 @@ async def test_39_a_full_disk(machines: Machines) -> None:
     await peer.append("t", turn("small"))
     await a.append("u", turn("b"))
     await a.save(asset("new", id="v"))
-    before = a.bytes("s")
+    before = a.data("s")
     with small_files(4_000_000):
         report = await a.sync()
     assert told(report) == {"downloaded": ["t"], "uploaded": ["u", "v"], "failed": {"s": StoreFullError}}
-    assert a.bytes("s") == before
+    assert a.data("s") == before
     assert await a.state("s") is SyncState.REMOTE_AHEAD
     assert a.pending() == (0, 1, [])
     assert [path.name for path in a.folder.iterdir() if path.suffix == ".tmp"] == []
@@ -618,10 +619,14 @@ async def test_41_two_processes_on_one_folder(machines: Machines) -> None:
         start(append_often, place.row.form, a.folder, place.url, place.namespace, name, 100) for name in ("one", "two")
     ]
     expected = {f"{name} {n}" for name in ("one", "two") for n in range(100)}
+
+    def has_grown(size: int) -> bool:
+        return len(a.texts()) > size or not any(process.is_alive() for process in processes)
+
     for n in range(20):
         await peer.append("s", turn(f"peer {n}"))
         expected.add(f"peer {n}")
-        await until(lambda n=n: not any(each.is_alive() for each in processes) or len(a.texts()) > n * 8)
+        await until(partial(has_grown, n * 8))
     assert [await ended(process) for process in processes] == [0, 0]
     report = await a.sync()
     assert (report.conflicts, report.failed) == ([], [])
@@ -643,6 +648,9 @@ async def test_42_disconnections(machines: Machines, proxy: Proxy) -> None:
         await until(machine.file().exists)
     count, done = 200, asyncio.Event()
 
+    def is_complete(machine: Machine) -> bool:
+        return len(machine.texts()) == 2 * count + 1
+
     async def break_often() -> None:
         while not done.is_set():
             proxy.cut(0.5)
@@ -658,7 +666,7 @@ async def test_42_disconnections(machines: Machines, proxy: Proxy) -> None:
     done.set()
     await breaking
     for machine in (a, b):
-        await until(lambda machine=machine: len(machine.texts()) == 2 * count + 1, 60)
+        await until(partial(is_complete, machine), 60)
     texts = contents(await peer.load("s"))
     assert a.texts() == b.texts() == texts
     for name in ("a", "b"):

@@ -570,7 +570,7 @@ UNREADABLE: dict[str, bytes | Callable[[Machine], Awaitable[None]]] = {
 async def test_unreadable_files(machines: Machines, kind: str) -> None:
     """What can't be read here is told, and neither sent nor overwritten nor taken for a deletion; the rest goes on."""
     a, peer = await machines.synced()
-    original = a.bytes()
+    original = a.data()
     a.file().unlink()
     made = UNREADABLE[kind]
     if isinstance(made, bytes):
@@ -602,7 +602,7 @@ async def test_a_newer_file_is_never_overwritten(machines: Machines) -> None:
     assert told(await a.sync()) == REFUSED
     with pytest.raises(VersionIncompatibleError):
         await a.resolve("s", keep="remote")
-    assert a.bytes() == NEWER
+    assert a.data() == NEWER
     await idle(a, conflicts=["s"])
 
 

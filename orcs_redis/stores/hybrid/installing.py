@@ -19,6 +19,7 @@ import msgspec
 from ...errors import (
     ConflictError,
     NotFoundError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     StorageError,
     StoreResetError,
@@ -242,13 +243,18 @@ class Installer(Generic[A]):
         answers = yield Each(lambda item: self._write_there(round.shared, item), there)
         again, done = [], []
         marks = {}
+        refused = {}  # it has certainly not arrived, whatever others have brought
         for item, answer in zip(there, answers, strict=True):
+            if isinstance(answer, StorageError) and not isinstance(answer, OutcomeUnknownError):
+                refused[item.id] = Record.of(item.record.base, None, item.record.row)
             if isinstance(answer, (ConflictError, NotFoundError)):
                 again.append(item.id)
             elif isinstance(answer, StorageError):
                 self._fail_write(round, item.id, answer)
             else:
                 marks[item.id] = answer
+        if refused:
+            yield Here(self._journal.note, (refused,))
         for item in items:
             if item not in there:
                 done.append(item)
@@ -327,7 +333,7 @@ class Installer(Generic[A]):
                 if item.step.act is not Act.NOTHING:
                     notes[item.id] = _common(item)
                 _report(round.report, item)
-        self._journal.note(notes, {}, round.notereached(items))
+        self._journal.note(notes, {}, round.notereached(items), {item.id: _lacking(item) for item in items})
         return again
 
     def _write_here(self, items: Sequence[Item[A]]) -> dict[str, Signature | Moved | StorageError]:
@@ -368,6 +374,12 @@ def _why(step: Step[A]) -> str:
     if step.write_here and step.write_there:
         return "lost in a merge"
     return "replaced by the shared store's version" if step.write_here else "replaced by the version here"
+
+
+def _lacking(item: Item[A]) -> set[str]:
+    """Return the turns that were removed here, and that the file showed no longer."""
+    turns = item.here.asset.history.turns if isinstance(item.here, Side) else ()
+    return set(item.removed).difference(turn.id for turn in turns)
 
 
 def _intention(item: Item[A]) -> Pending | None:

@@ -27,7 +27,7 @@ from ...model.asset import SessionAsset
 from ...model.encoding import attempt
 from ...model.parts import Digests, Entry, digests
 from .files import Signature
-from .planner import Base, Pending
+from .planner import Base, Pending, content_digest
 
 __all__ = ["FileMeta", "Journal", "Record", "Remote", "Removal", "Row", "Seen"]
 
@@ -198,6 +198,8 @@ class Journal:
                     base = waiting = None
                     if row.base_digest is not None:
                         base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
+                        if content_digest(base.parts) != base.digest:
+                            raise ValueError("not the parts of this base")
                     if pending is not None:
                         waiting = msgspec.msgpack.decode(zlib.decompress(pending), type=Pending)
                 found[id] = Record(row, base, waiting)
@@ -238,6 +240,7 @@ class Journal:
         records: Mapping[str, Record | None] = {},  # it is not changed
         rows: Mapping[str, Row] = {},  # it is not changed
         remote: Remote | None = None,
+        back: Mapping[str, Collection[str]] = {},  # it is not changed
     ) -> None:
         """Note what is known of sessions, in one transaction.
 
@@ -245,6 +248,7 @@ class Journal:
             records: all that is known; None: the session is forgotten. A base ends what was removed before it.
             rows: what was heard of the shared store, and conflicts; base and pending remain as they are.
             remote: the shared store that the bases are of; None: as it was.
+            back: ids of turns that the files lacked, since they were removed: those that a base has again are back.
 
         """
         if not records and not rows and remote is None:
@@ -266,7 +270,7 @@ class Journal:
                 pending = None if record.pending is None else zlib.compress(msgspec.msgpack.encode(record.pending), 1)
                 _set_details(db, "base", number, parts)
                 _set_details(db, "pending", number, pending)
-            self._end_removals(db, records, removals)
+            self._end_removals(db, records, removals, back)
             if remote is not None:
                 _note_remote(db, remote)
 
@@ -280,23 +284,28 @@ class Journal:
         self._write(write, remember)
 
     def _end_removals(
-        self, db: sqlite3.Connection, records: Mapping[str, Record | None], removals: dict[str, Removal | None]
+        self,
+        db: sqlite3.Connection,
+        records: Mapping[str, Record | None],
+        removals: dict[str, Removal | None],
+        back: Mapping[str, Collection[str]],
     ) -> None:
-        """Forget what was removed before a new base: what this has still may be missing, all else is of the past."""
+        """Forget what was removed before a new base, but for what is being removed at this moment."""
         for id in records.keys() & self.removals.keys():
             record = records[id]
             if record is not None and (record.base is None or record.row.base_digest == self._base_digest(id)):
                 continue
-            found = db.execute("SELECT turns FROM removal WHERE id = ?", (id,)).fetchone()
-            turns = frozenset(msgspec.msgpack.decode(found[0], type=list[str])) if found else frozenset()
+            before = self.removals[id]
+            left = frozenset[str]()
             if record is not None and record.base is not None:
-                left = turns & {key for key, _ in record.base.parts.lists.get("history.turns", [])}
-            else:
-                left = frozenset()
-            removals[id] = Removal(False, left) if left else None
+                left = before.turns.difference(back.get(id, ()))
+                left &= {key for key, _ in record.base.parts.lists.get("history.turns", [])}
             db.execute("DELETE FROM removal WHERE id = ?", (id,))
+            removals[id] = None
             if left:
-                db.execute("INSERT INTO removal VALUES (?, 0, ?)", (id, msgspec.msgpack.encode(sorted(left))))
+                removals[id] = Removal(before.deleted, left)
+                values = id, int(before.deleted), msgspec.msgpack.encode(sorted(left))
+                db.execute("INSERT INTO removal VALUES (?, ?, ?)", values)
 
     def _base_digest(self, id: str) -> bytes | None:
         row = self.rows.get(id)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ...errors import StorageError, SyncStoppedError
+from ...errors import StorageError, StoreResetError, SyncStoppedError
 from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...protocol.changes import Change
@@ -87,7 +87,11 @@ class Live(Generic[A]):
     def _follow(self) -> Plan[None]:
         """Compare all, then follow what changes on both sides, until something has to begin anew."""
         shared: Shared[A] = yield Connect()
-        cursor = yield There(shared.cursor)
+        try:
+            cursor = yield There(shared.cursor)
+        except StoreResetError:
+            yield from self._compare_all()  # raises it again, unless another process has adopted what is there now
+            return
         yield from self._compare_all()
         if not shared.incarnation:  # nobody has written to it
             yield from self._wait(self._scan)

@@ -257,6 +257,7 @@ class Local(Generic[A]):
             except StorageError as error:
                 raise_interruption(error)
                 turns = set()
+            self.journal.refresh()
             if id in self.journal.rows:  # else the shared store never had it from here
                 self.journal.note_removal(id, turns, deleted=True)
             try:

@@ -120,7 +120,8 @@ class Rounds(Generic[A]):
         try:
             index = yield from self._index(shared, wanted)
         except StoreResetError:
-            if not options.adopt:
+            has_adopted = remote is not None and remote.incarnation != shared.incarnation  # another process
+            if not options.adopt and not has_adopted:
                 raise
             shared = yield Connect(anew=True)
             index = yield from self._index(shared, wanted)
