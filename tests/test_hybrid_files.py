@@ -34,6 +34,7 @@ from orcs_redis.errors import (
     UnavailableError,
     UnsupportedServerError,
 )
+from orcs_redis.stores.disk import write_new
 from orcs_redis.stores.hybrid import exchange as calls
 from orcs_redis.stores.hybrid import files as module
 from orcs_redis.stores.hybrid.exchange import exchange
@@ -960,8 +961,8 @@ def test_two_copies_of_one_microsecond(files: Files, tmp_path: Path, monkeypatch
 
 
 def test_a_folder_of_copies_that_is_pruned(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another deletes the folder of a session's copies, which is empty, right before one is put there, it is made."""
-    write_new, deleted = module.write_new, []
+    """If another deletes the empty folder of a session's copies, right before one is put there, it is made again."""
+    deleted: list[Path] = []
 
     def write_and_delete(path: Path, *args: Any) -> os.stat_result:
         if path.suffix == ".note" and not deleted:
