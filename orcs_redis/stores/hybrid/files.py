@@ -537,15 +537,15 @@ class Files:
                 copy = folder / f"{at.strftime(_STAMP)}-{side}-{digest.hex()[:8]}{SUFFIX}"
                 try:
                     folder.mkdir(mode=0o700, exist_ok=True)
-                    with synced(self._kept):
-                        write_new(copy.with_suffix(_NOTE), note, _PRIVATE)
+                    write_new(copy.with_suffix(_NOTE), note, _PRIVATE)
                 except FileExistsError as error:  # another thread's, of the same microsecond
                     raise_interruption(error)
                     at += timedelta(microseconds=1)
                 except FileNotFoundError as error:  # the folder was empty, and is deleted
                     raise_interruption(error)
                 else:
-                    return copy
+                    with synced(self._kept):  # the folder may be new
+                        return copy
         raise UnavailableError(f"no name for a copy: {folder}")
 
     def _file_copy(self, source: Path, copy: Path) -> None:
