@@ -282,6 +282,14 @@ class Judge:
         """Note that a copy was kept."""
         self.kept[session].append(view)
 
+    def left(self, machine: str, session: str, view: View, file: View | None) -> None:
+        """Note what is in a temporary file of a process that was killed, and what the session's file has."""
+        replaced = self._replaced.get((machine, session))
+        for old in (self.views[machine, session], replaced and replaced.view):
+            if old is not None and old.digest == view.digest:
+                self.unprotected |= {*view.turns} - {*(file.turns if file else ())}
+                self.unprotected_values |= {*view.parts.items()} - {*(file.parts.items() if file else ())}
+
     def settled(self, machine: str, sessions: Iterable[str]) -> None:
         """Note that a machine's round has finished with these sessions."""
         sessions = [*sessions]
@@ -411,7 +419,7 @@ class Judge:
                 raise Violation("resurrected", f"{session} was deleted by who had seen all of it: {present}")
             return
         for event in live:
-            if not event.weak and not ({*event.adds} & self.unprotected) and not self._is_kept(event):
+            if not event.weak and not self._is_unprotected(event) and not self._is_kept(event):
                 raise Violation("deleted", f"{session} is gone, though nobody deleted {event}")
 
     def _check_removed(self, session: str, view: View) -> None:
@@ -466,11 +474,18 @@ class Judge:
             if event.view is not None and not event.bit & self._void and not self._covered(event)
         ]
 
+    def _is_unprotected(self, event: Event) -> bool:
+        """Whether something that a write brought was lost in a way that nothing protects from."""
+        return bool({*event.adds} & self.unprotected or {*event.sets.items()} & self.unprotected_values)
+
     def _is_kept(self, event: Event) -> bool:
-        """Whether all that a write brought is in kept copies: it has lost."""
-        turns = {turn for view in self.kept[event.session] for turn in view.turns}
-        items = {item for view in self.kept[event.session] for item in view.parts.items()}
-        return {*event.adds} <= turns and {item for item in event.sets.items() if item[1]} <= items
+        """Whether all that a write brought has lost: it is in kept copies, or was replaced."""
+        session = event.session
+        turns = {turn for view in self.kept[session] for turn in view.turns}
+        items = {item for view in self.kept[session] for item in view.parts.items()}
+        later = {name for other in self.events[session] if event.bit & other.past for name in other.sets}
+        values = {item for item in event.sets.items() if item[1] is not None and item[0] not in later}
+        return values <= items and all(turn in turns or self._removals(session, turn) for turn in event.adds)
 
     def _is_deleted(self, session: str, turn: str) -> bool:
         """Whether a turn was deleted with its session, which came back from who had not seen it."""
@@ -495,12 +510,10 @@ class Judge:
         return any(other.kind == "delete" and event.bit & other.past for other in self.events[event.session])
 
     def _unite(self, machine: str, session: str) -> None:
-        """Both have the same: who sees one of them has seen what led to the other, too."""
+        """Both have the same: a machine has seen what led to what is there."""
         here, there = self.views[machine, session], self.views[REMOTE, session]
         if here and there and here.digest == there.digest:
-            past = self.past[machine, session] | self.past[REMOTE, session]
-            self.past[machine, session] = self.past[REMOTE, session] = past
-            self.versions[session][-1] = Version(there, past)
+            self.past[machine, session] |= self.past[REMOTE, session]
 
     def _of(self, session: str, bits: int) -> Iterator[Event]:
         return (event for event in self.events[session] if event.bit & bits)

@@ -361,7 +361,7 @@ class World:
         return not outcome
 
     def _check_local_merge(self, machine: Machine, id: str, before: View | None, view: View, removed: set[str]) -> None:
-        lost = {*(before.turns if before else ())} - {*view.turns} - removed
+        lost = {*(before.turns if before else ())} - {*view.turns} - removed - self.judge.unprotected
         if lost:
             raise Violation("lost", f"{lost} of {id}, by a write on {machine.name}: {before} became {view}")
 
