@@ -71,7 +71,7 @@ class Event:
     bit: int
     session: str
     place: str
-    kind: str  # write, delete, resolve; attempt: it was not done, or not wholly
+    kind: str  # write, anew, delete, resolve; attempt: it was not done, or not wholly
     past: int
     view: View | None  # what was there afterwards
     adds: tuple[str, ...] = ()
@@ -161,6 +161,7 @@ class Judge:
             changed |= {name for event in self._of(session, past) for name in event.sets}
         if anew and old is not None:
             past |= self.deleted(place, session).bit
+            kind = "anew"
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
             session,
@@ -434,7 +435,7 @@ class Judge:
                 continue
             # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
             having = [event for event in live if event.view and turn in event.view.turns]
-            if not all(self._covered(r) and any(not r.bit & event.past for event in having) for r in removals):
+            if not all((r.kind == "anew" or self._covered(r)) and any(not r.bit & event.past for event in having) for r in removals):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
 
     def _check_parts(self, session: str, present: list[View]) -> None:
