@@ -279,8 +279,8 @@ class Machine:
             self._remote.close()
         self._remote = self._shared = None
 
-    def reopen(self) -> None:
-        """Kill the process and start another."""
+    def reopen(self, *, forgets: bool = False) -> None:
+        """Kill the process and start another, which may find no database."""
         self.gate.is_dead = True
         with contextlib.suppress(Killed):
             self._drop()
@@ -290,6 +290,9 @@ class Machine:
         self._observe_leftovers()
         self.world.judge.interrupted(self.name, self.pushed)
         self.pushed = set()
+        if forgets:
+            for path in (self.folder / ".orcs-redis").glob("state.db*"):
+                path.unlink()
         self._open()
 
     # Plans

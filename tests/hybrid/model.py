@@ -18,12 +18,16 @@ from dataclasses import dataclass, field
 from orcs_redis import SessionAsset
 from orcs_redis.model.parts import TIMES, digest, digests
 
-__all__ = ["REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
+__all__ = ["CONTENT", "REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
 
 REMOTE = "shared"
 """The place that is the shared store; others are machines."""
 
+CONTENT = "as it was said"
+"""The content of a turn that was not edited."""
+
 NAME = "project_context.name"
+ROOT = "project_context.root_path"
 
 
 class Violation(AssertionError):
@@ -55,9 +59,13 @@ class View:
 
 def view_of(asset: SessionAsset) -> View:
     """Return what the judge looks at."""
+    context = asset.project_context
     parts = {f"metadata.{key}": str(value) for key, value in asset.metadata.items()}
-    if asset.project_context.name is not None:
-        parts[NAME] = asset.project_context.name
+    parts |= {f"component_snapshots.{name}": str(each.state) for name, each in asset.component_snapshots.items()}
+    parts |= {f"project_context.learned_facts.{fact.key}": fact.value for fact in context.learned_facts}
+    parts |= {f"project_context.technologies {name}": name for name in context.technologies}
+    parts |= {f"turn/{turn.id}": turn.content for turn in asset.history.turns if turn.content != CONTENT}
+    parts |= {name: value for name in (NAME, ROOT) if (value := getattr(context, name.partition(".")[2])) is not None}
     found = digests(asset)
     values = sorted((name, data.hex()) for name, data in found.values.items() if name not in TIMES)
     lists = sorted((path, [(key, data.hex()) for key, data in entries]) for path, entries in found.lists.items())
@@ -111,6 +119,7 @@ class Judge:
         self.lenient: set[str] = set()  # sessions of which the bases were dropped
         self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
+        self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
@@ -220,7 +229,8 @@ class Judge:
         self.sent[machine, session] = {*(view.turns if view else ())} - {*(old.turns if old else ())}
         if view is None:
             seen = [each for each in self.versions[session] if each.view and not each.past & ~here.past]
-            if old is None or (not resolving and old.digest not in [each.view.digest for each in seen if each.view]):
+            digests_seen = {each.view.digest for each in seen if each.view} | {self._pushed.get((machine, session))}
+            if old is None or (not resolving and old.digest not in digests_seen):
                 raise Violation("deleted", f"{session}, by {machine}, which had not seen {old}")
             self._event(session, REMOTE, "delete", past | here.past, None, (), frozenset(), {}, False)
             self._put(REMOTE, session, None, past | here.past)
@@ -231,8 +241,10 @@ class Judge:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
             removes = had - {*view.turns}
             self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
+            self.past[machine, session] |= self.past[REMOTE, session]
         else:
             self._put(REMOTE, session, view, past | here.past)
+        self._pushed[machine, session] = view.digest
         self._unite(machine, session)
 
     def installed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
@@ -323,6 +335,9 @@ class Judge:
             if old is not None:
                 self.unprotected |= {*old.turns} - {turn for view in here for turn in view.turns}
                 self.unprotected_values |= {*old.parts.items()}
+            self._void |= self.past[REMOTE, session]
+            for machine in machines:
+                self._void &= ~self.past[machine, session]
             self._put(REMOTE, session, None, 0)
             self.lenient.add(session)
 
@@ -339,12 +354,14 @@ class Judge:
         sent = self.unsettled.get((machine, session))
         is_lost = sent is not None and not (sent and there.view and sent <= {*there.view.turns})
         for part in parts:
-            if is_lost and any(part in event.sets for event in self._of(session, theirs)):
+            if is_lost and any(_touches(event, part) for event in self._of(session, theirs)):
                 continue
-            sides = [any(part in event.sets for event in self._of(session, side)) for side in (mine, theirs)]
+            sides = [any(_touches(event, part) for event in self._of(session, side)) for side in (mine, theirs)]
             if not all(sides):
                 raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
-        if not parts and not (here.view and there.view and here.view.is_other(there.view) and mine):
+        if parts or (session in self.returning and sent is not None):
+            return
+        if not (here.view and there.view and here.view.is_other(there.view) and mine):
             raise Violation("conflict", f"{machine}, {session}: no conflict: {here}, {there}")
 
     def check_file(self, machine: str, session: str, view: View | None, event: Event) -> None:
@@ -546,3 +563,7 @@ class Judge:
         self.views[place, session], self.past[place, session] = view, past
         if place == REMOTE:
             self.versions[session].append(Version(view, past))
+
+
+def _touches(event: Event, part: str) -> bool:
+    return event.kind == "delete" or part in event.sets or part.removeprefix("turn/") in event.removes | event.drops
