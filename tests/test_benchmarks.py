@@ -59,7 +59,7 @@ def test_the_plots_of_the_pages() -> None:
     assert all("<svg" in svg for svg in drawn.values())
 
 
-@pytest.mark.parametrize("number", [3, 7, 11, 14])
+@pytest.mark.parametrize("number", [3, 7, 11, 14, 31])
 async def test_a_figure(number: int) -> None:
     """Figures of each theme print: what is compared is the same work, so nothing fails."""
     with open_server("redis") as server:

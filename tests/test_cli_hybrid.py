@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from orcs_redis import ConversationTurn, SessionAsset
-from orcs_redis.sync import LocalFileStore, RedisSessionStore, open_store
+from orcs_redis import ConversationTurn, SessionAsset, StoreResetError, SyncReport
+from orcs_redis.sync import HybridSessionStore, LocalFileStore, RedisSessionStore, open_store
 from orcs_redis.transport import embedded
 
 from .command_line import Run, in_a_terminal
@@ -304,6 +305,26 @@ def test_a_wiped_server_is_adopted(run: Run, start_server: Callable[..., Server]
     assert fleet.sync("--adopt") == NOTHING | {"uploaded": ["s0", "s1", "s2"]}
     assert contents(tmp_path) == before
     assert fleet.sync() == NOTHING
+
+
+def test_who_is_live_follows_an_adoption(run: Run, start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """What one process of a folder has adopted, the others take without being asked."""
+    fill(tmp_path, 3)
+    server = start_server()
+    fleet = Fleet(run, ("--url", server.url, "--namespace", "orcs"), tmp_path)
+    reports = SimpleQueue[SyncReport]()
+    with HybridSessionStore(tmp_path, server.url, on_sync=reports.put, heartbeat=0.5) as live:
+        assert reports.get(timeout=20).uploaded == ["s0", "s1", "s2"]
+        server.raw().flushall()
+        with pytest.raises(StoreResetError):
+            live.sync()
+        assert fleet.sync("--adopt")["uploaded"] == ["s0", "s1", "s2"]
+        assert live.sync().failed == []
+        with fleet.peer() as peer:
+            peer.append("s1", ConversationTurn.user("there"))
+            while reports.get(timeout=40).downloaded != ["s1"]:
+                pass
+        assert len(live.load("s1").history) == 4
 
 
 def test_deletions_in_bulk_stop(run: Run, where: tuple[str, ...], tmp_path: Path) -> None:

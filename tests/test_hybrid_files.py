@@ -34,6 +34,7 @@ from orcs_redis.errors import (
     UnavailableError,
     UnsupportedServerError,
 )
+from orcs_redis.stores.disk import write_new
 from orcs_redis.stores.hybrid import exchange as calls
 from orcs_redis.stores.hybrid import files as module
 from orcs_redis.stores.hybrid.exchange import exchange
@@ -130,6 +131,27 @@ def test_replacing_under_a_lock_that_is_held(way: str, files: Files, tmp_path: P
             with pytest.raises(Moved):
                 files.replace_locked(Replacement("a", content("3"), expected))
     assert text_in(files) == "2"
+    assert left_in(files) == []
+
+
+def test_replacing_what_was_read(way: str, files: Files, tmp_path: Path) -> None:
+    """A file that was read is replaced if it is still the same one; else it has moved on, also if it is gone."""
+    write(tmp_path, content("1"))
+    found = files.read("a")
+    with files.lock("a"):
+        files.replace_locked(Replacement("a", content("2"), found))
+        with pytest.raises(Moved):
+            files.replace_locked(Replacement("a", content("3"), found))
+        found = files.read("a")
+        write(tmp_path, content("4"))
+        with pytest.raises(Moved):
+            files.replace_locked(Replacement("a", content("3"), found))
+        assert text_in(files) == "4"
+        found = files.read("a")
+        (tmp_path / "a.json").unlink()
+        with pytest.raises(Moved):
+            files.replace_locked(Replacement("a", content("3"), found))
+    assert text_in(files) is None
     assert left_in(files) == []
 
 
@@ -960,8 +982,8 @@ def test_two_copies_of_one_microsecond(files: Files, tmp_path: Path, monkeypatch
 
 
 def test_a_folder_of_copies_that_is_pruned(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another deletes the folder of a session's copies, which is empty, right before one is put there, it is made."""
-    write_new, deleted = module.write_new, []
+    """The folder of a session's copies is made anew if another deletes it right before one is put there."""
+    deleted: list[Path] = []
 
     def write_and_delete(path: Path, *args: Any) -> os.stat_result:
         if path.suffix == ".note" and not deleted:

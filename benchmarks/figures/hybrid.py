@@ -24,6 +24,7 @@ from ..harness import Step, latencies, medians, ratio_of_medians, repeating, spr
 from ..processes import Process, ready
 from ..report import Figure, at_least, at_most
 from .bench import Bench, figure
+from .data import real_sessions
 
 _TURNS = 20
 _BATCH = 32  # sessions: what a sync notes together
@@ -124,6 +125,7 @@ async def _killed(bench: Bench, count: int) -> Figure:
         _write(folder, _sessions(bench, count, _TURNS))
         with Process(f"{__name__}:sync_on", url, namespace, folder, count * 4 // 10) as process:
             await asyncio.to_thread(process.ready)
+            await asyncio.sleep(0.02)  # into the next batch
         async with open_store(url, namespace=namespace) as peer:
             there = await peer.count()
         done = _Progress()
@@ -280,23 +282,26 @@ def _saving(save: Callable[[SessionAsset], Awaitable[int]], asset: SessionAsset)
 async def space(bench: Bench) -> AsyncIterator[Figure]:
     """Bytes beside the files once the store is closed: at most 0.05 of the files'.
 
-    Of the demo's sessions, and of made-up ones of 20 and 1,000 turns.
+    Of the demo's sessions, of real ones, if they are there, and of made-up ones of 20 and 1,000 turns.
     """
     count = bench.often(3_000, 600)
     for name, assets in (
+        ("real sessions", real_sessions(count)),
         ("the demo's sessions", _samples(count)),
         (f"sessions of {_TURNS} turns", _sessions(bench, count, _TURNS)),
         ("sessions of 1,000 turns", _sessions(bench, max(count // 50, 1), 1_000)),
     ):
         with _folder() as folder:
             size = _write(folder, assets)
+            if not size:
+                bench.say(f"no {name}")
+                continue
             async with HybridSessionStore(
                 folder, bench.server.url, live=False, namespace=bench.server.namespace()
             ) as store:
                 report = await store.sync()
             beside = sum(file.stat().st_size for file in folder.glob(".orcs-redis/**/*") if file.is_file())
         number = len(report.uploaded)
-        assert number
         yield Figure(
             f"bytes beside the files, {name}, against theirs",
             beside / size,

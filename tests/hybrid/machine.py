@@ -22,7 +22,7 @@ from .model import View, Violation, view_of
 if TYPE_CHECKING:
     from .world import World
 
-__all__ = ["Killed", "Machine", "instrumented"]
+__all__ = ["Killed", "Machine", "acting", "instrumented"]
 
 _STEPS = 2000  # more than any plan has
 _START_NS = 1_700_000_000 * 10**9  # before any file was written
@@ -80,6 +80,11 @@ class Clock:
 
 
 _acting: list[Machine] = []
+
+
+def acting() -> Machine:
+    """Return the machine that acts."""
+    return _acting[-1]
 
 
 class _Time:

@@ -104,13 +104,14 @@ class Judge:
         self.kept: dict[str, list[View]] = defaultdict(list)
         self.unprotected: set[str] = set()  # turns
         self.unprotected_values: set[tuple[str, str]] = set()  # names of parts and values
-        self.sent: set[tuple[str, str]] = set()  # machine, session: of rounds that are under way
-        self.unsettled: set[tuple[str, str]] = set()  # of rounds that were cut off: not known to have arrived
+        self.sent: dict[tuple[str, str], set[str]] = {}  # by machine and session: turns of rounds that are under way
+        self.unsettled: dict[tuple[str, str], set[str]] = {}  # of rounds that were cut off: not known to have arrived
         self._gone: set[tuple[str, str]] = set()  # what was sent, and deleted by others
         self.returning: set[str] = set()  # sessions that may come back: hybrid.md 2.5, not decidable
         self.lenient: set[str] = set()  # sessions of which the bases were dropped
         self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
+        self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
         self._void = 0  # writes after which a file was as it was before them
@@ -185,7 +186,8 @@ class Judge:
                 arrived |= version.past
             for version in self.versions[session]:
                 since = (past | event.bit) & ~version.past
-                if version.view and version.view.digest == view.digest and not since & arrived:
+                same = version.view and (version.view.digest, version.view.created) == (view.digest, view.created)
+                if same and not since & arrived:
                     self._void |= since
         return event
 
@@ -194,6 +196,8 @@ class Judge:
         old = self.views[place, session]
         synced_turns = {turn for version in self.versions[session] if version.view for turn in version.view.turns}
         synced = {item for version in self.versions[session] if version.view for item in version.view.parts.items()}
+        if synced_turns - {*view.turns}:
+            self._stale.add(session)
         if old is not None:
             self.unprotected |= {*old.turns} - {*view.turns} - synced_turns
             self.unprotected_values |= {*old.parts.items()} - {*view.parts.items()} - synced
@@ -212,16 +216,16 @@ class Judge:
         """Note that a machine's round has changed a session in the shared store."""
         old = self.views[REMOTE, session]
         here, past = self._read[machine, session], self.past[REMOTE, session]
-        self.sent.add((machine, session))
+        self.sent[machine, session] = {*(view.turns if view else ())} - {*(old.turns if old else ())}
         if view is None:
             seen = [each for each in self.versions[session] if each.view and not each.past & ~here.past]
-            if old is None or old.digest not in [each.view.digest for each in seen if each.view]:
+            if old is None or (not resolving and old.digest not in [each.view.digest for each in seen if each.view]):
                 raise Violation("deleted", f"{session}, by {machine}, which had not seen {old}")
             self._event(session, REMOTE, "delete", past | here.past, None, (), frozenset(), {}, False)
             self._put(REMOTE, session, None, past | here.past)
             self._gone_there(session, machine)
             return
-        self._check_version(session, old, view, machine)
+        self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
             removes = had - {*view.turns}
@@ -264,7 +268,7 @@ class Judge:
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
 
     def read(self, machine: str, sessions: Iterable[str]) -> None:
-        """Note that a machine's round reads these sessions' files, and what there is of them if it reads nothing there."""
+        """Note that a machine's round reads these sessions' files."""
         for session in sessions:
             place = machine, session
             self._read[place] = Version(self.views[place], self.past[place])
@@ -284,8 +288,9 @@ class Judge:
         done = {(machine, session) for session in sessions}
         for session in sessions:
             self._unite(machine, session)
-        self.unsettled -= done
-        self.sent -= done
+        for place in done:
+            self.unsettled.pop(place, None)
+            self.sent.pop(place, None)
         self._gone -= done
 
     def interrupted(self, machine: str, sessions: Iterable[str]) -> None:
@@ -293,7 +298,7 @@ class Judge:
         for session in sessions:
             if (machine, session) in self._gone:
                 self.returning.add(session)
-        self.unsettled |= {(machine, session) for session in sessions}
+            self.unsettled[machine, session] = self.sent.get((machine, session), set())
 
     def attempted(self, machine: str, session: str, removes: Iterable[str]) -> None:
         """Note that turns were to be removed, and are still there: this may have been noted or not."""
@@ -316,12 +321,17 @@ class Judge:
 
     def check_conflict(self, machine: str, session: str, parts: Iterable[str]) -> None:
         """A conflict stands where both sides have changed one part, unseen by each other."""
-        if session in self.lenient or (machine, session) in self.unsettled:
+        if session in self.lenient:
             return
         here, there = self._read[machine, session], self._read_there[machine, session]
         mine, theirs = here.past & ~there.past, there.past & ~here.past
         parts = tuple(parts)
+        # What was sent without turns, and then overwritten by another, can't be told from an edit of that one.
+        sent = self.unsettled.get((machine, session))
+        is_lost = sent is not None and not (sent and there.view and sent <= {*there.view.turns})
         for part in parts:
+            if is_lost and any(part in event.sets for event in self._of(session, theirs)):
+                continue
             sides = [any(part in event.sets for event in self._of(session, side)) for side in (mine, theirs)]
             if not all(sides):
                 raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
@@ -361,13 +371,16 @@ class Judge:
 
     # Rules
 
-    def _check_version(self, session: str, old: View | None, view: View, machine: str) -> None:
+    def _check_version(self, session: str, old: View | None, view: View, machine: str, *, resolving: bool) -> None:
         self._check_doubled(session, view, machine)
         moved = {turn for event in self.events[session] for turn in event.removes}
         places = {turn: n for n, turn in enumerate(view.turns)}
         if old is not None and not old.is_other(view):
             common = [turn for turn in old.turns if turn in places and turn not in moved]
             if common != sorted(common, key=places.__getitem__):
+                raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
+            added = [turn for turn in view.turns if turn not in old.turns]
+            if added and common and not resolving and places[added[0]] < places[common[-1]]:
                 raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
         for turn, before in self._before.items():
             if turn in places and before in places and not {turn, before} & moved and places[before] > places[turn]:
@@ -428,10 +441,10 @@ class Judge:
             possible = {event.sets[name] for event in (*latest, *strong)}
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
             if strong and session not in self.lenient and (reverted := there - possible - {None}):
-                # Of two sessions that became one, the larger one may stand.
-                excused = {value for _, value in self.unprotected_values} | (
-                    kept | {None} if self._is_several(session) else set()
-                )
+                # Of two sessions that became one, the larger one may stand; of a stale file, what is there.
+                excused: set[str | None] = {value for _, value in self.unprotected_values}
+                if session in self._stale or self._is_several(session):
+                    excused |= kept | {None}
                 if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:

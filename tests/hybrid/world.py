@@ -55,7 +55,7 @@ class World:
         self.calm = False  # nothing goes wrong any more
         # Some runs are rough and others are not: in a rough one hardly a round ends.
         self._rate = self.random.choice((0.0, 0.02, 0.05, 0.1))
-        self._wipes = self.random.random() < 0.05
+        self._wipes = self.random.random() < 0.08
         self.machines = [Machine(f"m{n}", folder / f"m{n}", self._url, self) for n in range(machines)]
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class World:
         """Do so many things at random, then check that all comes together."""
         choices: dict[Callable[[], None], float] = {
             self._local: 26, self._peer: 14, self._orcs: 12, self._start: 10, self._advance: 30, self._resolve: 2,
-            self._crash: 3, self._network: 4, self._clock: 2, self._look: 4, self._wipe: 0.3 if self._wipes else 0,
+            self._crash: 3, self._network: 4, self._clock: 2, self._look: 4, self._wipe: 2 if self._wipes else 0,
         }  # fmt: skip
         for number in range(acts):
             self.note(f"-- {number}")
@@ -531,6 +531,9 @@ class World:
     def _turn(self, writer: str) -> ConversationTurn:
         turn = ConversationTurn.user(f"of {writer}")
         turn.id = self._next(writer)
+        turn.timestamp_ms = CREATED + 1000 * self._number
+        if writer.startswith("m"):
+            turn.timestamp_ms += 1000 * self.machines[int(writer[1:])].clock.offset
         return turn
 
     def _value(self, writer: str) -> str:

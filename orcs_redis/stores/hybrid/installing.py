@@ -19,6 +19,7 @@ import msgspec
 from ...errors import (
     ConflictError,
     NotFoundError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     StorageError,
     StoreResetError,
@@ -26,6 +27,7 @@ from ...errors import (
 )
 from ...model.asset import SessionAsset
 from ...model.meta import SyncState
+from ...protocol.index import encode_meta
 from ...protocol.reads import Mark
 from .files import Files, Moved, Replacement, Signature, file_digest
 from .journal import Record, Remote, Row
@@ -223,7 +225,7 @@ class Installer(Generic[A]):
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)
             step = plan(base, here, there, removed=removed, merging=self._rules.merging, prefer=self._rules.prefer)
-            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, step))
+            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, there, step))
             items.append(Item(id, record, here, data, there, mark, removed, step))
         return items
 
@@ -242,13 +244,18 @@ class Installer(Generic[A]):
         answers = yield Each(lambda item: self._write_there(round.shared, item), there)
         again, done = [], []
         marks = {}
+        refused = {}  # it has certainly not arrived, whatever others have brought
         for item, answer in zip(there, answers, strict=True):
+            if isinstance(answer, StorageError) and not isinstance(answer, OutcomeUnknownError):
+                refused[item.id] = Record.of(item.record.base, None, item.record.row)
             if isinstance(answer, (ConflictError, NotFoundError)):
                 again.append(item.id)
             elif isinstance(answer, StorageError):
                 self._fail_write(round, item.id, answer)
             else:
                 marks[item.id] = answer
+        if refused:
+            yield Here(self._journal.note, (refused,))
         for item in items:
             if item not in there:
                 done.append(item)
@@ -327,7 +334,7 @@ class Installer(Generic[A]):
                 if item.step.act is not Act.NOTHING:
                     notes[item.id] = _common(item)
                 _report(round.report, item)
-        self._journal.note(notes, {}, round.notereached(items))
+        self._journal.note(notes, {}, round.notereached(items), {item.id: _lacking(item) for item in items})
         return again
 
     def _write_here(self, items: Sequence[Item[A]]) -> dict[str, Signature | Moved | StorageError]:
@@ -354,9 +361,15 @@ def reached(remote: Remote, revisions: Mapping[int, int]) -> Remote:
     return remote._replace(revisions={**remote.revisions, **reached})
 
 
-def _heard(row: Row, mark: Mark | None, listed: Listed | None, here: VersionHere[A], step: Step[A]) -> Row:
+def _heard(
+    row: Row, mark: Mark | None, listed: Listed | None, here: VersionHere[A], there: VersionThere[A], step: Step[A]
+) -> Row:
     """Return what is known of a session, with what was heard of the shared store."""
-    meta = listed.meta if listed is not None and here is None else b""
+    meta = b""
+    if here is None and mark is not None and listed is not None:  # the list shows what is there
+        meta = listed.meta
+        if not meta:
+            meta = encode_meta(there.asset, mark.revision) if isinstance(there, Side) else row.there_meta
     row = row._replace(there_revision=0, there_origin=b"", there_meta=meta, reason=step.reason, parts=step.parts)
     return row if mark is None else row._replace(there_revision=mark.revision or -1, there_origin=mark.operation_id[:8])
 
@@ -368,6 +381,12 @@ def _why(step: Step[A]) -> str:
     if step.write_here and step.write_there:
         return "lost in a merge"
     return "replaced by the shared store's version" if step.write_here else "replaced by the version here"
+
+
+def _lacking(item: Item[A]) -> set[str]:
+    """Return the turns that were removed here, and that the file showed no longer."""
+    turns = item.here.asset.history.turns if isinstance(item.here, Side) else ()
+    return set(item.removed).difference(turn.id for turn in turns)
 
 
 def _intention(item: Item[A]) -> Pending | None:

@@ -6,6 +6,7 @@ the round, of which there is one at a time, `removal` the calls of the API. So n
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
 import os
@@ -26,8 +27,9 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.encoding import attempt
 from ...model.parts import Digests, Entry, digests
+from ..disk import translated
 from .files import Signature
-from .planner import Base, Pending
+from .planner import Base, Pending, content_digest
 
 __all__ = ["FileMeta", "Journal", "Record", "Remote", "Removal", "Row", "Seen"]
 
@@ -165,6 +167,9 @@ class Journal:
         with self._lock:
             self._closed = True
             if self._connection is not None:
+                with suppress(sqlite3.Error):  # another process is using it
+                    # Not `execute`: that frees a single page.
+                    self._connection.executescript("PRAGMA busy_timeout = 0; PRAGMA incremental_vacuum")
                 self._connection.close()
                 self._connection = None
 
@@ -198,6 +203,8 @@ class Journal:
                     base = waiting = None
                     if row.base_digest is not None:
                         base = Base(self._unpack(parts), row.base_digest, row.base_revision, row.base_operation)
+                        if content_digest(base.parts) != base.digest:
+                            raise ValueError("not the parts of this base")
                     if pending is not None:
                         waiting = msgspec.msgpack.decode(zlib.decompress(pending), type=Pending)
                 found[id] = Record(row, base, waiting)
@@ -238,6 +245,7 @@ class Journal:
         records: Mapping[str, Record | None] = {},  # it is not changed
         rows: Mapping[str, Row] = {},  # it is not changed
         remote: Remote | None = None,
+        back: Mapping[str, Collection[str]] = {},  # it is not changed
     ) -> None:
         """Note what is known of sessions, in one transaction.
 
@@ -245,6 +253,7 @@ class Journal:
             records: all that is known; None: the session is forgotten. A base ends what was removed before it.
             rows: what was heard of the shared store, and conflicts; base and pending remain as they are.
             remote: the shared store that the bases are of; None: as it was.
+            back: ids of turns that the files lacked, since they were removed: those that a base has again are back.
 
         """
         if not records and not rows and remote is None:
@@ -266,7 +275,7 @@ class Journal:
                 pending = None if record.pending is None else zlib.compress(msgspec.msgpack.encode(record.pending), 1)
                 _set_details(db, "base", number, parts)
                 _set_details(db, "pending", number, pending)
-            self._end_removals(db, records, removals)
+            self._end_removals(db, records, removals, back)
             if remote is not None:
                 _note_remote(db, remote)
 
@@ -280,23 +289,28 @@ class Journal:
         self._write(write, remember)
 
     def _end_removals(
-        self, db: sqlite3.Connection, records: Mapping[str, Record | None], removals: dict[str, Removal | None]
+        self,
+        db: sqlite3.Connection,
+        records: Mapping[str, Record | None],
+        removals: dict[str, Removal | None],
+        back: Mapping[str, Collection[str]],
     ) -> None:
-        """Forget what was removed before a new base: what this has still may be missing, all else is of the past."""
+        """Forget what was removed before a new base, but for what is being removed at this moment."""
         for id in records.keys() & self.removals.keys():
             record = records[id]
             if record is not None and (record.base is None or record.row.base_digest == self._base_digest(id)):
                 continue
-            found = db.execute("SELECT turns FROM removal WHERE id = ?", (id,)).fetchone()
-            turns = frozenset(msgspec.msgpack.decode(found[0], type=list[str])) if found else frozenset()
+            before = self.removals[id]
+            left = frozenset[str]()
             if record is not None and record.base is not None:
-                left = turns & {key for key, _ in record.base.parts.lists.get("history.turns", [])}
-            else:
-                left = frozenset()
-            removals[id] = Removal(False, left) if left else None
+                left = before.turns.difference(back.get(id, ()))
+                left &= {key for key, _ in record.base.parts.lists.get("history.turns", [])}
             db.execute("DELETE FROM removal WHERE id = ?", (id,))
+            removals[id] = None
             if left:
-                db.execute("INSERT INTO removal VALUES (?, 0, ?)", (id, msgspec.msgpack.encode(sorted(left))))
+                removals[id] = Removal(before.deleted, left)
+                values = id, int(before.deleted), msgspec.msgpack.encode(sorted(left))
+                db.execute("INSERT INTO removal VALUES (?, ?, ?)", values)
 
     def _base_digest(self, id: str) -> bytes | None:
         row = self.rows.get(id)
@@ -367,6 +381,7 @@ class Journal:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
             self._check_version(connection)
             connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with _transaction(connection, "IMMEDIATE"):
@@ -423,7 +438,7 @@ class Journal:
         after: Callable[[sqlite3.Connection], object] = lambda _: None,
     ) -> T:
         """Call a function in a transaction, with what others have left, and another one after it."""
-        with self._lock, self._translated():
+        with self._lock, translated(), self._translated():
             if self._closed:
                 raise UnavailableError("the store is closed")
             db = self._connected()
@@ -453,7 +468,8 @@ class Journal:
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            self._connection = self._open()
+            with _alone(self._path.parent):
+                self._connection = self._open()
             self._version = -1
         return self._connection
 
@@ -481,15 +497,16 @@ class Journal:
             self._connection = None
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
-        if _inode(self._path) == self._inode:  # else another process has done it
-            for suffix in ("", "-wal", "-shm"):
+        with _alone(self._path.parent):
+            is_first = _inode(self._path) == self._inode  # else another process has done it
+            for suffix in ("", "-wal", "-shm") if is_first else ():
                 with suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
         self.seen, self.rows, self.removals = {}, {}, {}
         self.generation += 1
-        _log.warning(
-            "%s was damaged and is now %s: what was common with the shared store is forgotten", *(self._path, aside)
-        )
+        if is_first:
+            text = "%s was damaged and is now %s: what was common with the shared store is forgotten"
+            _log.warning(text, self._path, aside)
         return _DamagedError(f"{self._path} was damaged: it was moved aside, and the next sync is a first one")
 
 
@@ -581,8 +598,10 @@ def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:
 
 @contextmanager
 def _transaction(db: sqlite3.Connection, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[None]:
-    db.execute(f"BEGIN {kind}")
+    if db.in_transaction:  # two signals in a row have left it
+        db.execute("ROLLBACK")
     try:
+        db.execute(f"BEGIN {kind}")
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -606,6 +625,18 @@ def _put(known: dict[str, T], id: str, value: T | None) -> None:
         known.pop(id, None)
     else:
         known[id] = value
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others from opening a file of the folder, or moving it aside, meanwhile."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child of this process may have it open, too
+        os.close(fd)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from ...errors import StorageError, SyncStoppedError
+from ...errors import StorageError, StoreResetError, SyncStoppedError
 from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...protocol.changes import Change
@@ -75,11 +75,19 @@ class Live(Generic[A]):
                 _log.debug("live synchronisation goes on in %.1f s at most: %s", delay, error)
                 yield from self._wait(random.uniform(delay / 2, delay))
                 delay = min(2 * delay, _LAST_DELAY)
+            except Exception as error:  # whatever it is: nobody would notice that this has ended
+                raise_interruption(error)
+                self._rounds.note_failure(error)
+                _log.exception("live synchronisation failed, and begins anew")
+                yield from self._wait(_LAST_DELAY)
 
-    def _wait(self, seconds: float) -> Plan[None]:
-        """Wait, but not for a store that is being closed."""
+    def _wait(self, seconds: float, *, for_save: bool = False) -> Plan[None]:
+        """Wait, but not for a store that is being closed; `for_save`: until a session that was written here is due."""
         expires = time.monotonic() + seconds
-        while not self._closed and (left := expires - time.monotonic()) > 0:
+        while not self._closed:
+            left = min(expires - time.monotonic(), self._next_due() if for_save else math.inf)
+            if left <= 0:
+                break
             self._wake.clear()
             if not self._closed:
                 yield Pause(left, self._wake)
@@ -87,10 +95,14 @@ class Live(Generic[A]):
     def _follow(self) -> Plan[None]:
         """Compare all, then follow what changes on both sides, until something has to begin anew."""
         shared: Shared[A] = yield Connect()
-        cursor = yield There(shared.cursor)
+        try:
+            cursor = yield There(shared.cursor)
+        except StoreResetError:
+            yield from self._compare_all()  # raises it again, unless another process has adopted what is there now
+            return
         yield from self._compare_all()
         if not shared.incarnation:  # nobody has written to it
-            yield from self._wait(self._scan)
+            yield from self._wait(self._scan, for_save=True)
             return
         watcher: Watcher = shared.watcher(self._wake)
         yield There(watcher.start, (cursor,))
@@ -126,6 +138,7 @@ class Live(Generic[A]):
 
     def _compare_all(self) -> Plan[None]:
         self._saved.clear()
+        self._failed = False
         try:
             self._note((yield from self._rounds.sync(None, SyncOptions())))
         except SyncStoppedError as error:
@@ -134,12 +147,20 @@ class Live(Generic[A]):
             _log.warning("%s", error)
 
     def _note(self, report: SyncReport) -> None:
-        if self._on_sync is not None:
-            self._on_sync(report)
-        self._failed = bool(report.failed)
+        self._failed |= bool(report.failed)  # until all are compared again
+        self._call_back(report)
         done = {name: len(ids) for name in report.__struct_fields__ if (ids := getattr(report, name))}
         if done:
             _log.info("synchronised: %s", ", ".join(f"{number} {name}" for name, number in done.items()))
+
+    def _call_back(self, report: SyncReport) -> None:
+        if self._on_sync is None:
+            return
+        try:
+            self._on_sync(report)
+        except Exception as error:  # the caller's
+            raise_interruption(error)
+            _log.exception("on_sync failed")
 
     def _due(self) -> set[str]:
         """Return the sessions that were written here some time ago."""

@@ -1,0 +1,93 @@
+"""Files that are written from an old version, and sendings that others were faster than: nothing comes back or goes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orcs_redis.sync
+from orcs_redis.stores.hybrid.shared import Shared
+
+from .conftest import Place
+from .machines import TABLE, Machines, asset, contents, idle, open_machines, setting, told
+from .support import turn
+
+pytestmark = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
+
+
+@pytest.fixture
+async def machines(place: Place, tmp_path: Path) -> AsyncIterator[Machines]:
+    async with open_machines(tmp_path, place) as opened:
+        yield opened
+
+
+async def test_what_was_removed_stays_away(machines: Machines) -> None:
+    """A file written from an old version brings back what it lacks, but not what was removed through the API."""
+    a, peer = await machines.synced(sessions=[asset("a", "b", "c")])
+    memory = a.read()
+    loaded = await a.load("s")
+    del loaded.history.turns[2]
+    await a.save(loaded)
+    del memory.history.turns[1:]
+    memory.add_turn(turn("d"))
+    a.write(memory)
+    await a.sync()
+    assert a.texts() == contents(await peer.load("s")) == ["a", "b", "d"]
+    await idle(a)
+
+
+async def test_what_came_back_was_not_removed(machines: Machines) -> None:
+    """Turns of a session that was deleted here and came back are put back into a file that lacks them."""
+    a, peer = await machines.synced(sessions=[asset("a", "b")])
+    memory = a.read()
+    await a.delete("s")
+    await peer.append("s", turn("c"))
+    assert told(await a.sync()) == {"revived": ["s"]}
+    del memory.history.turns[1]
+    memory.add_turn(turn("d"))
+    a.write(memory)
+    await a.sync()
+    assert a.texts() == contents(await peer.load("s")) == ["a", "b", "c", "d"]
+    await idle(a)
+
+
+async def test_compacted_from_memory(machines: Machines) -> None:
+    """A program that sums up what it has in memory does not remove a turn that came meanwhile."""
+    a, peer = await machines.synced(sessions=[asset("a")])
+    memory = a.read()
+    await peer.append("s", turn("b"))
+    await a.sync()
+    memory.history.max_turns = 0
+    memory.history.compact(lambda turns: "a")
+    memory.add_turn(turn("d"))
+    a.write(memory)
+    await a.sync()
+    assert a.texts() == contents(await peer.load("s")) == ["a", "b", "d"]
+    await idle(a)
+
+
+async def test_another_machine_was_faster(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sending that was refused has not arrived, though another machine has brought the very turn of it."""
+    a, peer = await machines.synced(sessions=[asset("a", x=1, y=1)])
+    new = turn("b")
+    await a.append("s", new)
+    await a.update("s", setting(x=2))
+    real, faster = Shared.put, [copy.deepcopy(new)]
+
+    def put(self: Any, *args: Any) -> Any:
+        if faster:
+            namespace = machines.place.namespace
+            with orcs_redis.sync.open_store(machines.place.url, namespace=namespace) as store:
+                store.append("s", faster.pop())
+        return (yield from real(self, *args))
+
+    monkeypatch.setattr(Shared, "put", put)
+    await a.sync()
+    stored = await peer.load("s")
+    assert a.texts() == contents(stored) == ["a", "b"]
+    assert stored.metadata == a.read().metadata == {"x": 2, "y": 1}
+    await idle(a)
