@@ -206,11 +206,10 @@ async def stopped(a: Machine, stops: Stops, number: int) -> bool:
 
 
 ADDING = ("a turn here", "turns on both", "different keys", "overwritten from memory")
-SENDING = [name for name, case in CASES.items() if case.here is not nothing and name != "deleted on both"]
 
 
 @pytest.mark.parametrize("then", ["here", "there"])
-@pytest.mark.parametrize("name", SENDING)
+@pytest.mark.parametrize("name", CASES)
 async def test_stopped_and_edited(machines: Machines, monkeypatch: pytest.MonkeyPatch, name: str, then: str) -> None:
     """What is added on one side after a round was stopped is there once in the end, and with it all else, unasked."""
     case = CASES[name]
