@@ -372,6 +372,32 @@ async def test_35_restored(machines: Machines) -> None:
 
 
 @tabled
+async def test_a_dry_run_adopts_nothing(machines: Machines) -> None:
+    """A dry run says what adopting would do, and the next round stops as before: nothing was sent, nothing noted."""
+    a, peer = await machines.synced(sessions=[asset("a", id=id) for id in "st"])
+    backup = Backup(machines.place)
+    last = a.sync_status().last_sync
+    await a.append("s", turn("b"))
+    wipe(machines.place)
+    peer = await machines.peer()
+    await peer.save(asset("z", id="other"))
+    expected = {"uploaded": ["s", "t"], "downloaded": ["other"]}
+    assert told(await a.sync(dry_run=True, adopt=True)) == expected
+    assert a.sync_status().last_sync == last
+    with pytest.raises(StoreResetError):
+        await a.sync()
+    assert [meta.id for meta in await peer.list()] == ["other"]
+    a = await machines.reopen(a)
+    with pytest.raises(StoreResetError):
+        await a.sync()
+    assert (await a.state("s"), await a.state("t")) == (SyncState.LOCAL_AHEAD, SyncState.SYNCED)
+    backup.restore()  # it was all a mistake
+    a = await machines.reopen(a)
+    assert told(await a.sync()) == {"uploaded": ["s"]}
+    await idle(a)
+
+
+@tabled
 async def test_36_another_namespace(machines: Machines) -> None:
     """Another namespace is told; adopting it, both have the union, and the old one is untouched."""
     place = machines.place
