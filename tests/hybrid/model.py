@@ -452,7 +452,10 @@ class Judge:
                 continue
             # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
             having = [event for event in live if event.view and turn in event.view.turns]
-            if not all((r.kind == "anew" or self._covered(r)) and any(not r.bit & event.past for event in having) for r in removals):
+            if not all(
+                (r.kind == "anew" or self._covered(r)) and any(not r.bit & event.past for event in having)
+                for r in removals
+            ):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
 
     def _check_parts(self, session: str, present: list[View]) -> None:

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Final, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -83,6 +83,9 @@ class SyncOptions:
     patience: float = math.inf  # seconds to wait for another process' round
 
 
+_NOTHING_KNOWN: Final = Record(Row(), None, None)
+
+
 class Item(NamedTuple, Generic[A]):
     """A session as it was read on both sides, and what follows."""
 
@@ -114,6 +117,7 @@ class Round(Generic[A]):
     options: SyncOptions
     remote: Remote
     index: Index
+    forgotten: Collection[str] = ()  # sessions whose bases a dry run takes for forgotten, as adopting would
     report: SyncReport = field(default_factory=SyncReport)
     stopped: int = 0  # deletions that the brake has prevented
     total: int = 0
@@ -177,7 +181,7 @@ class Installer(Generic[A]):
         self, round: Round[A], ids: Sequence[str], sessions: Mapping[str, Listed], *, whole: bool = False
     ) -> Plan[list[Item[A]]]:
         """Read sessions on both sides, there only where it is needed or with `whole`, and plan what follows."""
-        found = yield Here(self._read_here, (ids,))
+        found = yield Here(self._read_here, (ids, round.forgotten))
         wanted = []
         for id, (record, here, _, removed) in found.items():
             listed = sessions.get(id)
@@ -200,14 +204,19 @@ class Installer(Generic[A]):
         items: list[Item[A]] = yield Here(self._plan, (found, contents, sessions))
         return items
 
-    def _read_here(self, ids: Sequence[str]) -> dict[str, tuple[Record, VersionHere[A], bytes | None, Collection[str]]]:
+    def _read_here(
+        self, ids: Sequence[str], forgotten: Collection[str]
+    ) -> dict[str, tuple[Record, VersionHere[A], bytes | None, Collection[str]]]:
         """Read files, and then what is known: what was removed is noted before the file shows it."""
         versions = self._local.look(ids)
         self._journal.refresh()
         records = self._journal.records(ids)
         found: dict[str, tuple[Record, VersionHere[A], bytes | None, Collection[str]]] = {}
         for id, version in versions.items():
-            record = records.get(id, Record(Row(), None, None))
+            record = records.get(id, _NOTHING_KNOWN)
+            if id in forgotten:
+                found[id] = _NOTHING_KNOWN, version.side, version.data, frozenset()
+                continue
             if isinstance(version.side, Side) and (base := arrived(record, version.side)) is not None:
                 record = Record.of(base, None, record.row)
             removal = self._journal.removals.get(id)
@@ -242,8 +251,9 @@ class Installer(Generic[A]):
     def apply(self, round: Round[A], items: Sequence[Item[A]]) -> Plan[list[str]]:
         """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
         if round.options.dry_run:
-            same = {item.id: _common(item) for item in items if item.step.act in (Act.ADOPT, Act.FORGET)}
-            yield Here(self._journal.note, (same, {i.id: i.record.row for i in items if i.id not in same}))
+            known = [item for item in items if item.id not in round.forgotten]
+            same = {item.id: _common(item) for item in known if item.step.act in (Act.ADOPT, Act.FORGET)}
+            yield Here(self._journal.note, (same, {i.id: i.record.row for i in known if i.id not in same}))
             for item in items:
                 _report(round.report, item)
             return []

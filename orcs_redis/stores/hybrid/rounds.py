@@ -140,6 +140,7 @@ class Rounds(Generic[A]):
                 raise
             shared = yield Connect(anew=True)
             index = yield from self._index(shared, wanted)
+        forgotten: Collection[str] = ()
         if remote is not None and (reset := _reset(remote, shared, index)):
             if not options.adopt:
                 raise StoreResetError(reset)
@@ -147,7 +148,10 @@ class Rounds(Generic[A]):
                 raise ValueError("adopt takes all sessions: sync without ids")
             shared = yield Connect(anew=True)  # that went back in time is known to the Redis store, too
             index = yield from self._index(shared, wanted)
-            yield Here(self._adopt, (shared, remote, index))
+            forgotten = self._not_common(shared, remote, index)
+            if options.dry_run:
+                return Round(shared, options, remote, index, forgotten)
+            yield Here(self._journal.forget_bases, (self._journal.rows.keys() - forgotten,))
             remote = None
         if remote is None:
             remote = Remote(shared.incarnation, shared.name, {}, None)
@@ -172,15 +176,13 @@ class Rounds(Generic[A]):
     def _missing(self, index: Index) -> list[str]:
         return [id for id, row in self._journal.rows.items() if row.base_digest and id not in index.sessions]
 
-    def _adopt(self, shared: Shared[A], remote: Remote, index: Index) -> None:
-        """Forget what was common with a store that was wiped, or went back in time: but for what it still has."""
-        same = remote.incarnation == shared.incarnation
-        kept = {
-            id
-            for id, row in self._journal.rows.items()
-            if same and (found := index.sessions.get(id)) and row.has_revision(found.revision, found.origin)
-        }
-        self._journal.forget_bases(kept)
+    def _not_common(self, shared: Shared[A], remote: Remote, index: Index) -> set[str]:
+        """Return the sessions of which a store that was wiped, or went back in time, has not what was common."""
+        rows = self._journal.rows
+        if remote.incarnation != shared.incarnation:
+            return {*rows, *self._journal.seen, *index.sessions}
+        sessions = index.sessions
+        return {id for id, row in rows.items() if id not in sessions or not row.has_revision(*sessions[id][:2])}
 
     def _candidates(self, round: Round[A], wanted: list[str] | None) -> list[str]:
         """Return the sessions of which something has changed, without those that the brake holds."""
@@ -188,7 +190,8 @@ class Rounds(Generic[A]):
         rows, sessions = self._journal.rows, round.index.sessions
         candidates, gone_here, gone_there = [], [], []
         for id in signatures.keys() | rows.keys() | sessions.keys() if wanted is None else wanted:
-            row, listed, signature = rows.get(id, _UNKNOWN), sessions.get(id), signatures.get(id)
+            row = _UNKNOWN if id in round.forgotten else rows.get(id, _UNKNOWN)
+            listed, signature = sessions.get(id), signatures.get(id)
             same_there = listed is not None and row.has_revision(listed.revision, listed.origin)
             if same_there and row.is_same_there and not (row.has_pending or row.reason or round.options.verify):
                 seen = self._journal.seen.get(id)
