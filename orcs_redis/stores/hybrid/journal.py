@@ -167,6 +167,9 @@ class Journal:
         with self._lock:
             self._closed = True
             if self._connection is not None:
+                with suppress(sqlite3.Error):  # another process is using it
+                    # Not `execute`: that frees a single page.
+                    self._connection.executescript("PRAGMA busy_timeout = 0; PRAGMA incremental_vacuum")
                 self._connection.close()
                 self._connection = None
 
@@ -378,6 +381,7 @@ class Journal:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
             self._check_version(connection)
             connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with _transaction(connection, "IMMEDIATE"):
