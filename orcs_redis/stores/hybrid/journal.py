@@ -486,7 +486,12 @@ class Journal:
         """Turn SQLite's errors into ours. What is damaged is moved aside: the next call begins anew."""
         try:
             yield
-        except (sqlite3.Error, msgspec.MsgspecError, zlib.error) as error:
+        except (
+            sqlite3.Error,
+            msgspec.MsgspecError,
+            zlib.error,
+            UnicodeDecodeError,
+        ) as error:  # SQLite's message may quote damage
             raise_interruption(error)
             if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
                 raise  # says nothing about the file
