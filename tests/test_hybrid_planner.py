@@ -588,7 +588,7 @@ def test_three_rounds_are_enough(world: World, prefer: Prefer) -> None:
             other.install(step)
             assert other.kept == [here, there]
             assert other.settle() is SyncState.SYNCED
-            assert other.here.digest == other.there.digest
+            assert (other.here and other.here.digest) == (other.there and other.there.digest)
         return
     assert (world.here and world.here.digest) == (world.there and world.there.digest)
     for side in (here, there):

@@ -210,7 +210,7 @@ class Journal:
                 found[id] = Record(row, base, waiting)
             return found
 
-        return self._run(read)
+        return self._run(read, "DEFERRED")
 
     def note_seen(self, found: Mapping[str, Seen | None]) -> None:
         """Note what was found in files; None: there is none."""
@@ -445,18 +445,26 @@ class Journal:
     def _run(
         self,
         call: Callable[[sqlite3.Connection], T],
-        kind: Literal["DEFERRED", "IMMEDIATE"] = "DEFERRED",
+        kind: Literal["DEFERRED", "IMMEDIATE"] | None = None,
         after: Callable[[sqlite3.Connection], object] = lambda _: None,
     ) -> T:
-        """Call a function in a transaction, with what others have left, and another one after it."""
+        """Call a function with what others have left, and another one after it.
+
+        Args:
+            call: the first.
+            kind: of its transaction; None: it needs none, since one statement is all it executes.
+            after: the second.
+
+        """
         with self._lock, translated(), self._translated():
             if self._closed:
                 raise UnavailableError("the store is closed")
             db = self._connected()
             try:
-                with _transaction(db, kind):
-                    (version,) = db.execute("PRAGMA data_version").fetchone()
-                    if version != self._version:
+                if kind is None and self._version == _data_version(db):
+                    return call(db)
+                with _transaction(db, kind or "DEFERRED"):
+                    if self._version != (version := _data_version(db)):
                         self._load(db)
                         self._version = version
                     result = call(db)
@@ -605,6 +613,12 @@ def _upsert(db: sqlite3.Connection, id: str, row: Row) -> int:
 def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:
     values = (remote.incarnation, remote.namespace, msgspec.msgpack.encode(remote.revisions), remote.last_sync)
     db.execute("UPDATE remote SET incarnation = ?, namespace = ?, revisions = ?, last_sync = ?", values)
+
+
+def _data_version(db: sqlite3.Connection) -> int:
+    """Return a number that changes when others have written."""
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 @contextmanager
