@@ -39,6 +39,7 @@ from .planner import (
     Pending,
     Side,
     Step,
+    Unreadable,
     VersionHere,
     VersionThere,
     caught_up,
@@ -220,7 +221,9 @@ class Installer(Generic[A]):
             base = record.base
             if id in contents:
                 if (version := contents[id]) is not None:
-                    there, mark = version.side, Mark(version.revision, version.operation)
+                    content = version.content
+                    there = content if isinstance(content, Unreadable) else Side.of(content)
+                    mark = Mark(version.revision, version.operation)
                 base = caught_up(base, record.pending, there)
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)

@@ -17,7 +17,7 @@ from ...protocol.reads import Mark, ReadMark
 from ...protocol.request import Plan, Together
 from ...protocol.watching import Watcher
 from ..core import Core
-from .planner import Side, Unreadable
+from .planner import Unreadable
 
 __all__ = ["Index", "Listed", "Shared", "Version"]
 
@@ -41,9 +41,9 @@ class Index(NamedTuple):
 
 
 class Version(NamedTuple, Generic[A]):
-    """A session as it is stored: readable or not, at a revision that an operation made."""
+    """A session as it is stored, or why it can't be read, at a revision that an operation made."""
 
-    side: Side[A] | Unreadable
+    content: A | Unreadable
     revision: int
     operation: bytes
 
@@ -122,7 +122,7 @@ class Shared(Generic[A]):
             mark = yield from self.mark(id)
             return None if mark is None else Version(Unreadable(error), mark.revision, mark.operation_id)
         self._remember(known)
-        return Version(Side.of(asset), known.revision, known.operation_id)
+        return Version(asset, known.revision, known.operation_id)
 
     def put(self, asset: A, revision: int) -> Plan[Mark]:
         """Store an asset over a revision; 0: only if the session is absent.
