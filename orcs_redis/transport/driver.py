@@ -322,6 +322,8 @@ class BackgroundWork:
 
     async def join(self, seconds: float) -> None:
         """Wait until it has ended. After so many seconds it is cancelled."""
+        if self._task.done():  # its event loop may have ended with it
+            return
         try:
             await asyncio.wait([self._task], timeout=seconds)
         finally:
