@@ -332,6 +332,17 @@ class Journal:
 
         self._write(write, remember)
 
+    def set_removal(self, id: str, removal: Removal | None) -> None:
+        """Note what was removed through the API, whatever was noted before."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM removal WHERE id = ?", (id,))
+            if removal is not None:
+                values = (id, int(removal.deleted), msgspec.msgpack.encode(sorted(removal.turns)))
+                db.execute("INSERT INTO removal VALUES (?, ?, ?)", values)
+
+        self._write(write, lambda _: _put(self.removals, id, removal))
+
     def forget_bases(self, kept: Collection[str]) -> None:
         """Forget what was common, but of these sessions."""
 
@@ -379,9 +390,9 @@ class Journal:
         try:
             if new:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
-            self._check_version(connection)
-            connection.execute("PRAGMA page_size = 8192")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            if self._check_version(connection) == 0:
+                connection.execute("PRAGMA page_size = 8192")
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with _transaction(connection, "IMMEDIATE"):
@@ -478,8 +489,8 @@ class Journal:
         """Turn SQLite's errors into ours. What is damaged is moved aside: the next call begins anew."""
         try:
             yield
-        except (sqlite3.Error, msgspec.MsgspecError, zlib.error) as error:
-            raise_interruption(error)
+        except (sqlite3.Error, msgspec.MsgspecError, zlib.error, UnicodeDecodeError) as error:
+            raise_interruption(error)  # of a damaged file even the message may be no text
             if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
                 raise  # says nothing about the file
             match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
