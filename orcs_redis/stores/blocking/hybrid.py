@@ -509,6 +509,8 @@ class HybridSessionStore(Generic[A]):
         if self._is_live and self._live is None:
             self._live = Live(self._local, self._rounds, self._scan, threading.Event(), self._on_sync)
             self._work = BackgroundWork(self._run_live)
+        elif self._work is not None:
+            self._work.check_caller()
 
     def _run_live(self) -> None:
         if self._live is not None:

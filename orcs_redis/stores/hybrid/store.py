@@ -51,7 +51,7 @@ class HybridSessionStore(Generic[A]):
     store together; a live store does so by itself. Any number of processes may use a folder at once, orcs among them.
 
     Every method may raise PermissionDeniedError, StoreFullError and UnavailableError (the disk); those with an id
-    InvalidIdError, before anything is done; RuntimeError after a fork.
+    InvalidIdError, before anything is done; RuntimeError after a fork, and of a live store in another event loop.
     """
 
     @overload
@@ -510,6 +510,8 @@ class HybridSessionStore(Generic[A]):
         if self._is_live and self._live is None:
             self._live = Live(self._local, self._rounds, self._scan, asyncio.Event(), self._on_sync)
             self._work = BackgroundWork(self._run_live)
+        elif self._work is not None:
+            self._work.check_caller()
 
     async def _run_live(self) -> None:
         if self._live is not None:
