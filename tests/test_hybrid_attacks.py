@@ -258,3 +258,17 @@ def test_live_in_another_event_loop(tmp_path: Path) -> None:
 
     asyncio.run(in_another())
     assert not (tmp_path / "s.json").exists()
+
+
+# Kept copies
+
+
+@tabled
+async def test_copies_of_what_saves_overwrite(machines: Machines) -> None:
+    """No more than 20 copies of a session are kept, the newest, though there is no round for long."""
+    a = await machines.open(url=OFFLINE_URL)
+    for n in range(30):
+        await a.save(asset(str(n)))
+    copies = a.kept("s")
+    assert len(copies) == 20
+    assert contents(await a.load_kept(copies[0])) == ["28"]
