@@ -25,7 +25,7 @@ from ...model.ids import check_id
 from ...model.meta import SyncMode, SyncState
 from .files import RoundLock
 from .installing import ATTEMPTS, Installer, Item, Round, Rules, SyncOptions, reached
-from .journal import Remote, Row
+from .journal import Record, Remote, Row
 from .local import Local
 from .planner import Act, Side, Step, Unreadable, forced, sides_of
 from .results import Conflict, SyncReport
@@ -291,8 +291,10 @@ class Rounds(Generic[A]):
 
     def _clear_there(self, round: Round[A], item: Item[A]) -> Plan[Item[A]]:
         """Delete what can't be read in the shared store."""
+        record = Record.of(None, None, item.record.row)
+        yield Here(self._journal.note, ({item.id: record},))  # cut off after this, that is no deletion by others
         yield There(round.shared.clear, (item.id,))
-        return item._replace(there=None, mark=None)
+        return item._replace(record=record, there=None, mark=None)
 
 
 _UNKNOWN = Row()
