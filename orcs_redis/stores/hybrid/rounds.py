@@ -138,6 +138,8 @@ class Rounds(Generic[A]):
             remote = Remote(shared.incarnation, shared.name, {}, None)
             if shared.incarnation:
                 yield Here(self._journal.note, ({}, {}, remote))
+        if self._mode is SyncMode.OFFLINE:
+            self._mode = SyncMode.ONLINE  # it is reached, whatever comes of it
         return Round(shared, options, reached(remote, index.revisions), index)
 
     def _index(self, shared: Shared[A], wanted: list[str] | None) -> Plan[Index]:
