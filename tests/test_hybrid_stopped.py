@@ -258,14 +258,14 @@ class Machine:
         report: SyncReport = self._do(lambda: self.store.sync(**options))
         return report
 
-    def resolve(self, id: str, keep: Any) -> None:
-        self._do(lambda: self.store.resolve(id, keep), lambda: self._resolve_again(id, keep))
+    def resolve(self, id: str, keep: Any, *, syncs: bool = False) -> None:
+        """Resolve; after it was killed resolve again, or synchronise first."""
 
-    def _resolve_again(self, id: str, keep: Any) -> None:
-        """Do what a user does after a crash: synchronise, and resolve what is still in conflict."""
-        report = self.store.sync()
-        if id in report.conflicts or isinstance(keep, SessionAsset):
-            self.store.resolve(id, keep)
+        def again() -> None:
+            if not syncs or id in self.store.sync().conflicts:
+                self.store.resolve(id, keep)
+
+        self._do(lambda: self.store.resolve(id, keep), again)
 
     def _do(self, call: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
         """Do it; killed meanwhile, open the folder anew and do it again."""
@@ -507,6 +507,15 @@ def _(stage: Stage) -> None:
     peer.append("s", turn("c"))
     a.sync()
     a.resolve("s", "local")
+
+
+@scenario("09 resolved for here, with turns, and synchronised", s="acb")
+def _(stage: Stage) -> None:
+    a, peer = in_conflict(stage)
+    a.append("s", turn("b"))
+    peer.append("s", turn("c"))
+    a.sync()
+    a.resolve("s", "local", syncs=True)
 
 
 @scenario("09 resolved for there, with turns", s="acb")
