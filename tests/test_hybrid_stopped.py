@@ -281,10 +281,11 @@ class Machine:
             self._stage.seen.append(self.files())
         return result
 
-    def killed(self, name: str = "Here _finish") -> None:
-        """Begin a round, and be killed in it at a point: if nothing is said, once all is sent."""
+    def killed(self, name: str = "Here _finish", keep: Any = None) -> None:
+        """Begin a round, or to resolve, and be killed at a point: if nothing is said, once all is sent."""
+        call = self.store.sync if keep is None else lambda: self.store.resolve("s", keep)
         with pytest.raises(Killed), Points(lambda _, reached: reached == name).armed():
-            self.store.sync()
+            call()
         self.reopen()
 
     # Files
@@ -806,6 +807,16 @@ def _(stage: Stage) -> None:
     memory.add_turn(turn("c"))
     a.edit(memory)
     a.sync()
+
+
+@scenario("28 killed while it was resolved, and a peer appended", s="acbd")
+def _(stage: Stage) -> None:
+    a, peer = in_conflict(stage)
+    a.append("s", turn("b"))
+    peer.append("s", turn("c"))
+    a.killed(keep="local")
+    peer.append("s", turn("d"))
+    a.resolve("s", "local")
 
 
 @scenario("29 killed before a pull is written", s="ab")

@@ -331,15 +331,15 @@ def _resolved(item: Item[A], keep: Literal["local", "remote"] | A) -> Item[A]:
             raise CorruptSessionError(item.id)
         return item._replace(step=_whole(item, cast(Side[A], wanted)))
     here, there = cast(Side[A] | None, item.here), cast(Side[A] | None, item.there)
-    if item.step.state is not SyncState.CONFLICT and there is not None and there.digest == _sent(item):
-        return item  # it was resolved so, and cut off before that was here
+    if item.step.state is not SyncState.CONFLICT and _is_cut_off(item):
+        return item  # it was resolved so, and what came of it is yet to be brought here
     return item._replace(step=forced(item.record.base, here, there, keep, item.removed))
 
 
-def _sent(item: Item[A]) -> bytes | None:
-    """Return the digest of the version that was being sent when that was cut off."""
-    pending = item.record.pending
-    return None if pending is None or pending.mine is None else pending.digest
+def _is_cut_off(item: Item[A]) -> bool:
+    """Whether what is common is known from what was sent alone: the reply was not waited for."""
+    base = item.record.base
+    return base is not None and not base.revision
 
 
 def _whole(item: Item[A], version: Side[A]) -> Step[A]:
