@@ -134,6 +134,27 @@ def test_replacing_under_a_lock_that_is_held(way: str, files: Files, tmp_path: P
     assert left_in(files) == []
 
 
+def test_replacing_what_was_read(way: str, files: Files, tmp_path: Path) -> None:
+    """A file that was read is replaced if it is still the same one; else it has moved on, also if it is gone."""
+    write(tmp_path, content("1"))
+    found = files.read("a")
+    with files.lock("a"):
+        files.replace_locked(Replacement("a", content("2"), found))
+        with pytest.raises(Moved):
+            files.replace_locked(Replacement("a", content("3"), found))
+        found = files.read("a")
+        write(tmp_path, content("4"))
+        with pytest.raises(Moved):
+            files.replace_locked(Replacement("a", content("3"), found))
+        assert text_in(files) == "4"
+        found = files.read("a")
+        (tmp_path / "a.json").unlink()
+        with pytest.raises(Moved):
+            files.replace_locked(Replacement("a", content("3"), found))
+    assert text_in(files) is None
+    assert left_in(files) == []
+
+
 def test_many(files: Files) -> None:
     """A batch of new files is written, and replaced, each in its own place."""
     ids = [f"s{number}" for number in range(50)]

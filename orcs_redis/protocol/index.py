@@ -10,8 +10,9 @@ import msgspec
 
 from .. import scripts
 from ..errors import CorruptSessionError, LayoutError
-from ..model.asset import to_datetime
+from ..model.asset import SessionAsset, to_datetime
 from ..model.encoding import attempt
+from ..model.labels import labels_of
 from ..model.meta import SessionMeta, SyncState
 from ..model.schema import Time
 from .commands import Command, Reply, as_error, as_map
@@ -30,6 +31,7 @@ __all__ = [
     "Sizes",
     "decode_meta",
     "decode_rows",
+    "encode_meta",
     "label_key",
     "origin_of",
     "revision_of",
@@ -208,6 +210,14 @@ def decode_meta(id: str, packed: bytes) -> SessionMeta:
         revision=revision,
         labels=labels,
     )
+
+
+def encode_meta(asset: SessionAsset, revision: int) -> bytes:
+    """Return index metadata of a session that was read by itself; when it was written is not known then."""
+    updated, context = asset.updated_at_ms, asset.project_context
+    turns, labels = len(asset.history.turns), labels_of(asset)
+    values = (revision, updated, turns, b"", updated, asset.created_at_ms, labels, context.name, context.root_path)
+    return msgspec.msgpack.encode(values)
 
 
 def revision_of(packed: bytes) -> int:

@@ -289,6 +289,19 @@ class Workers:
             self._loop, self._threads = loop, ThreadPoolExecutor(self._most, self._name)
         return await loop.run_in_executor(self._threads, function, *arguments)
 
+    async def complete(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in one of the threads, and wait until it has ended, also if the caller is cancelled."""
+        work = asyncio.ensure_future(self.call(function, *arguments))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                with contextlib.suppress(asyncio.CancelledError):  # once more
+                    await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # nobody is left to whom it matters
+            raise
+
     def close(self) -> None:
         """End the threads once they have nothing to do; a later call begins others."""
         threads, self._threads = self._threads, None
@@ -304,8 +317,10 @@ class BackgroundWork:
 
     async def join(self, seconds: float) -> None:
         """Wait until it has ended. After so many seconds it is cancelled."""
-        await asyncio.wait([self._task], timeout=seconds)
-        self._task.cancel()
+        try:
+            await asyncio.wait([self._task], timeout=seconds)
+        finally:
+            self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
 

@@ -328,7 +328,8 @@ class BackgroundWork:
 
     def join(self, seconds: float) -> None:
         """Wait until it has ended, at most so many seconds."""
-        self._thread.join(seconds)
+        if threading.current_thread() is not self._thread:  # which may be the one that closes the store
+            self._thread.join(seconds)
 
 
 class Workers:
@@ -340,6 +341,8 @@ class Workers:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function."""
         return function(*arguments)
+
+    complete = call
 
     def close(self) -> None:
         """Have nothing to end."""

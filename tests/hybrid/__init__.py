@@ -1,0 +1,1 @@
+"""The random test of many machines, and real processes that are killed: hybrid stores lose nothing."""

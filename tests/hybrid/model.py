@@ -229,9 +229,7 @@ class Judge:
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
             removes = had - {*view.turns}
-            self.wrote(
-                REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view
-            )
+            self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
         else:
             self._put(REMOTE, session, view, past | here.past)
         self._unite(machine, session)

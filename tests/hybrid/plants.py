@@ -10,7 +10,9 @@ from unittest import mock
 
 from orcs_redis.model import merge as merging
 from orcs_redis.model.meta import SyncState
-from orcs_redis.stores.hybrid import files, installing, journal, local, planner, shared
+from orcs_redis.protocol.baseline import baseline_of
+from orcs_redis.protocol.reads import Mark
+from orcs_redis.stores.hybrid import exchange, files, installing, journal, local, planner, shared
 from orcs_redis.stores.hybrid.planner import Act, Base, Step
 
 from .machine import acting
@@ -36,7 +38,7 @@ def _replaced(target: Any, name: str, new: Any) -> Patch:
 
 def _planned(change: Callable[[Step[Any], Any, Any, Any], Step[Any]], **forced: Any) -> Patch:
     """Return a patch: what is planned is changed, knowing base and both sides."""
-    original = installing.plan
+    original = planner.plan
 
     def plan(base: Any, here: Any, there: Any, **known: Any) -> Step[Any]:
         return change(original(base, here, there, **(known | forced)), base, here, there)
@@ -46,7 +48,7 @@ def _planned(change: Callable[[Step[Any], Any, Any, Any], Step[Any]], **forced: 
 
 def _merged(change: Callable[[Any, Any, Any], Any]) -> Patch:
     """Return a patch: a merge's result is changed, knowing both sides."""
-    original = planner.merge
+    original = merging.merge
 
     def merge(base: Any, here: Any, there: Any, **known: Any) -> Any:
         result = original(base, here, there, **known)
@@ -140,9 +142,9 @@ def _pulls_count(original: Any) -> Any:
 
 def _put_blindly(self: Any, asset: Any, revision: int) -> Any:
     yield from self._core.saving.save(asset, overwrite=True)
-    written = shared.baseline_of(asset, self._namespace.incarnation)
+    written = baseline_of(asset, self._namespace.incarnation)
     assert written is not None
-    return shared.Mark(written.revision, written.operation_id)
+    return Mark(written.revision, written.operation_id)
 
 
 def _remove_blindly(self: Any, id: str, revision: int) -> Any:
@@ -151,7 +153,7 @@ def _remove_blindly(self: Any, id: str, revision: int) -> Any:
 
 def _rename(self: Any, new: Any, file: Any, is_first: bool) -> bool:
     if is_first:
-        files.move(new, file)
+        exchange.move(new, file)
     else:
         machine = acting()
         machine.world.interlude_here(machine, file)
@@ -194,7 +196,7 @@ _ALL = (
     Plant("base-before-push", "a base is noted when the push has arrived", ("diverged", "state", "lost"), 200,
           lambda: mock.patch.object(installing.Installer, "_prepare", _base_first(installing.Installer._prepare))),
     Plant("pull-counts-as-seen", "what is noted of a pull was not seen", ("deleted", "lost"), 2000,
-          lambda: mock.patch.object(installing, "caught_up", _pulls_count(installing.caught_up))),
+          lambda: mock.patch.object(installing, "caught_up", _pulls_count(planner.caught_up))),
     Plant("never-caught-up", "what was sent and arrived is no edit of others", ("conflict",), 200,
           _replaced(installing, "caught_up", lambda base, *_: base)),
     Plant("doubled", "a turn that is on both sides is one", ("doubled",), 200, _doubling),

@@ -25,7 +25,7 @@ from ...protocol.saving import call_change
 from ...transport.address import FileFolder
 from ...transport.threads import BackgroundWork, Driver, Workers, pause
 from ..disk import AnyPath
-from ..hybrid.files import Files, file_digest
+from ..hybrid.files import Files
 from ..hybrid.installing import Progress, Rules, SyncOptions
 from ..hybrid.journal import Journal
 from ..hybrid.live import Live
@@ -129,14 +129,18 @@ class HybridSessionStore(Generic[A]):
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        if self._live is not None and self._work is not None:
-            self._live.close()
-            self._work.join(_CLOSING_SECONDS)
-        with self._connecting:
-            if self._remote is not None:
-                self._remote.close()
-        self._workers.close()
-        self._journal.close()
+        try:
+            if self._live is not None and self._work is not None:
+                self._live.close()
+                self._work.join(_CLOSING_SECONDS)
+        finally:  # also if this is cancelled while it waits
+            try:
+                with self._connecting:
+                    if self._remote is not None:
+                        self._remote.close()
+            finally:
+                self._workers.close()
+                self._journal.close()
 
     def __enter__(self) -> Self:
         self._begin()
@@ -207,8 +211,7 @@ class HybridSessionStore(Generic[A]):
                 turns = [turn.id for turn in asset.history.turns]
             else:
                 stored = data
-        ancestor = Ancestor(saved.revision, tuple(turns), file_digest(stored), stored)
-        set_ancestor(asset, self._files.path, ancestor)
+        set_ancestor(asset, self._files.path, self._local.ancestor(saved.revision, turns, stored))
 
     def load(self, id: str, *, fresh: bool = False) -> A:
         """Read a session from its file; one that is not here is fetched, if the shared store is reached.
@@ -522,7 +525,7 @@ class HybridSessionStore(Generic[A]):
     def _do(self, step: Step) -> Any:
         match step:
             case Here(call, arguments):
-                return self._workers.call(call, *arguments)
+                return self._workers.complete(call, *arguments)
             case There(make, arguments):
                 return self._driver.run(make, *arguments)
             case Each(make, items):

@@ -119,8 +119,26 @@ def file_digest(data: bytes) -> bytes:
 class RoundLock:
     """The lock on a folder's rounds; it ends with its process."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def take(self) -> bool:
+        """Exclude others from the folder's rounds; return whether that could be done at once."""
+        fd = _open_lock(self._path)
+        try:
+            with translated():
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fd = fd
+        except UnavailableError as error:
+            os.close(fd)
+            if isinstance(error.__cause__, BlockingIOError):
+                return False
+            raise
+        except BaseException:
+            os.close(fd)
+            raise
+        return True
 
     def release(self) -> None:
         """Let others have it."""
@@ -220,21 +238,14 @@ class Files:
         finally:
             _unlock(fd)
 
+    def round_lock(self) -> RoundLock:
+        """Return the lock on rounds; it is not taken yet."""
+        return RoundLock(self.home / "sync.lock")
+
     def try_lock_round(self) -> RoundLock | None:
         """Exclude others from the folder's rounds; None if they do so."""
-        fd = _open_lock(self.home / "sync.lock")
-        try:
-            with translated():
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except UnavailableError as error:
-            os.close(fd)
-            if isinstance(error.__cause__, BlockingIOError):
-                return None
-            raise
-        except BaseException:
-            os.close(fd)
-            raise
-        return RoundLock(fd)
+        lock = self.round_lock()
+        return lock if lock.take() else None
 
     # Writing.
 
@@ -526,15 +537,15 @@ class Files:
                 copy = folder / f"{at.strftime(_STAMP)}-{side}-{digest.hex()[:8]}{SUFFIX}"
                 try:
                     folder.mkdir(mode=0o700, exist_ok=True)
-                    with synced(self._kept):
-                        write_new(copy.with_suffix(_NOTE), note, _PRIVATE)
+                    write_new(copy.with_suffix(_NOTE), note, _PRIVATE)
                 except FileExistsError as error:  # another thread's, of the same microsecond
                     raise_interruption(error)
                     at += timedelta(microseconds=1)
                 except FileNotFoundError as error:  # the folder was empty, and is deleted
                     raise_interruption(error)
                 else:
-                    return copy
+                    with synced(self._kept):  # the folder may be new
+                        return copy
         raise UnavailableError(f"no name for a copy: {folder}")
 
     def _file_copy(self, source: Path, copy: Path) -> None:

@@ -27,6 +27,7 @@ from ...errors import (
 )
 from ...model.asset import SessionAsset
 from ...model.meta import SyncState
+from ...protocol.index import encode_meta
 from ...protocol.reads import Mark
 from .files import Files, Moved, Replacement, Signature, file_digest
 from .journal import Record, Remote, Row
@@ -224,7 +225,7 @@ class Installer(Generic[A]):
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)
             step = plan(base, here, there, removed=removed, merging=self._rules.merging, prefer=self._rules.prefer)
-            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, step))
+            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, there, step))
             items.append(Item(id, record, here, data, there, mark, removed, step))
         return items
 
@@ -360,9 +361,15 @@ def reached(remote: Remote, revisions: Mapping[int, int]) -> Remote:
     return remote._replace(revisions={**remote.revisions, **reached})
 
 
-def _heard(row: Row, mark: Mark | None, listed: Listed | None, here: VersionHere[A], step: Step[A]) -> Row:
+def _heard(
+    row: Row, mark: Mark | None, listed: Listed | None, here: VersionHere[A], there: VersionThere[A], step: Step[A]
+) -> Row:
     """Return what is known of a session, with what was heard of the shared store."""
-    meta = listed.meta if listed is not None and here is None else b""
+    meta = b""
+    if here is None and mark is not None and listed is not None:  # the list shows what is there
+        meta = listed.meta
+        if not meta:
+            meta = encode_meta(there.asset, mark.revision) if isinstance(there, Side) else row.there_meta
     row = row._replace(there_revision=0, there_origin=b"", there_meta=meta, reason=step.reason, parts=step.parts)
     return row if mark is None else row._replace(there_revision=mark.revision or -1, there_origin=mark.operation_id[:8])
 

@@ -6,6 +6,7 @@ the round, of which there is one at a time, `removal` the calls of the API. So n
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
 import os
@@ -26,6 +27,7 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.encoding import attempt
 from ...model.parts import Digests, Entry, digests
+from ..disk import translated
 from .files import Signature
 from .planner import Base, Pending, content_digest
 
@@ -165,6 +167,9 @@ class Journal:
         with self._lock:
             self._closed = True
             if self._connection is not None:
+                with suppress(sqlite3.Error):  # another process is using it
+                    # Not `execute`: that frees a single page.
+                    self._connection.executescript("PRAGMA busy_timeout = 0; PRAGMA incremental_vacuum")
                 self._connection.close()
                 self._connection = None
 
@@ -376,6 +381,7 @@ class Journal:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
             self._check_version(connection)
             connection.execute("PRAGMA page_size = 8192")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with _transaction(connection, "IMMEDIATE"):
@@ -432,7 +438,7 @@ class Journal:
         after: Callable[[sqlite3.Connection], object] = lambda _: None,
     ) -> T:
         """Call a function in a transaction, with what others have left, and another one after it."""
-        with self._lock, self._translated():
+        with self._lock, translated(), self._translated():
             if self._closed:
                 raise UnavailableError("the store is closed")
             db = self._connected()
@@ -462,7 +468,8 @@ class Journal:
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            self._connection = self._open()
+            with _alone(self._path.parent):
+                self._connection = self._open()
             self._version = -1
         return self._connection
 
@@ -490,15 +497,16 @@ class Journal:
             self._connection = None
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         aside = self._path.with_name(f"{self._path.name}.damaged-{stamp}")
-        if _inode(self._path) == self._inode:  # else another process has done it
-            for suffix in ("", "-wal", "-shm"):
+        with _alone(self._path.parent):
+            is_first = _inode(self._path) == self._inode  # else another process has done it
+            for suffix in ("", "-wal", "-shm") if is_first else ():
                 with suppress(FileNotFoundError):
                     self._path.with_name(self._path.name + suffix).rename(aside.with_name(aside.name + suffix))
         self.seen, self.rows, self.removals = {}, {}, {}
         self.generation += 1
-        _log.warning(
-            "%s was damaged and is now %s: what was common with the shared store is forgotten", *(self._path, aside)
-        )
+        if is_first:
+            text = "%s was damaged and is now %s: what was common with the shared store is forgotten"
+            _log.warning(text, self._path, aside)
         return _DamagedError(f"{self._path} was damaged: it was moved aside, and the next sync is a first one")
 
 
@@ -590,8 +598,10 @@ def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:
 
 @contextmanager
 def _transaction(db: sqlite3.Connection, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[None]:
-    db.execute(f"BEGIN {kind}")
+    if db.in_transaction:  # two signals in a row have left it
+        db.execute("ROLLBACK")
     try:
+        db.execute(f"BEGIN {kind}")
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -615,6 +625,18 @@ def _put(known: dict[str, T], id: str, value: T | None) -> None:
         known.pop(id, None)
     else:
         known[id] = value
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others from opening a file of the folder, or moving it aside, meanwhile."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child of this process may have it open, too
+        os.close(fd)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

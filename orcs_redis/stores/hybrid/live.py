@@ -75,11 +75,19 @@ class Live(Generic[A]):
                 _log.debug("live synchronisation goes on in %.1f s at most: %s", delay, error)
                 yield from self._wait(random.uniform(delay / 2, delay))
                 delay = min(2 * delay, _LAST_DELAY)
+            except Exception as error:  # whatever it is: nobody would notice that this has ended
+                raise_interruption(error)
+                self._rounds.note_failure(error)
+                _log.exception("live synchronisation failed, and begins anew")
+                yield from self._wait(_LAST_DELAY)
 
-    def _wait(self, seconds: float) -> Plan[None]:
-        """Wait, but not for a store that is being closed."""
+    def _wait(self, seconds: float, *, for_save: bool = False) -> Plan[None]:
+        """Wait, but not for a store that is being closed; `for_save`: until a session that was written here is due."""
         expires = time.monotonic() + seconds
-        while not self._closed and (left := expires - time.monotonic()) > 0:
+        while not self._closed:
+            left = min(expires - time.monotonic(), self._next_due() if for_save else math.inf)
+            if left <= 0:
+                break
             self._wake.clear()
             if not self._closed:
                 yield Pause(left, self._wake)
@@ -94,7 +102,7 @@ class Live(Generic[A]):
             return
         yield from self._compare_all()
         if not shared.incarnation:  # nobody has written to it
-            yield from self._wait(self._scan)
+            yield from self._wait(self._scan, for_save=True)
             return
         watcher: Watcher = shared.watcher(self._wake)
         yield There(watcher.start, (cursor,))
@@ -130,6 +138,7 @@ class Live(Generic[A]):
 
     def _compare_all(self) -> Plan[None]:
         self._saved.clear()
+        self._failed = False
         try:
             self._note((yield from self._rounds.sync(None, SyncOptions())))
         except SyncStoppedError as error:
@@ -138,12 +147,20 @@ class Live(Generic[A]):
             _log.warning("%s", error)
 
     def _note(self, report: SyncReport) -> None:
-        if self._on_sync is not None:
-            self._on_sync(report)
-        self._failed = bool(report.failed)
+        self._failed |= bool(report.failed)  # until all are compared again
+        self._call_back(report)
         done = {name: len(ids) for name in report.__struct_fields__ if (ids := getattr(report, name))}
         if done:
             _log.info("synchronised: %s", ", ".join(f"{number} {name}" for name, number in done.items()))
+
+    def _call_back(self, report: SyncReport) -> None:
+        if self._on_sync is None:
+            return
+        try:
+            self._on_sync(report)
+        except Exception as error:  # the caller's
+            raise_interruption(error)
+            _log.exception("on_sync failed")
 
     def _due(self) -> set[str]:
         """Return the sessions that were written here some time ago."""

@@ -40,12 +40,16 @@ class Ancestor(NamedTuple):
     digest: bytes  # of the file; b"": the content is known
     data: bytes | None  # the file's content; None: only digests are known, since the asset was pickled
     parts: Digests | None = None
+    kind: type[SessionAsset] = SessionAsset  # as which the content is decoded
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ancestor:
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.data is None:
             return Ancestor, (*self,)
-        parts = digests(SessionAsset.from_json(self.data))
-        return Ancestor, (self.revision, self.turns, file_digest(self.data), None, parts)
+        parts = digests(self.kind.from_json(self.data))
+        return Ancestor, (self.revision, self.turns, file_digest(self.data), None, parts, self.kind)
 
     def is_in(self, data: bytes) -> bool:
         """Whether this is a file's content."""
@@ -123,7 +127,11 @@ class Local(Generic[A]):
         if found is None:
             raise self._absence(id)
         asset = self.decode(id, found.data)
-        return asset, _ancestor(asset, found)
+        return asset, self.ancestor(found.signature.modified_ns, [turn.id for turn in asset.history.turns], found.data)
+
+    def ancestor(self, revision: int, turns: Iterable[str], data: bytes) -> Ancestor:
+        """Return what an asset is, of which this is the file."""
+        return Ancestor(revision, tuple(turns), b"", data, None, self._type)
 
     def exists(self, id: str) -> bool:
         """Return whether there is such a session, here or in the shared store as far as it is known."""
@@ -131,6 +139,7 @@ class Local(Generic[A]):
 
     def is_known_there(self, id: str) -> bool:
         """Return whether a session was in the shared store when last heard, and was not deleted here."""
+        self.journal.refresh()
         row = self.journal.rows.get(id)
         if row is None or not row.there_revision:
             return False
@@ -248,6 +257,7 @@ class Local(Generic[A]):
             NotFoundError: there is no such session.
 
         """
+        self.journal.refresh()
         for _ in range(_ATTEMPTS):
             found = self.files.read(check_id(id))
             if found is None:
@@ -321,8 +331,10 @@ class Local(Generic[A]):
             if seen is not None and seen.meta is not None and state is not None:
                 metas.append(_listed(id, seen.meta, signature.modified_ns, state))
         for id, row in [*self.journal.rows.items()]:  # others may be adding some
-            if id not in signatures and row.there_meta and (state := standings[id].state) is not None:
-                metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=state))
+            if id in signatures or not row.there_meta or (found := standings.get(id)) is None:
+                continue
+            if found.state is not None:
+                metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=found.state))
         metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
         return metas
 
@@ -459,11 +471,6 @@ def arrived(record: Record, here: Side[Any]) -> Base | None:
     if pending is None or not pending.revision or here.digest != pending.digest:
         return None
     return Base(here.parts, here.digest, pending.revision, pending.operation)
-
-
-def _ancestor(asset: SessionAsset, found: Found) -> Ancestor:
-    turns = tuple([turn.id for turn in asset.history.turns])
-    return Ancestor(found.signature.modified_ns, turns, b"", found.data)
 
 
 def _file_meta(asset: SessionAsset) -> FileMeta:

@@ -68,8 +68,9 @@ class Rounds(Generic[A]):
         wanted = None if ids is None else [*dict.fromkeys(map(check_id, ids))]
         with self._noting_mode():
             shared: Shared[A] = yield Connect()
-            lock = yield from self._locked()
+            lock = self._files.round_lock()
             try:
+                yield from self._take(lock)
                 round = yield from self._begin(shared, wanted, options)
                 candidates = yield Here(self._candidates, (round, wanted))
                 self._busy = bool(candidates)
@@ -91,7 +92,7 @@ class Rounds(Generic[A]):
         """How the folder stands with the shared store, by the last round."""
         return SyncMode.SYNCING if self._busy else self._mode
 
-    def note_failure(self, error: StorageError) -> None:
+    def note_failure(self, error: Exception) -> None:
         """Note why the shared store was not reached, or can't be used."""
         offline = isinstance(error, (UnavailableError, OutcomeUnknownError))
         self._mode = SyncMode.OFFLINE if offline else SyncMode.ERROR
@@ -106,11 +107,9 @@ class Rounds(Generic[A]):
             raise
         self._mode = SyncMode.ONLINE
 
-    def _locked(self) -> Plan[RoundLock]:
-        while True:
-            lock: RoundLock | None = yield Here(self._files.try_lock_round)
-            if lock is not None:
-                return lock
+    def _take(self, lock: RoundLock) -> Plan[None]:
+        """Take the lock on rounds. Whoever asks has it already, so as to release it wherever this is cut off."""
+        while not (yield Here(lock.take)):
             yield Pause(random.uniform(_LOCK_SECONDS / 2, _LOCK_SECONDS))
 
     def _begin(self, shared: Shared[A], wanted: list[str] | None, options: SyncOptions) -> Plan[Round[A]]:
@@ -243,8 +242,9 @@ class Rounds(Generic[A]):
         """
         check_id(id)
         shared: Shared[A] = yield Connect()
-        lock = yield from self._locked()
+        lock = self._files.round_lock()
         try:
+            yield from self._take(lock)
             round = yield from self._begin(shared, [id], SyncOptions(dry_run=True))
             items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
             _raise_failure(round)
@@ -271,8 +271,9 @@ class Rounds(Generic[A]):
         """
         check_id(id)
         shared: Shared[A] = yield Connect()
-        lock = yield from self._locked()
+        lock = self._files.round_lock()
         try:
+            yield from self._take(lock)
             for attempt in range(ATTEMPTS):
                 if attempt:
                     yield Pause(random.uniform(0, 0.005 * 2**attempt))

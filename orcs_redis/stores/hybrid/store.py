@@ -26,7 +26,7 @@ from ...transport.driver import BackgroundWork, Driver, Workers, pause
 from ..disk import AnyPath
 from ..options import HybridArguments, check_arguments
 from ..redis import RedisSessionStore
-from .files import Files, file_digest
+from .files import Files
 from .installing import Progress, Rules, SyncOptions
 from .journal import Journal
 from .live import Live
@@ -128,14 +128,18 @@ class HybridSessionStore(Generic[A]):
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        if self._live is not None and self._work is not None:
-            self._live.close()
-            await self._work.join(_CLOSING_SECONDS)
-        async with self._connecting:
-            if self._remote is not None:
-                await self._remote.aclose()
-        self._workers.close()
-        self._journal.close()
+        try:
+            if self._live is not None and self._work is not None:
+                self._live.close()
+                await self._work.join(_CLOSING_SECONDS)
+        finally:  # also if this is cancelled while it waits
+            try:
+                async with self._connecting:
+                    if self._remote is not None:
+                        await self._remote.aclose()
+            finally:
+                self._workers.close()
+                self._journal.close()
 
     async def __aenter__(self) -> Self:
         self._begin()
@@ -206,8 +210,7 @@ class HybridSessionStore(Generic[A]):
                 turns = [turn.id for turn in asset.history.turns]
             else:
                 stored = data
-        ancestor = Ancestor(saved.revision, tuple(turns), file_digest(stored), stored)
-        set_ancestor(asset, self._files.path, ancestor)
+        set_ancestor(asset, self._files.path, self._local.ancestor(saved.revision, turns, stored))
 
     async def load(self, id: str, *, fresh: bool = False) -> A:
         """Read a session from its file; one that is not here is fetched, if the shared store is reached.
@@ -523,7 +526,7 @@ class HybridSessionStore(Generic[A]):
     async def _do(self, step: Step) -> Any:
         match step:
             case Here(call, arguments):
-                return await self._workers.call(call, *arguments)
+                return await self._workers.complete(call, *arguments)
             case There(make, arguments):
                 return await self._driver.run(make, *arguments)
             case Each(make, items):

@@ -1,0 +1,242 @@
+"""What a stranger does to a hybrid store: calls that are cancelled, stores side by side, callbacks that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orcs_redis import PermissionDeniedError, SessionAsset, SyncMode, SyncState
+from orcs_redis.stores.hybrid import live, local
+from orcs_redis.stores.hybrid.files import RoundLock
+from orcs_redis.stores.hybrid.installing import Installer
+from orcs_redis.stores.hybrid.local import Local
+
+from .conftest import Place
+from .machines import TABLE, Machines, asset, contents, idle, open_machines, told, until_true
+from .support import turn, until
+
+tabled = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
+only_async = pytest.mark.parametrize("place", [row for row in TABLE if row.form == "async"], indirect=True, ids=str)
+
+
+@pytest.fixture
+async def machines(place: Place, tmp_path: Path) -> AsyncIterator[Machines]:
+    async with open_machines(tmp_path, place) as opened:
+        yield opened
+
+
+class Gate:
+    """Lets a call of a thread wait, until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def around(self, call: Any) -> Any:
+        def wait(*args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            self.reached.set()
+            assert self.opened.wait(20)
+            return result
+
+        return wait
+
+
+# Cancelled calls
+
+
+@only_async
+async def test_cancelled_while_it_takes_the_lock(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round that is cancelled while a thread takes the folder's lock leaves it to the next one."""
+    a = await machines.open()
+    await a.save(asset("a"))
+    gate = Gate()
+    with monkeypatch.context() as patched:
+        patched.setattr(RoundLock, "take", gate.around(RoundLock.take))
+        round = asyncio.create_task(a.sync())
+        await until(gate.reached.is_set)
+        round.cancel()
+        asyncio.get_running_loop().call_later(0.05, gate.opened.set)
+        with pytest.raises(asyncio.CancelledError):
+            await round
+    async with asyncio.timeout(10):
+        assert told(await a.sync()) == {"uploaded": ["s"]}
+        await idle(a)
+
+
+@only_async
+async def test_cancelled_while_it_writes(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock on rounds is held until a cancelled round writes no more."""
+    a, peer = await machines.synced()
+    other = await machines.open()
+    await peer.append("s", turn("b"))
+    gate = Gate()
+    with monkeypatch.context() as patched:
+        patched.setattr(Installer, "_finish", gate.around(Installer._finish))
+        round = asyncio.create_task(a.sync())
+        await until(gate.reached.is_set)
+        round.cancel()
+        await asyncio.sleep(0.05)
+        lock = other.store._files.try_lock_round()
+        gate.opened.set()
+        with pytest.raises(asyncio.CancelledError):
+            await round
+    assert lock is None, "another round could begin"
+    assert told(await other.sync()) == {}
+    await idle(a, other)
+
+
+@only_async
+async def test_closing_is_cancelled(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose closing was cancelled can be closed again: nothing of it is left."""
+    a = await machines.open(live=True)
+    await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
+    gate = Gate()
+    with monkeypatch.context() as patched:
+        patched.setattr(Local, "look", gate.around(Local.look))
+        await a.save(asset("a"))
+        await until(gate.reached.is_set)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await a.aclose()
+        gate.opened.set()
+    await a.aclose()
+    assert a.store._journal._connection is None
+    assert a.store._remote._driver.lifecycle.closed
+
+
+# Side by side
+
+
+@tabled
+async def test_deleted_by_a_store_that_has_not_looked(machines: Machines) -> None:
+    """What another store on the folder has synchronised, and this one deletes and makes anew, is another session."""
+    other = await machines.open()
+    a, peer = await machines.synced()
+    await other.delete("s")
+    await other.save(asset("z"))
+    assert told(await a.sync()) == {"uploaded": ["s"]}
+    assert a.texts() == contents(await peer.load("s")) == ["z"]
+    await idle(a, other)
+
+
+@tabled
+async def test_listed_while_a_round_brings_sessions(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is noted of the shared store while a list is made is no error in it."""
+    a, peer = await machines.synced()
+    await peer.save(asset("b", id="t"))
+    standings = Local.standings
+    began, ended = threading.Event(), threading.Event()
+
+    def slow(self: Local[Any], *args: Any) -> Any:
+        found = standings(self, *args)
+        if args and not began.is_set():
+            began.set()
+            assert ended.wait(20)
+        return found
+
+    monkeypatch.setattr(Local, "standings", slow)
+    listing = asyncio.create_task(a.list())
+    await until(began.is_set)
+    assert told(await a.sync(dry_run=True)) == {"downloaded": ["t"]}
+    ended.set()
+    assert [meta.id for meta in await listing] in (["s"], ["t", "s"])
+
+
+# Live
+
+
+@tabled
+async def test_a_save_to_an_empty_namespace(machines: Machines) -> None:
+    """The first session that there is at all is sent at once, too."""
+    a, peer = await machines.open(live=True, scan=30.0), await machines.peer()
+    await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
+    await a.save(asset("a"))
+    await until_true(partial(peer.exists, "s"), 5)
+
+
+@tabled
+async def test_a_callback_that_fails(machines: Machines) -> None:
+    """What `on_sync` raises does not end the synchronisation."""
+
+    def fail(report: Any) -> None:
+        raise RuntimeError("not mine")
+
+    a, peer = await machines.open(live=True, on_sync=fail), await machines.peer()
+    await a.save(asset("a"))
+    await until_true(lambda: peer.exists("s"))
+    await a.append("s", turn("b"))
+
+    async def arrived() -> bool:
+        return contents(await peer.load("s")) == ["a", "b"]
+
+    await until_true(arrived, 5)
+
+
+@tabled
+async def test_a_failure_is_not_forgotten(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that could not be sent is tried again, though others were sent meanwhile."""
+    monkeypatch.setattr(live, "_LAST_DELAY", 1.0)
+    monkeypatch.setattr(local, "_RACY_NS", 0)
+    a, peer = await machines.open(live=True, scan=0.1), await machines.peer()
+    await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
+    write, denied, refusals = Installer._write_there, [True], []
+
+    def deny(shared: Any, item: Any) -> Any:
+        if item.id == "bad" and denied:
+            refusals.append(item)
+            raise PermissionDeniedError("not now")
+        return (yield from write(shared, item))
+
+    monkeypatch.setattr(Installer, "_write_there", staticmethod(deny))
+    await a.save(asset("a", id="bad"))
+    await until(lambda: bool(refusals))
+    for n in range(2):
+        await a.save(asset("a", id=f"good-{n}"))
+        await until_true(partial(peer.exists, f"good-{n}"))
+    denied.clear()
+    await until_true(lambda: peer.exists("bad"), 5)
+
+
+# Lists
+
+
+@tabled
+async def test_listed_after_a_look_at_one(machines: Machines) -> None:
+    """A session that is there only is listed, however its state was found out."""
+    a, peer = await machines.synced()
+    await peer.save(asset("b", id="t"))
+    await a.sync(dry_run=True)
+    assert await a.states() == {"s": SyncState.SYNCED, "t": SyncState.REMOTE_AHEAD}
+    await a.sync("t", dry_run=True)
+    assert await a.states() == {"s": SyncState.SYNCED, "t": SyncState.REMOTE_AHEAD}
+
+
+# Assets
+
+
+class Own(SessionAsset):
+    """An asset with a field of its own."""
+
+    mood: str = ""
+    score: int = 0
+
+
+@tabled
+async def test_pickled_with_own_fields(machines: Machines) -> None:
+    """A loaded asset of a class of one's own is merged after it was pickled, too."""
+    a = await machines.open(asset_type=Own)
+    await a.save(Own(id="s", mood="good", score=1))
+    loaded = pickle.loads(pickle.dumps(await a.load("s")))
+    await a.update("s", lambda session: setattr(session, "mood", "better"))
+    loaded.score = 2
+    await a.save(loaded)
+    stored = await a.load("s")
+    assert (stored.mood, stored.score) == ("better", 2)
