@@ -258,6 +258,23 @@ class Machine:
         report: SyncReport = self._do(lambda: self.store.sync(**options))
         return report
 
+    def save(self, session: SessionAsset) -> None:
+        self._do(lambda: self.store.save(session))
+
+    def append(self, id: str, added: ConversationTurn) -> None:
+        def again() -> None:
+            if added.id not in [each.id for each in self.store.load(id).history.turns]:
+                self.store.append(id, added)
+
+        self._do(lambda: self.store.append(id, added), again)
+
+    def delete(self, id: str) -> None:
+        def again() -> None:
+            if self.store.exists(id):
+                self.store.delete(id)
+
+        self._do(lambda: self.store.delete(id), again)
+
     def resolve(self, id: str, keep: Any, *, syncs: bool = False) -> None:
         """Resolve; after it was killed resolve again, or synchronise first."""
 
@@ -880,7 +897,7 @@ def _(stage: Stage) -> None:
     stage.raw.hset("{orcs/0}:session:s", "preferences", b"\xc1")
     a.reopen()
     a.sync()
-    a.resolve("s", "local")
+    a.resolve("s", "local", syncs=True)
 
 
 # Another past
