@@ -1126,7 +1126,7 @@ def keeping_last(installer: Any, round: Any, items: Any, finish: Callable[..., A
 
 def clearing_only(_: Any, round: Any, item: Any) -> Any:
     """What can't be read is deleted, and it is not noted that this is no deletion by others."""
-    yield There(round.shared.clear, (item.id,))
+    yield There(round.shared.clear, (item.id, item.mark.revision))
     return item._replace(there=None, mark=None)
 
 
