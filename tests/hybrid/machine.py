@@ -177,8 +177,8 @@ class _Faulty(Shared[SessionAsset]):
             )
         )
 
-    def clear(self, id: str) -> Any:
-        return (yield from self._write(f"clear {id}", id, lambda: Shared.clear(self, id)))
+    def clear(self, id: str, revision: int) -> Any:
+        return (yield from self._write(f"clear {id} at {revision}", id, lambda: Shared.clear(self, id, revision)))
 
     def remove(self, id: str, revision: int) -> Any:
         return (yield from self._write(f"remove {id} at {revision}", id, lambda: Shared.remove(self, id, revision)))

@@ -157,6 +157,8 @@ class Rounds(Generic[A]):
             remote = Remote(shared.incarnation, shared.name, {}, None)
             if shared.incarnation:
                 yield Here(self._journal.note, ({}, {}, remote))
+        if self._mode is SyncMode.OFFLINE:
+            self._mode = SyncMode.ONLINE  # it is reached, whatever comes of it
         return Round(shared, options, reached(remote, index.revisions), index)
 
     def _index(self, shared: Shared[A], wanted: list[str] | None) -> Plan[Index]:
@@ -344,6 +346,8 @@ class Rounds(Generic[A]):
                 raise CorruptSessionError(item.id)
             return item._replace(step=_whole(item, cast(Side[A], wanted)))
         here, there = cast(Side[A] | None, item.here), cast(Side[A] | None, item.there)
+        if item.step.state is not SyncState.CONFLICT and _is_cut_off(item):
+            return item  # it was resolved so, and what came of it is yet to be brought here
         step = forced(item.record.base, here, there, keep, removed=item.removed, merging=self._rules.merging)
         return item._replace(step=step)
 
@@ -368,6 +372,12 @@ def _is_foreign(error: StorageError) -> bool:
     return isinstance(error, VersionIncompatibleError) or (
         isinstance(error, CorruptSessionError) and error.field == "id"
     )
+
+
+def _is_cut_off(item: Item[A]) -> bool:
+    """Whether what is common is known from what was sent alone: the reply was not waited for."""
+    base = item.record.base
+    return base is not None and not base.revision
 
 
 def _whole(item: Item[A], version: Side[A]) -> Step[A]:
