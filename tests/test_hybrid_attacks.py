@@ -236,6 +236,29 @@ async def test_a_failure_is_not_forgotten(machines: Machines, monkeypatch: pytes
     await until_true(lambda: peer.exists("bad"), 5)
 
 
+@tabled
+async def test_a_round_among_many(machines: Machines) -> None:
+    """A live store that has work all the time leaves the folder's lock to others."""
+    sessions = [asset("a", id=f"s{n}") for n in range(10)]
+    a, peer = await machines.synced(sessions=sessions)
+    a = await machines.reopen(a, live=True, deadline=2.0)
+    await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
+    ended = False
+
+    async def append() -> None:
+        while not ended:
+            for session in sessions:
+                await peer.append(session.id, turn())
+
+    appending = asyncio.create_task(append())
+    try:
+        for _ in range(10):
+            await a.load("s3", fresh=True)
+    finally:
+        ended = True
+        await appending
+
+
 # Lists
 
 

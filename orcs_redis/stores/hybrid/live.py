@@ -130,6 +130,7 @@ class Live(Generic[A]):
                 compared = time.monotonic()
             elif ids:
                 yield from self._bring_together(ids)
+                yield Pause(self._rounds.gap)
             yield There(watcher.catch_up)
             if not watcher.has_pending:
                 yield Pause(

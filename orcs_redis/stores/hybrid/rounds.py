@@ -40,7 +40,7 @@ A = TypeVar("A", bound=SessionAsset)
 _BATCH = 32  # sessions
 _BATCH_BYTES = 8 * 2**20
 _BRAKE = 10  # so many deletions no round stops at
-_LOCK_SECONDS, _LONGEST_LOCK_SECONDS = 0.02, 0.5  # between two looks at the lock
+_LOCK_SECONDS, _LONGEST_LOCK_SECONDS = 0.02, 0.1  # between two looks at the lock
 _PRUNE_SECONDS = 86400.0
 
 
@@ -53,6 +53,7 @@ class Rounds(Generic[A]):
         self._journal = local.journal
         self._rules = rules
         self._installer = Installer(local, rules)
+        self._waiting: set[RoundLock] = set()  # what rounds of this store want
         self._busy = False  # whether a round has something to do
         self._mode = SyncMode.OFFLINE
         self._prune_due = 0.0
@@ -117,16 +118,25 @@ class Rounds(Generic[A]):
         """Take the lock on rounds. The caller holds the object, so as to release it wherever this is cut off.
 
         Raises:
-            UnavailableError: another process has had it for so many seconds.
+            UnavailableError: others have had it for so many seconds.
 
         """
         delay = _LOCK_SECONDS
         expires = time.monotonic() + patience
-        while not (yield Here(lock.take)):
-            if time.monotonic() >= expires:
-                raise UnavailableError("another process is synchronising the folder")
-            yield Pause(random.uniform(delay / 2, delay))
-            delay = min(1.5 * delay, _LONGEST_LOCK_SECONDS)
+        self._waiting.add(lock)
+        try:
+            while not (yield Here(lock.take)):
+                if time.monotonic() >= expires:
+                    raise UnavailableError("another round in the folder goes on")
+                yield Pause(random.uniform(delay / 2, delay))
+                delay = min(1.5 * delay, _LONGEST_LOCK_SECONDS)
+        finally:
+            self._waiting.discard(lock)
+
+    @property
+    def gap(self) -> float:
+        """For so many seconds whoever makes round after round leaves the lock to others."""
+        return 2 * _LONGEST_LOCK_SECONDS if self._waiting else _LOCK_SECONDS
 
     def _begin(self, shared: Shared[A], wanted: list[str] | None, options: SyncOptions) -> Plan[Round[A]]:
         """Find out what is in the shared store, and that it is the one that the bases are of."""
