@@ -177,7 +177,10 @@ async def test_09_resolved_for_here(machines: Machines, with_turns: bool) -> Non
         await a.append("s", turn("b"))
         await peer.append("s", turn("c"))
     assert told(await a.sync()) == {"conflicts": ["s"]}
+    a = await machines.reopen(a)
     await a.resolve("s", keep="local")
+    assert a.sync_status().mode is SyncMode.ONLINE
+    assert contents(await a.remote.load("s")) == a.texts()
     assert a.read().metadata == (await peer.load("s")).metadata == {"x": 2, "y": 1}
     assert a.texts() == contents(await peer.load("s")) == (["a", "c", "b"] if with_turns else ["a"])
     assert 3 in await a.kept_values("x")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import orcs_redis
 from orcs_redis import PermissionDeniedError, SessionAsset, SyncMode, SyncState
 from orcs_redis.stores.hybrid import live, local
 from orcs_redis.stores.hybrid.files import RoundLock
@@ -19,7 +20,7 @@ from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.local import Local
 
 from .conftest import Place
-from .machines import TABLE, Machines, asset, contents, idle, open_machines, told, until_true
+from .machines import OFFLINE_URL, TABLE, Machines, asset, contents, idle, open_machines, told, until_true
 from .support import turn, until
 
 tabled = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
@@ -240,3 +241,20 @@ async def test_pickled_with_own_fields(machines: Machines) -> None:
     await a.save(loaded)
     stored = await a.load("s")
     assert (stored.mood, stored.score) == ("better", 2)
+
+
+# Event loops
+
+
+def test_live_in_another_event_loop(tmp_path: Path) -> None:
+    """A live store says so where it can't go on: in another event loop than that in which it was begun."""
+    store = orcs_redis.HybridSessionStore(tmp_path, OFFLINE_URL)
+    asyncio.run(store.__aenter__())
+
+    async def in_another() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await store.save(asset("a"))
+        await store.aclose()
+
+    asyncio.run(in_another())
+    assert not (tmp_path / "s.json").exists()

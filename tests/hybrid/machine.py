@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import orcs_redis.sync
-from orcs_redis import SessionAsset, StorageError
+from orcs_redis import CorruptSessionError, SessionAsset, StorageError
 from orcs_redis.errors import OutcomeUnknownError, StoreFullError, StoreResetError, UnavailableError
 from orcs_redis.stores.hybrid import files, journal, local, rounds
 from orcs_redis.stores.hybrid.installing import SyncOptions
@@ -177,8 +177,8 @@ class _Faulty(Shared[SessionAsset]):
             )
         )
 
-    def clear(self, id: str) -> Any:
-        return (yield from self._write(f"clear {id}", id, lambda: Shared.clear(self, id)))
+    def clear(self, id: str, revision: int) -> Any:
+        return (yield from self._write(f"clear {id} at {revision}", id, lambda: Shared.clear(self, id, revision)))
 
     def remove(self, id: str, revision: int) -> Any:
         return (yield from self._write(f"remove {id} at {revision}", id, lambda: Shared.remove(self, id, revision)))
@@ -279,16 +279,20 @@ class Machine:
             self._remote.close()
         self._remote = self._shared = None
 
-    def reopen(self) -> None:
-        """Kill the process and start another."""
+    def reopen(self, *, forgets: bool = False) -> None:
+        """Kill the process and start another, which may find no database."""
         self.gate.is_dead = True
         with contextlib.suppress(Killed):
             self._drop()
         with self.acting(), contextlib.suppress(Killed):
             self.store.close()
         self.observe_kept()
+        self._observe_leftovers()
         self.world.judge.interrupted(self.name, self.pushed)
         self.pushed = set()
+        if forgets:
+            for path in (self.folder / ".orcs-redis").glob("state.db*"):
+                path.unlink()
         self._open()
 
     # Plans
@@ -464,6 +468,13 @@ class Machine:
             view = self.view(id)
             self.world.note(f"{self.name} has installed {id}: {self.world.text(view)}")
             self.world.judge.installed(self.name, id, view, resolving=self.resolving == id)
+
+    def _observe_leftovers(self) -> None:
+        """Tell the judge what came out of an exchange, and was not put back: after an hour it is among the copies."""
+        for path in (self.folder / ".orcs-redis").glob("*.tmp"):
+            with contextlib.suppress(CorruptSessionError):
+                left = SessionAsset.from_json(path.read_bytes())
+                self.world.judge.left(self.name, left.id, view_of(left), self.view(left.id))
 
     def observe_kept(self) -> None:
         """Tell the judge which copies are new."""

@@ -18,12 +18,16 @@ from dataclasses import dataclass, field
 from orcs_redis import SessionAsset
 from orcs_redis.model.parts import TIMES, digest, digests
 
-__all__ = ["REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
+__all__ = ["CONTENT", "REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
 
 REMOTE = "shared"
 """The place that is the shared store; others are machines."""
 
+CONTENT = "as it was said"
+"""The content of a turn that was not edited."""
+
 NAME = "project_context.name"
+ROOT = "project_context.root_path"
 
 
 class Violation(AssertionError):
@@ -55,9 +59,13 @@ class View:
 
 def view_of(asset: SessionAsset) -> View:
     """Return what the judge looks at."""
+    context = asset.project_context
     parts = {f"metadata.{key}": str(value) for key, value in asset.metadata.items()}
-    if asset.project_context.name is not None:
-        parts[NAME] = asset.project_context.name
+    parts |= {f"component_snapshots.{name}": str(each.state) for name, each in asset.component_snapshots.items()}
+    parts |= {f"project_context.learned_facts.{fact.key}": fact.value for fact in context.learned_facts}
+    parts |= {f"project_context.technologies {name}": name for name in context.technologies}
+    parts |= {f"turn/{turn.id}": turn.content for turn in asset.history.turns if turn.content != CONTENT}
+    parts |= {name: value for name in (NAME, ROOT) if (value := getattr(context, name.partition(".")[2])) is not None}
     found = digests(asset)
     values = sorted((name, data.hex()) for name, data in found.values.items() if name not in TIMES)
     lists = sorted((path, [(key, data.hex()) for key, data in entries]) for path, entries in found.lists.items())
@@ -71,7 +79,7 @@ class Event:
     bit: int
     session: str
     place: str
-    kind: str  # write, delete, resolve; attempt: it was not done, or not wholly
+    kind: str  # write, anew, delete, resolve; attempt: it was not done, or not wholly
     past: int
     view: View | None  # what was there afterwards
     adds: tuple[str, ...] = ()
@@ -111,6 +119,7 @@ class Judge:
         self.lenient: set[str] = set()  # sessions of which the bases were dropped
         self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
+        self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
@@ -161,6 +170,7 @@ class Judge:
             changed |= {name for event in self._of(session, past) for name in event.sets}
         if anew and old is not None:
             past |= self.deleted(place, session).bit
+            kind = "anew"
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
             session,
@@ -219,7 +229,8 @@ class Judge:
         self.sent[machine, session] = {*(view.turns if view else ())} - {*(old.turns if old else ())}
         if view is None:
             seen = [each for each in self.versions[session] if each.view and not each.past & ~here.past]
-            if old is None or (not resolving and old.digest not in [each.view.digest for each in seen if each.view]):
+            digests_seen = {each.view.digest for each in seen if each.view} | {self._pushed.get((machine, session))}
+            if old is None or (not resolving and old.digest not in digests_seen):
                 raise Violation("deleted", f"{session}, by {machine}, which had not seen {old}")
             self._event(session, REMOTE, "delete", past | here.past, None, (), frozenset(), {}, False)
             self._put(REMOTE, session, None, past | here.past)
@@ -230,8 +241,10 @@ class Judge:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
             removes = had - {*view.turns}
             self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
+            self.past[machine, session] |= self.past[REMOTE, session]
         else:
             self._put(REMOTE, session, view, past | here.past)
+        self._pushed[machine, session] = view.digest
         self._unite(machine, session)
 
     def installed(self, machine: str, session: str, view: View | None, *, resolving: bool = False) -> None:
@@ -282,6 +295,14 @@ class Judge:
         """Note that a copy was kept."""
         self.kept[session].append(view)
 
+    def left(self, machine: str, session: str, view: View, file: View | None) -> None:
+        """Note what is in a temporary file of a process that was killed, and what the session's file has."""
+        replaced = self._replaced.get((machine, session))
+        for old in (self.views[machine, session], replaced and replaced.view):
+            if old is not None and old.digest == view.digest:
+                self.unprotected |= {*view.turns} - {*(file.turns if file else ())}
+                self.unprotected_values |= {*view.parts.items()} - {*(file.parts.items() if file else ())}
+
     def settled(self, machine: str, sessions: Iterable[str]) -> None:
         """Note that a machine's round has finished with these sessions."""
         sessions = [*sessions]
@@ -314,6 +335,9 @@ class Judge:
             if old is not None:
                 self.unprotected |= {*old.turns} - {turn for view in here for turn in view.turns}
                 self.unprotected_values |= {*old.parts.items()}
+            self._void |= self.past[REMOTE, session]
+            for machine in machines:
+                self._void &= ~self.past[machine, session]
             self._put(REMOTE, session, None, 0)
             self.lenient.add(session)
 
@@ -330,12 +354,14 @@ class Judge:
         sent = self.unsettled.get((machine, session))
         is_lost = sent is not None and not (sent and there.view and sent <= {*there.view.turns})
         for part in parts:
-            if is_lost and any(part in event.sets for event in self._of(session, theirs)):
+            if is_lost and any(_touches(event, part) for event in self._of(session, theirs)):
                 continue
-            sides = [any(part in event.sets for event in self._of(session, side)) for side in (mine, theirs)]
+            sides = [any(_touches(event, part) for event in self._of(session, side)) for side in (mine, theirs)]
             if not all(sides):
                 raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
-        if not parts and not (here.view and there.view and here.view.is_other(there.view) and mine):
+        if parts or (session in self.returning and sent is not None):
+            return
+        if not (here.view and there.view and here.view.is_other(there.view) and mine):
             raise Violation("conflict", f"{machine}, {session}: no conflict: {here}, {there}")
 
     def check_file(self, machine: str, session: str, view: View | None, event: Event) -> None:
@@ -411,7 +437,7 @@ class Judge:
                 raise Violation("resurrected", f"{session} was deleted by who had seen all of it: {present}")
             return
         for event in live:
-            if not event.weak and not ({*event.adds} & self.unprotected) and not self._is_kept(event):
+            if not event.weak and not self._is_unprotected(event) and not self._is_kept(event):
                 raise Violation("deleted", f"{session} is gone, though nobody deleted {event}")
 
     def _check_removed(self, session: str, view: View) -> None:
@@ -426,7 +452,10 @@ class Judge:
                 continue
             # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
             having = [event for event in live if event.view and turn in event.view.turns]
-            if not all(self._covered(r) and any(not r.bit & event.past for event in having) for r in removals):
+            if not all(
+                (r.kind == "anew" or self._covered(r)) and any(not r.bit & event.past for event in having)
+                for r in removals
+            ):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
 
     def _check_parts(self, session: str, present: list[View]) -> None:
@@ -466,11 +495,18 @@ class Judge:
             if event.view is not None and not event.bit & self._void and not self._covered(event)
         ]
 
+    def _is_unprotected(self, event: Event) -> bool:
+        """Whether something that a write brought was lost in a way that nothing protects from."""
+        return bool({*event.adds} & self.unprotected or {*event.sets.items()} & self.unprotected_values)
+
     def _is_kept(self, event: Event) -> bool:
-        """Whether all that a write brought is in kept copies: it has lost."""
-        turns = {turn for view in self.kept[event.session] for turn in view.turns}
-        items = {item for view in self.kept[event.session] for item in view.parts.items()}
-        return {*event.adds} <= turns and {item for item in event.sets.items() if item[1]} <= items
+        """Whether all that a write brought has lost: it is in kept copies, or was replaced."""
+        session = event.session
+        turns = {turn for view in self.kept[session] for turn in view.turns}
+        items = {item for view in self.kept[session] for item in view.parts.items()}
+        later = {name for other in self.events[session] if event.bit & other.past for name in other.sets}
+        values = {item for item in event.sets.items() if item[1] is not None and item[0] not in later}
+        return values <= items and all(turn in turns or self._removals(session, turn) for turn in event.adds)
 
     def _is_deleted(self, session: str, turn: str) -> bool:
         """Whether a turn was deleted with its session, which came back from who had not seen it."""
@@ -495,12 +531,10 @@ class Judge:
         return any(other.kind == "delete" and event.bit & other.past for other in self.events[event.session])
 
     def _unite(self, machine: str, session: str) -> None:
-        """Both have the same: who sees one of them has seen what led to the other, too."""
+        """Both have the same: a machine has seen what led to what is there."""
         here, there = self.views[machine, session], self.views[REMOTE, session]
         if here and there and here.digest == there.digest:
-            past = self.past[machine, session] | self.past[REMOTE, session]
-            self.past[machine, session] = self.past[REMOTE, session] = past
-            self.versions[session][-1] = Version(there, past)
+            self.past[machine, session] |= self.past[REMOTE, session]
 
     def _of(self, session: str, bits: int) -> Iterator[Event]:
         return (event for event in self.events[session] if event.bit & bits)
@@ -532,3 +566,7 @@ class Judge:
         self.views[place, session], self.past[place, session] = view, past
         if place == REMOTE:
             self.versions[session].append(Version(view, past))
+
+
+def _touches(event: Event, part: str) -> bool:
+    return event.kind == "delete" or part in event.sets or part.removeprefix("turn/") in event.removes | event.drops

@@ -13,16 +13,25 @@ from typing import Any
 import fakeredis
 
 import orcs_redis.sync
-from orcs_redis import ConflictError, ConversationTurn, NotFoundError, SessionAsset, StoreFullError, UnavailableError
+from orcs_redis import (
+    ComponentSnapshot,
+    ConflictError,
+    ConversationTurn,
+    LearnedFact,
+    NotFoundError,
+    SessionAsset,
+    StoreFullError,
+    UnavailableError,
+)
 from orcs_redis.transport import clients
 
 from .machine import Killed, Machine
-from .model import NAME, REMOTE, Judge, View, Violation, view_of
+from .model import CONTENT, REMOTE, Judge, View, Violation, view_of
 
 __all__ = ["SESSIONS", "World"]
 
 SESSIONS = ("s0", "s1", "s2", "s3")
-PARTS = ("metadata.k0", "metadata.k1", NAME)
+PARTS = ("metadata.k0", "metadata.k1", "component_snapshots.c0")
 PEERS = ("p0", "p1")
 CREATED = 1_700_000_000_000  # milliseconds; each session that is made has a time of its own
 
@@ -183,11 +192,14 @@ class World:
         self._wrote_there(name, id, held.past, removed)
 
     def _peer_set(self, store: Any, name: str, id: str) -> None:
-        part = self.random.choice(PARTS[:2])
+        part = self.random.choice(PARTS)
         if self.random.random() < 0.15:
             store.commit(id, unset=[part])
-        else:
+        elif part.startswith("metadata"):
             store.commit(id, set={part: self._value(name)})
+        else:
+            snapshot = ComponentSnapshot(component_fqn=part.partition(".")[2], state=self._value(name))
+            store.commit(id, set={part: snapshot})
         self._wrote_there(name, id, 0, ())
 
     def _peer_delete(self, store: Any, name: str, id: str) -> None:
@@ -361,7 +373,7 @@ class World:
         return not outcome
 
     def _check_local_merge(self, machine: Machine, id: str, before: View | None, view: View, removed: set[str]) -> None:
-        lost = {*(before.turns if before else ())} - {*view.turns} - removed
+        lost = {*(before.turns if before else ())} - {*view.turns} - removed - self.judge.unprotected
         if lost:
             raise Violation("lost", f"{lost} of {id}, by a write on {machine.name}: {before} became {view}")
 
@@ -452,8 +464,11 @@ class World:
     def _crash(self) -> None:
         machine = self._machine()
         if self._rate:
-            self.note(f"{machine.name} is killed")
-            machine.reopen()
+            forgets = self.random.random() < 0.02
+            self.note(f"{machine.name} is killed{', and forgets what was common' if forgets else ''}")
+            machine.reopen(forgets=forgets)
+            if forgets:
+                self.judge.lenient |= {*SESSIONS}
 
     def _network(self) -> None:
         machine = self._machine()
@@ -529,7 +544,7 @@ class World:
         return f"{writer}.{self._number}"
 
     def _turn(self, writer: str) -> ConversationTurn:
-        turn = ConversationTurn.user(f"of {writer}")
+        turn = ConversationTurn.user(CONTENT)
         turn.id = self._next(writer)
         turn.timestamp_ms = CREATED + 1000 * self._number
         if writer.startswith("m"):
@@ -554,19 +569,33 @@ class World:
         chooser = chooser or self.random
         removed: list[str] = []
         for _ in range(chooser.choice((1, 1, 2))):
-            draw = chooser.random()
-            if draw < 0.4:
-                asset.add_turn(self._turn(writer))
-            elif draw < 0.75:
-                asset.metadata[chooser.choice(("k0", "k1"))] = self._value(writer)
-            elif draw < 0.82:
-                asset.project_context.name = self._value(writer)
-            elif draw < 0.88:
-                asset.metadata.pop(chooser.choice(("k0", "k1")), None)
-            elif asset.history.turns:
-                turn = asset.history.turns.pop(chooser.randrange(len(asset.history.turns)))
-                removed.append(turn.id)
+            self._change(asset, writer, chooser, removed)
         return removed
+
+    def _change(self, asset: SessionAsset, writer: str, chooser: random.Random, removed: list[str]) -> None:
+        context, turns = asset.project_context, asset.history.turns
+        draw = chooser.random()
+        if draw < 0.35:
+            asset.add_turn(self._turn(writer))
+        elif draw < 0.6:
+            asset.metadata[chooser.choice(("k0", "k1"))] = self._value(writer)
+        elif draw < 0.65:
+            asset.metadata.pop(chooser.choice(("k0", "k1")), None)
+        elif draw < 0.7:
+            context.name = self._value(writer)
+        elif draw < 0.73:
+            context.root_path = self._value(writer)
+        elif draw < 0.78:
+            asset.save_snapshot(ComponentSnapshot(component_fqn="c0", state=self._value(writer)))
+        elif draw < 0.81:
+            context.learn(LearnedFact.new("f0", self._value(writer), writer))
+        elif draw < 0.84:
+            context.technologies.append(self._value(writer))
+        elif draw < 0.92 and turns:
+            chooser.choice(turns).content = self._value(writer)
+        elif turns:
+            turn = turns.pop(chooser.randrange(len(turns)))
+            removed.append(turn.id)
 
 
 def _is_empty(report: Any) -> bool:

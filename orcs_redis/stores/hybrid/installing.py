@@ -8,6 +8,7 @@ tells its own half-done step from another's edit.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from .planner import (
     Pending,
     Side,
     Step,
+    Unreadable,
     VersionHere,
     VersionThere,
     caught_up,
@@ -78,6 +80,7 @@ class SyncOptions:
     deletions: bool = False
     verify: bool = False
     progress: Progress | None = None
+    patience: float = math.inf  # seconds to wait for another process' round
 
 
 _NOTHING_KNOWN: Final = Record(Row(), None, None)
@@ -127,7 +130,7 @@ class Round(Generic[A]):
         if self.options.progress is not None:
             self.options.progress(self.done, self.total)
 
-    def notereached(self, items: Sequence[Item[A]]) -> Remote | None:
+    def note_revisions(self, items: Sequence[Item[A]]) -> Remote | None:
         """Take over which revisions the store has reached by what was written; return what is to be noted."""
         revisions: dict[int, int] = {}
         for item in items:
@@ -138,8 +141,12 @@ class Round(Generic[A]):
         return self.remote if self.remote.incarnation else None
 
     def fail(self, id: str, error: StorageError) -> None:
-        """Note that a session failed, and with it perhaps the round."""
+        """Note that a session failed."""
         self.report.failed.append((id, error))
+
+    def fail_there(self, id: str, error: StorageError) -> None:
+        """Note that a session failed in the shared store, and with it perhaps the round."""
+        self.fail(id, error)
         if isinstance(error, (UnavailableError, StoreResetError)):
             self.fatal = error
 
@@ -188,7 +195,7 @@ class Installer(Generic[A]):
         contents: dict[str, Version[A] | None] = {}
         for id, version in zip(wanted, versions, strict=True):
             if isinstance(version, StorageError):
-                round.fail(id, version)
+                round.fail_there(id, version)
                 if round.fatal is not None:
                     raise round.fatal
                 del found[id]
@@ -229,7 +236,8 @@ class Installer(Generic[A]):
             base = record.base
             if id in contents:
                 if (version := contents[id]) is not None:
-                    there, mark = version.side, Mark(version.revision, version.operation)
+                    there = version.found if isinstance(version.found, Unreadable) else Side.of(version.found)
+                    mark = Mark(version.revision, version.operation)
                 base = caught_up(base, record.pending, there)
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)
@@ -275,7 +283,7 @@ class Installer(Generic[A]):
         return again
 
     def _fail_write(self, round: Round[A], id: str, error: StorageError) -> None:
-        round.fail(id, error)
+        round.fail_there(id, error)
         if isinstance(error, PermissionDeniedError) and not self._denied:
             self._denied = True
             _log.warning("sessions can't be sent to the shared store: %s", error)
@@ -344,7 +352,7 @@ class Installer(Generic[A]):
                 if item.step.act is not Act.NOTHING:
                     notes[item.id] = _common(item)
                 _report(round.report, item)
-        self._journal.note(notes, {}, round.notereached(items), {item.id: _lacking(item) for item in items})
+        self._journal.note(notes, {}, round.note_revisions(items), {item.id: _lacking(item) for item in items})
         return again
 
     def _write_here(self, items: Sequence[Item[A]]) -> dict[str, Signature | Moved | StorageError]:

@@ -129,21 +129,27 @@ class Live(Generic[A]):
                 yield from self._compare_all()
                 compared = time.monotonic()
             elif ids:
-                self._note((yield from self._rounds.sync(ids, SyncOptions())))
+                yield from self._bring_together(ids)
             yield There(watcher.catch_up)
             if not watcher.has_pending:
                 yield Pause(
                     max(0.0, min(self._next_due(), scan_due - time.monotonic(), watcher.seconds_left)), self._wake
                 )
+        if self._saved:
+            yield from self._bring_together({*self._saved})
 
     def _compare_all(self) -> Plan[None]:
         self._saved.clear()
         self._failed = False
+        yield from self._bring_together(None)
+
+    def _bring_together(self, ids: set[str] | None) -> Plan[None]:
         try:
-            self._note((yield from self._rounds.sync(None, SyncOptions())))
+            self._note((yield from self._rounds.sync(ids, SyncOptions())))
         except SyncStoppedError as error:
             raise_interruption(error)
             self._failed = True
+            self._call_back(error.report)
             _log.warning("%s", error)
 
     def _note(self, report: SyncReport) -> None:
