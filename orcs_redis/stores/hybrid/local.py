@@ -204,6 +204,8 @@ class Local(Generic[A]):
     @contextmanager
     def _removing(self, id: str, turns: Collection[str], *, deleted: bool = False) -> Iterator[None]:
         """Note what is about to be removed; what could not be is no removal."""
+        if turns or deleted:
+            self.journal.refresh()
         before = self.journal.removals.get(id)
         if turns or deleted:
             self.journal.note_removal(id, turns, deleted=deleted)
@@ -288,7 +290,6 @@ class Local(Generic[A]):
             NotFoundError: there is no such session.
 
         """
-        self.journal.refresh()
         for _ in range(_ATTEMPTS):
             found = self.files.read(check_id(id))
             if found is None:
@@ -298,10 +299,8 @@ class Local(Generic[A]):
             except StorageError as error:
                 raise_interruption(error)
                 turns = set()
-            self.journal.refresh()
-            is_known = id in self.journal.rows  # else the shared store never had it from here
             try:
-                with self._removing(id, turns if is_known else (), deleted=is_known):
+                with self._removing(id, turns, deleted=True):  # a round may be sending it for the first time
                     self.files.remove(id, file_digest(found.data), keep=None)
             except Moved:  # another program has written it in this moment
                 continue
