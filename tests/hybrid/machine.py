@@ -78,6 +78,10 @@ class Clock:
         """Return the same in seconds."""
         return self.time_ns() / 1e9
 
+    def monotonic(self) -> float:
+        """Return no time: nothing is waited for."""
+        return 0.0
+
 
 _acting: list[Machine] = []
 
