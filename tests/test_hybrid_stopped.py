@@ -1123,11 +1123,17 @@ def keeping_last(installer: Any, round: Any, items: Any, finish: Callable[..., A
     return again
 
 
+<<<<<<< HEAD
 def clearing_only(self: Any, round: Any, item: Any, clear: Callable[..., Any] = rounds.Rounds._clear_there) -> Any:
     """What can't be read is deleted, and it is not noted before that this is no deletion by others."""
     plan = clear(self, round, item)
     next(plan)  # the note
     yield plan.send(None)
+=======
+def clearing_only(_: Any, round: Any, item: Any) -> Any:
+    """What can't be read is deleted, and it is not noted that this is no deletion by others."""
+    yield There(round.shared.clear, (item.id, item.mark.revision))
+>>>>>>> main
     return item._replace(there=None, mark=None)
 
 

@@ -298,7 +298,7 @@ class Judge:
     def left(self, machine: str, session: str, view: View, file: View | None) -> None:
         """Note what is in a temporary file of a process that was killed, and what the session's file has."""
         replaced = self._replaced.get((machine, session))
-        for old in (self.views[machine, session], replaced and replaced.view):
+        for old in (self.views[machine, session], replaced.view if replaced else None):
             if old is not None and old.digest == view.digest:
                 self.unprotected |= {*view.turns} - {*(file.turns if file else ())}
                 self.unprotected_values |= {*view.parts.items()} - {*(file.parts.items() if file else ())}
@@ -511,7 +511,9 @@ class Judge:
     def _is_deleted(self, session: str, turn: str) -> bool:
         """Whether a turn was deleted with its session, which came back from who had not seen it."""
         added = [event for event in self.events[session] if turn in event.adds]
-        return all(self._covered(event) for event in added) and any(
+        if not all(self._covered(event) for event in added):
+            return False
+        return session in self.returning | self.lenient or any(
             not any(event.bit & other.past or event is other for event in added) for other in self._live(session)
         )
 

@@ -24,6 +24,7 @@ from .writer import SESSIONS
 __all__ = ["Outcome", "chaos", "run"]
 
 _ROOT = Path(__file__).parents[2]
+_PATIENCE = 90.0  # seconds
 _MODES = (REFUSE, HOLD, SWALLOW, delay(0.05), mid_reply(20), mid_command(20))
 
 
@@ -40,11 +41,9 @@ class Outcome:
 class _Fleet:
     """Processes that are started anew when they are killed."""
 
-    def __init__(self, folder: Path, server: Server, rng: random.Random, seconds: float) -> None:
+    def __init__(self, folder: Path, rng: random.Random) -> None:
         self._folder = folder
-        self._server = server
         self._random = rng
-        self._until = time.monotonic() + seconds
         self._count = 0
         self._running: list[tuple[list[str], subprocess.Popen[bytes]]] = []
 
@@ -52,7 +51,7 @@ class _Fleet:
         self._start(["-m", "orcs_redis.cli", "sync", str(machine), "--live", "--url", url])
 
     def start_writer(self, machine: Path | None, url: str, *options: str) -> None:
-        command = ["-m", "tests.hybrid.writer", "--url", url, "--until", str(self._until), *options]
+        command = ["-m", "tests.hybrid.writer", "--url", url, *options]
         self._start(command + ([] if machine is None else ["--folder", str(machine)]))
 
     def _start(self, command: list[str]) -> None:
@@ -80,9 +79,9 @@ class _Fleet:
         process.wait()
         self._start(command)
 
-    @property
-    def is_over(self) -> bool:
-        return time.monotonic() > self._until
+    def acknowledged(self) -> int:
+        """How many turns were."""
+        return sum(log.read_text().count("done ") for log in self._folder.glob("w*.log"))
 
     def end(self) -> None:
         """Kill all."""
@@ -91,8 +90,11 @@ class _Fleet:
             process.wait()
 
 
-def chaos(folder: Path, seed: int, seconds: float) -> Outcome:
-    """Let two machines with three processes each, and a peer, write to the same sessions; then check what is there."""
+def chaos(folder: Path, seed: int, turns: int = 200, kills: int = 8) -> Outcome:
+    """Let two machines with four processes each, and a peer, write to the same sessions; then check what is there.
+
+    It goes on until so many turns were acknowledged and so many processes killed.
+    """
     rng = random.Random(seed)
     outcome = Outcome()
     server = Server(free_port(), folder)
@@ -105,7 +107,7 @@ def chaos(folder: Path, seed: int, seconds: float) -> Outcome:
         proxies = [Proxy(server.port) for _ in machines]
         try:
             _sync(machines, server.url)
-            fleet = _Fleet(folder, server, rng, seconds)
+            fleet = _Fleet(folder, rng)
             try:
                 for machine, proxy in zip(machines, proxies, strict=True):
                     url = f"redis://127.0.0.1:{proxy.port}/0"
@@ -114,8 +116,9 @@ def chaos(folder: Path, seed: int, seconds: float) -> Outcome:
                     fleet.start_writer(machine, url)
                     fleet.start_writer(machine, url, "--live")
                 fleet.start_writer(None, server.url)
-                while not fleet.is_over:
-                    time.sleep(rng.uniform(0.05, 0.4))
+                end = time.monotonic() + _PATIENCE
+                while (outcome.kills < kills or fleet.acknowledged() < turns) and time.monotonic() < end:
+                    time.sleep(rng.uniform(0.1, 1.0))
                     if rng.random() < 0.7:
                         fleet.kill_one()
                         outcome.kills += 1
@@ -177,12 +180,12 @@ def _check(machines: list[Path], url: str, outcome: Outcome) -> None:
                 outcome.faults.append(f"{id}: out of order: {own}")
 
 
-def run(seed: int, runs: int, seconds: float = 10.0) -> int:
+def run(seed: int, runs: int) -> int:
     """Do it several times, and print what came of it."""
     failed = 0
     for number in range(seed, seed + runs):
         with tempfile.TemporaryDirectory(prefix="hybrid-") as folder:
-            outcome = chaos(Path(folder), number, seconds)
+            outcome = chaos(Path(folder), number)
         tried, done = (sum(map(len, found.values())) for found in (outcome.tried, outcome.done))
         failed += bool(outcome.faults)
         said = "; ".join(outcome.faults) or "none"

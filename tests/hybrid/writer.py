@@ -29,9 +29,9 @@ class Writer:
         self._random = random.Random(seed)
         self._count = 0
 
-    def run(self, until: float) -> None:
-        """Write until that moment of the monotonic clock."""
-        while time.monotonic() < until:
+    def run(self) -> None:
+        """Write until the process is killed."""
+        while True:
             self._write(self._random.choice(SESSIONS))
             time.sleep(self._random.uniform(0, 0.03))
 
@@ -71,15 +71,14 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--until", type=float, required=True, help="seconds of the monotonic clock")
     parser.add_argument("--live", action="store_true")
     options = parser.parse_args()
     if options.folder is None:
         with orcs_redis.sync.open_store(options.url) as shared:
-            Writer(shared, options.name, options.log, options.seed).run(options.until)
+            Writer(shared, options.name, options.log, options.seed).run()
         return
     with orcs_redis.sync.HybridSessionStore(options.folder, options.url, live=options.live, scan=0.2) as store:
-        Writer(store, options.name, options.log, options.seed).run(options.until)
+        Writer(store, options.name, options.log, options.seed).run()
 
 
 if __name__ == "__main__":

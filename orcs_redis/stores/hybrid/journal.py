@@ -41,6 +41,8 @@ _BUSY_SECONDS: Final = 10.0
 _SIZE: Final = 16  # of a digest
 _UUID_LENGTH: Final = 36
 _WORD: Final = 2**64
+# The last one comes of a message of SQLite that quotes the file.
+_REFUSALS: Final = (sqlite3.Error, msgspec.MsgspecError, zlib.error, UnicodeDecodeError)
 _TABLES: Final = """
 CREATE TABLE remote (
     one INTEGER PRIMARY KEY CHECK (one = 1), incarnation BLOB, namespace TEXT, revisions BLOB, last_sync REAL,
@@ -497,8 +499,8 @@ class Journal:
         """Turn SQLite's errors into ours. What is damaged is moved aside: the next call begins anew."""
         try:
             yield
-        except (sqlite3.Error, msgspec.MsgspecError, zlib.error, UnicodeDecodeError) as error:
-            raise_interruption(error)  # of a damaged file even the message may be no text
+        except _REFUSALS as error:
+            raise_interruption(error)
             if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
                 raise  # says nothing about the file
             match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
