@@ -42,6 +42,7 @@ from orcs_redis.stores.hybrid import files, installing, rounds
 from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.journal import Journal
 from orcs_redis.stores.hybrid.shared import Shared
+from orcs_redis.stores.hybrid.steps import There
 from orcs_redis.sync import HybridSessionStore, RedisSessionStore
 from orcs_redis.transport import clients
 
@@ -1123,17 +1124,9 @@ def keeping_last(installer: Any, round: Any, items: Any, finish: Callable[..., A
     return again
 
 
-<<<<<<< HEAD
-def clearing_only(self: Any, round: Any, item: Any, clear: Callable[..., Any] = rounds.Rounds._clear_there) -> Any:
-    """What can't be read is deleted, and it is not noted before that this is no deletion by others."""
-    plan = clear(self, round, item)
-    next(plan)  # the note
-    yield plan.send(None)
-=======
 def clearing_only(_: Any, round: Any, item: Any) -> Any:
     """What can't be read is deleted, and it is not noted that this is no deletion by others."""
     yield There(round.shared.clear, (item.id, item.mark.revision))
->>>>>>> main
     return item._replace(there=None, mark=None)
 
 
