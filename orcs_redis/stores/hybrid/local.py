@@ -146,7 +146,7 @@ class Local(Generic[A]):
         return self.files.signature(check_id(id)) is not None or self.is_known_there(id)
 
     def is_known_there(self, id: str) -> bool:
-        """Return whether a session was in the shared store when last heard, and was not deleted here."""
+        """Return whether a session was in the shared store when last observed, and was not deleted here."""
         self.journal.refresh()
         row = self.journal.rows.get(id)
         if row is None or not row.there_revision:

@@ -333,7 +333,7 @@ def _loses(side: Side[A], version: Side[A], base: Digests, *, whole: bool) -> bo
 
 
 def lacking_turns(base: Digests, here: Side[A], removed: Collection[str]) -> list[Entry]:
-    """Return turns of the base that a file lacks, and that nobody is known to have removed.
+    """Return turns of the base that a file lacks, and that were not removed knowingly.
 
     Such a file was written from an old version that a program had in its memory, as orcs does.
     """
