@@ -352,3 +352,17 @@ async def test_another_process_adopts(machines: Machines, kind: str) -> None:
     await live.save(asset("a", id="u"))
     await until(lambda: live.sync_status().is_fully_synced(), 10)
     assert await (await machines.peer()).exists("u")
+
+
+@tabled
+async def test_one_folder_by_two_names(machines: Machines) -> None:
+    """What was loaded by one name of a folder is saved by another one as a change, not as something new."""
+    a = await machines.open("a")
+    await a.save(asset("a"))
+    machines.folder("link").symlink_to(machines.folder("a"))
+    link = await machines.open("link")
+    loaded = await a.load("s")
+    await a.append("s", turn("b"))
+    loaded.add_turn(turn("c"))
+    await link.save(loaded)
+    assert a.texts() == ["a", "b", "c"]

@@ -108,6 +108,7 @@ class HybridSessionStore(Generic[A]):
                 raise ValueError(f"{name} is a number more than 0")
         self._options, self._target = checked, target
         self._files = Files(path)
+        self._folder = self._files.path.resolve()  # by whichever name it was opened
         self._journal = Journal(self._files.home / "state.db")
         self._local: Local[A] = Local(self._files, self._journal, checked.asset_type)
         self._local.open()
@@ -196,7 +197,7 @@ class HybridSessionStore(Generic[A]):
         async with self._saving(id):  # what is saved twice at once is no conflict with itself
             data = asset.to_json().encode()  # here, lest another task changes the asset meanwhile
             turns = [turn.id for turn in asset.history.turns]
-            known = ancestor_of(asset, self._files.path)
+            known = ancestor_of(asset, self._folder)
 
             def save() -> Saved[A]:
                 try:
@@ -218,7 +219,7 @@ class HybridSessionStore(Generic[A]):
         return self._locks.setdefault(id, asyncio.Lock())
 
     def _note_ancestor(self, asset: A, revision: int, turns: builtins.list[str], data: bytes) -> None:
-        set_ancestor(asset, self._files.path, self._local.ancestor(revision, turns, data))
+        set_ancestor(asset, self._folder, self._local.ancestor(revision, turns, data))
 
     async def load(self, id: str, *, fresh: bool = False) -> A:
         """Read a session from its file; one that is not here is fetched, if the shared store is reached.
@@ -245,7 +246,7 @@ class HybridSessionStore(Generic[A]):
                 raise
             await self._fetch(id)
             asset, known = await self._workers.call(self._local.load, id)
-        set_ancestor(asset, self._files.path, known)
+        set_ancestor(asset, self._folder, known)
         return asset
 
     async def _fetch(self, id: str) -> None:
@@ -286,7 +287,7 @@ class HybridSessionStore(Generic[A]):
             asset = await self.load(id)
             call_change(change, asset)
             data, turns = asset.to_json().encode(), [turn.id for turn in asset.history.turns]
-            known = cast(Ancestor, ancestor_of(asset, self._files.path))
+            known = cast(Ancestor, ancestor_of(asset, self._folder))
             revision = await self._workers.call(self._local.save_exactly, id, data, turns, known)
             if revision is not None:
                 self._note_ancestor(asset, revision, turns, data)
