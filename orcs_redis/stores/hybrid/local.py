@@ -428,8 +428,8 @@ class Local(Generic[A]):
         except StorageError as error:
             raise_interruption(error)
             if found is not None:
-                return FileVersion(Unreadable(error), found.data, found.signature)
-            return FileVersion(Unreadable(error), None, self.files.signature(id))
+                return FileVersion(Unreadable(error, f"{id}.json"), found.data, found.signature)
+            return FileVersion(Unreadable(error, f"{id}.json"), None, self.files.signature(id))
 
     def _seen(self, id: str, side: Side[A] | Unreadable | None, signature: Signature, looked_ns: int) -> Seen:
         if isinstance(side, Side):

@@ -84,11 +84,12 @@ class Unreadable(NamedTuple):
     """A version that can't be read, and why."""
 
     error: StorageError
+    file: str = ""  # its name, if it is a file
 
     @property
     def reason(self) -> str:
-        """Why."""
-        return str(self.error)
+        """Why, and which file."""
+        return f"{self.file}: {self.error}" if self.file else str(self.error)
 
 
 class Same(Enum):
