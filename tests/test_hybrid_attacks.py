@@ -20,7 +20,7 @@ from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.local import Local
 
 from .conftest import Place
-from .machines import OFFLINE_URL, TABLE, Machines, asset, contents, idle, open_machines, told, until_true
+from .machines import OFFLINE_URL, TABLE, Machines, asset, contents, idle, open_machines, setting, told, until_true
 from .support import turn, until
 
 tabled = pytest.mark.parametrize("place", TABLE, indirect=True, ids=str)
@@ -271,6 +271,19 @@ async def test_listed_after_a_look_at_one(machines: Machines) -> None:
     assert await a.states() == {"s": SyncState.SYNCED, "t": SyncState.REMOTE_AHEAD}
     await a.sync("t", dry_run=True)
     assert await a.states() == {"s": SyncState.SYNCED, "t": SyncState.REMOTE_AHEAD}
+
+
+@tabled
+async def test_deleted_in_a_conflict(machines: Machines) -> None:
+    """A session that is deleted here while it is in conflict has none any more, before and after the next round."""
+    a, peer = await machines.synced()
+    await a.update("s", setting(x=2))
+    await peer.update("s", setting(x=3))
+    assert told(await a.sync()) == {"conflicts": ["s"]}
+    await a.delete("s")
+    assert a.pending() == (0, 1, [])
+    assert told(await a.sync()) == {"revived": ["s"]}
+    await idle(a)
 
 
 # Assets

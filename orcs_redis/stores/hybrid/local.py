@@ -484,7 +484,7 @@ class Local(Generic[A]):
         row, seen = self.journal.rows.get(id, _UNKNOWN), self.journal.seen.get(id)
         if present and id not in self._written and seen is not None and not seen.digest:
             return Standing(SyncState.CONFLICT)
-        if row.reason:
+        if row.reason and (present or not row.parts):  # what was deleted here collides with nothing
             return Standing(SyncState.CONFLICT)
         same = id not in self._written and seen is not None and seen.digest == row.base_digest
         return standing(
