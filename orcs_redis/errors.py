@@ -25,7 +25,7 @@ copy: ``args`` are always the constructor's arguments.
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 __all__ = [
     "ChecksumMismatchError",
@@ -237,11 +237,15 @@ class UnsupportedServerError(StorageError):
 
 
 class SyncStoppedError(StorageError):
-    """All was synchronised but for ``deletions``: so many sessions are missing on one side that it may be a mistake."""
+    """All was synchronised but for ``deletions``: so many sessions are missing on one side that it may be a mistake.
+
+    ``report`` is the SyncReport of what was done; None in a copy that was pickled.
+    """
 
     def __init__(self, deletions: int) -> None:
         super().__init__(deletions)
         self.deletions = deletions
+        self.report: Any = None
 
     def _text(self) -> str:
         return (

@@ -61,9 +61,9 @@ async def test_01_saved_offline_then_synced(machines: Machines) -> None:
     assert await a.state() is SyncState.LOCAL_ONLY
     assert a.sync_status().mode is SyncMode.OFFLINE
     assert a.pending() == (1, 0, [])
-    before = (a.data(), a.file().stat())
+    before = (a.data(), a.signature())
     assert told(await a.sync()) == {"uploaded": ["s"]}
-    assert (a.data(), a.file().stat()) == before
+    assert (a.data(), a.signature()) == before
     assert await a.state() is SyncState.SYNCED
     assert a.sync_status().is_fully_synced()
     assert await peer.load_versioned("s") == (saved, 1)
@@ -177,7 +177,10 @@ async def test_09_resolved_for_here(machines: Machines, with_turns: bool) -> Non
         await a.append("s", turn("b"))
         await peer.append("s", turn("c"))
     assert told(await a.sync()) == {"conflicts": ["s"]}
+    a = await machines.reopen(a)
     await a.resolve("s", keep="local")
+    assert a.sync_status().mode is SyncMode.ONLINE
+    assert contents(await a.remote.load("s")) == a.texts()
     assert a.read().metadata == (await peer.load("s")).metadata == {"x": 2, "y": 1}
     assert a.texts() == contents(await peer.load("s")) == (["a", "c", "b"] if with_turns else ["a"])
     assert 3 in await a.kept_values("x")

@@ -19,6 +19,7 @@ import pytest
 
 from orcs_redis import (
     LayoutError,
+    OutcomeUnknownError,
     PermissionDeniedError,
     SerializationError,
     SessionAsset,
@@ -29,6 +30,7 @@ from orcs_redis import (
     SyncStoppedError,
     UnavailableError,
 )
+from orcs_redis.stores.hybrid.shared import Shared
 
 from .conftest import Place, Server
 from .faults.proxy import REFUSE, Proxy
@@ -208,6 +210,57 @@ async def test_30_killed_in_a_first_round(machines: Machines) -> None:
     await idle(a)
 
 
+# Lost replies
+
+
+def lose_replies(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Let each reply to a write of session "s" be lost, after it was applied."""
+    write = getattr(Shared, method)
+
+    def losing(self: Any, *arguments: Any) -> Any:
+        result = yield from write(self, *arguments)
+        if "s" in (arguments[0], getattr(arguments[0], "id", None)):
+            raise OutcomeUnknownError
+        return result
+
+    monkeypatch.setattr(Shared, method, losing)
+
+
+@tabled
+async def test_31_the_reply_of_a_push_is_lost(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push of which the outcome is unknown does not stop the round; the next one finds it there."""
+    a, peer = await machines.synced(sessions=[asset("a", id=id) for id in "stu"])
+    for id in "stu":
+        await a.append(id, turn("b"))
+    revision = (await peer.load_versioned("s")).revision
+    with monkeypatch.context() as patched:
+        lose_replies(patched, "put")
+        report = await a.sync()
+    assert told(report) == {"uploaded": ["t", "u"], "failed": {"s": OutcomeUnknownError}}
+    stored = await peer.load_versioned("s")
+    assert (contents(stored.asset), stored.revision > revision) == (["a", "b"], True)
+    report = await a.sync()
+    assert (report.conflicts, report.failed, report.kept) == ([], [], [])
+    assert (await peer.load_versioned("s")).revision == stored.revision
+    assert a.texts() == ["a", "b"]
+    await idle(a)
+
+
+@tabled
+async def test_31_the_reply_of_a_deletion_is_lost(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion of which the outcome is unknown does not stop the round; the next one finds it done."""
+    a, peer = await machines.synced(sessions=[asset("a", id=id) for id in "st"])
+    await a.delete("s")
+    await a.append("t", turn("b"))
+    with monkeypatch.context() as patched:
+        lose_replies(patched, "remove")
+        report = await a.sync()
+    assert told(report) == {"uploaded": ["t"], "failed": {"s": OutcomeUnknownError}}
+    assert told(await a.sync()) == {}
+    assert not await peer.exists("s")
+    await idle(a)
+
+
 # Damaged
 
 
@@ -315,6 +368,32 @@ async def test_35_restored(machines: Machines) -> None:
     assert "u" not in told(report).get("uploaded", [])
     assert [contents(await peer.load(id)) for id in "stu"] == [["a", "b"], ["a", "c"], ["a"]]
     assert (await peer.load_versioned("u")).revision == revision
+    await idle(a)
+
+
+@tabled
+async def test_a_dry_run_adopts_nothing(machines: Machines) -> None:
+    """A dry run says what adopting would do, and the next round stops as before: nothing was sent, nothing noted."""
+    a, peer = await machines.synced(sessions=[asset("a", id=id) for id in "st"])
+    backup = Backup(machines.place)
+    last = a.sync_status().last_sync
+    await a.append("s", turn("b"))
+    wipe(machines.place)
+    peer = await machines.peer()
+    await peer.save(asset("z", id="other"))
+    expected = {"uploaded": ["s", "t"], "downloaded": ["other"]}
+    assert told(await a.sync(dry_run=True, adopt=True)) == expected
+    assert a.sync_status().last_sync == last
+    with pytest.raises(StoreResetError):
+        await a.sync()
+    assert [meta.id for meta in await peer.list()] == ["other"]
+    a = await machines.reopen(a)
+    with pytest.raises(StoreResetError):
+        await a.sync()
+    assert (await a.state("s"), await a.state("t")) == (SyncState.LOCAL_AHEAD, SyncState.SYNCED)
+    backup.restore()  # it was all a mistake
+    a = await machines.reopen(a)
+    assert told(await a.sync()) == {"uploaded": ["s"]}
     await idle(a)
 
 

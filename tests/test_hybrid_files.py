@@ -953,7 +953,7 @@ def test_many_copies_at_one_moment(files: Files) -> None:
 
     def work(name: int) -> None:
         for number in range(20):
-            files.keep(f"s{number % 2}", "here", content(f"{name}-{number}"), f"{name}-{number}")
+            files.keep(f"s{name % 2}-{number % 4}", "here", content(f"{name}-{number}"), f"{name}-{number}")
             files.prune_kept(1, per_session=1000)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]

@@ -310,6 +310,7 @@ def test_forgetting_bases(path: Path) -> None:
 def test_a_generation_is_of_what_is_known(path: Path) -> None:
     """It changes with what is known, also by another process, and with nothing else."""
     with opened(path, 2) as (one, other):
+        one.refresh()
         before = one.generation
         one.refresh()
         one.note()

@@ -583,12 +583,12 @@ def test_three_rounds_are_enough(world: World, prefer: Prefer) -> None:
         assert (world.here, world.there) == (here, there)
         for keep in ("local", "remote"):
             other = copy.copy(world)
-            step = forced(world.base, here, there, keep, world.removed)
+            step = forced(world.base, here, there, keep, removed=world.removed)
             other.kept = []
             other.install(step)
             assert other.kept == [here, there]
             assert other.settle() is SyncState.SYNCED
-            assert other.here.digest == other.there.digest
+            assert (other.here and other.here.digest) == (other.there and other.there.digest)
         return
     assert (world.here and world.here.digest) == (world.there and world.there.digest)
     for side in (here, there):
@@ -833,7 +833,7 @@ def test_decisions(cases: Planned) -> None:
         if case.prefer or not case.merging or case.row() not in (6, 12):
             continue
         for keep in ("local", "remote"):
-            found = forced(base_of(case.base), case.here, case.there, keep, case.removed)
+            found = forced(base_of(case.base), case.here, case.there, keep, removed=case.removed)
             assert (found.state, found.act, found.keep) == (SyncState.LOCAL_AHEAD, Act.INSTALL, SIDES), case
             assert found.version is not None
             wanted, other = (case.here, case.there) if keep == "local" else (case.there, case.here)
@@ -858,7 +858,7 @@ def test_a_side_is_forced_where_nothing_collides(cases: Planned) -> None:
         if case.prefer or not case.merging or step.state is SyncState.CONFLICT:
             continue
         for keep in ("local", "remote"):
-            found = forced(base_of(case.base), case.here, case.there, keep, case.removed)
+            found = forced(base_of(case.base), case.here, case.there, keep, removed=case.removed)
             wanted, other = (case.here, case.there) if keep == "local" else (case.there, case.here)
             if equal(wanted, other):
                 assert found.act is (Act.ADOPT if wanted else Act.FORGET)

@@ -17,7 +17,6 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from errno import ENOSPC
 from pathlib import Path
@@ -38,10 +37,12 @@ from orcs_redis import (
     SyncStoppedError,
 )
 from orcs_redis.protocol.commands import ScriptCall
+from orcs_redis.stores.disk import write_new
 from orcs_redis.stores.hybrid import files, installing, rounds
 from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.journal import Journal
 from orcs_redis.stores.hybrid.shared import Shared
+from orcs_redis.stores.hybrid.steps import There
 from orcs_redis.sync import HybridSessionStore, RedisSessionStore
 from orcs_redis.transport import clients
 
@@ -213,11 +214,11 @@ def cutting(count: int) -> Callable[[SessionAsset], None]:
 
 
 def _timeless(data: bytes) -> Any:
-    """What is in a file, without the times of the session; what is no JSON, as it is."""
+    """What is in a file, without the times of the session; of what is no JSON, the size."""
     try:
         fields = json.loads(data)
     except ValueError:
-        return data
+        return f"{len(data)} bytes"
     return {name: value for name, value in fields.items() if name not in ("created_at_ms", "updated_at_ms")}
 
 
@@ -254,16 +255,34 @@ class Machine:
     # What can be killed
 
     def sync(self, **options: Any) -> SyncReport:
-        return self._do(lambda: self.store.sync(**options))
+        report: SyncReport = self._do(lambda: self.store.sync(**options))
+        return report
 
-    def resolve(self, id: str, keep: Any) -> None:
-        self._do(lambda: self.store.resolve(id, keep), lambda: self._resolve_again(id, keep))
+    def save(self, session: SessionAsset) -> None:
+        self._do(lambda: self.store.save(session))
 
-    def _resolve_again(self, id: str, keep: Any) -> None:
-        """Do what a user does after a crash: synchronise, and resolve what is still in conflict."""
-        report = self.store.sync()
-        if id in report.conflicts or isinstance(keep, SessionAsset):
-            self.store.resolve(id, keep)
+    def append(self, id: str, added: ConversationTurn) -> None:
+        def again() -> None:
+            if added.id not in [each.id for each in self.store.load(id).history.turns]:
+                self.store.append(id, added)
+
+        self._do(lambda: self.store.append(id, added), again)
+
+    def delete(self, id: str) -> None:
+        def again() -> None:
+            if self.store.exists(id):
+                self.store.delete(id)
+
+        self._do(lambda: self.store.delete(id), again)
+
+    def resolve(self, id: str, keep: Any, *, syncs: bool = False) -> None:
+        """Resolve; after it was killed resolve again, or synchronise first."""
+
+        def again() -> None:
+            if not syncs or id in self.store.sync().conflicts:
+                self.store.resolve(id, keep)
+
+        self._do(lambda: self.store.resolve(id, keep), again)
 
     def _do(self, call: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
         """Do it; killed meanwhile, open the folder anew and do it again."""
@@ -279,10 +298,11 @@ class Machine:
             self._stage.seen.append(self.files())
         return result
 
-    def killed(self, name: str = "Here _finish") -> None:
-        """Begin a round, and be killed in it at a point: if nothing is said, once all is sent."""
+    def killed(self, name: str = "Here _finish", keep: Any = None) -> None:
+        """Begin a round, or to resolve, and be killed at a point: if nothing is said, once all is sent."""
+        call = self.store.sync if keep is None else lambda: self.store.resolve("s", keep)
         with pytest.raises(Killed), Points(lambda _, reached: reached == name).armed():
-            self.store.sync()
+            call()
         self.reopen()
 
     # Files
@@ -293,9 +313,13 @@ class Machine:
     def files(self) -> dict[str, Any]:
         return {path.stem: _timeless(path.read_bytes()) for path in self.folder.glob("*.json")}
 
-    def kept_copies(self) -> Counter[str]:
-        copies = self.store.kept()
-        return Counter(f"{copy.id} {copy.side} {_timeless(copy.path.read_bytes())}" for copy in copies)
+    def kept_copies(self) -> set[str]:
+        """The kept copies, but for those of what the files have."""
+        found, files = set(), self.files()
+        for copy in self.store.kept():
+            if (content := _timeless(copy.path.read_bytes())) != files.get(copy.id):
+                found.add(f"{copy.id} {copy.side} {content}")
+        return found
 
     def edit(self, change: Callable[[SessionAsset], object] | SessionAsset, id: str = "s") -> None:
         """Change a file behind the store's back, as orcs does."""
@@ -330,8 +354,10 @@ class Stage:
         self._peers: dict[str, RedisSessionStore[SessionAsset]] = {}
 
     def close(self) -> None:
-        for store in (*self._peers.values(), *self.machines):
-            store.close()
+        for machine in self.machines:
+            machine.store.close()
+        for peer in self._peers.values():
+            peer.close()
         clients._memories.pop(self._name, None)
 
     def machine(self, name: str = "a", **options: Any) -> Machine:
@@ -381,7 +407,7 @@ class Stage:
         here = {machine.folder.name: machine.files() for machine in self.machines}
         return Ending(self.writes(), there, here, standing)
 
-    def kept(self) -> dict[str, Counter[str]]:
+    def kept(self) -> dict[str, set[str]]:
         return {machine.folder.name: machine.kept_copies() for machine in self.machines}
 
     def check_idle(self) -> None:
@@ -499,6 +525,15 @@ def _(stage: Stage) -> None:
     peer.append("s", turn("c"))
     a.sync()
     a.resolve("s", "local")
+
+
+@scenario("09 resolved for here, with turns, and synchronised", s="acb")
+def _(stage: Stage) -> None:
+    a, peer = in_conflict(stage)
+    a.append("s", turn("b"))
+    peer.append("s", turn("c"))
+    a.sync()
+    a.resolve("s", "local", syncs=True)
 
 
 @scenario("09 resolved for there, with turns", s="acb")
@@ -791,6 +826,16 @@ def _(stage: Stage) -> None:
     a.sync()
 
 
+@scenario("28 killed while it was resolved, and a peer appended", s="acbd")
+def _(stage: Stage) -> None:
+    a, peer = in_conflict(stage)
+    a.append("s", turn("b"))
+    peer.append("s", turn("c"))
+    a.killed(keep="local")
+    peer.append("s", turn("d"))
+    a.resolve("s", "local")
+
+
 @scenario("29 killed before a pull is written", s="ab")
 def _(stage: Stage) -> None:
     a, peer = stage.synced()
@@ -852,7 +897,7 @@ def _(stage: Stage) -> None:
     stage.raw.hset("{orcs/0}:session:s", "preferences", b"\xc1")
     a.reopen()
     a.sync()
-    a.resolve("s", "local")
+    a.resolve("s", "local", syncs=True)
 
 
 # Another past
@@ -934,12 +979,11 @@ def _(stage: Stage) -> None:
     peer.append("s", turn("b"))
     peer.append("t", turn("b"))
     a.append("u", turn("b"))
-    write = files.write_new
 
     def full(path: Path, data: bytes, mode: int) -> Any:
-        if b'"id":"s"' in data:
+        if path.suffix == ".tmp" and json.loads(data)["id"] == "s":
             raise OSError(ENOSPC, os.strerror(ENOSPC))
-        return write(path, data, mode)
+        return _writing(write_new)(path, data, mode)
 
     with mock.patch.object(files, "write_new", full):
         assert [id for id, _ in a.sync().failed] == ["s"]
@@ -1003,6 +1047,10 @@ NOT_STOPPED = {
 # Playing them
 
 
+def at(number: int) -> Callable[[int, str], bool]:
+    return lambda passed, _: passed == number
+
+
 def played(name: str, strikes: Callable[[int, str], bool], expected: list[dict[str, Any]]) -> Any:
     """Play a scenario; return what there is in the end, the kept copies, the files on the way, and its points."""
     folder = Path(tempfile.mkdtemp(prefix="stopped-", dir=_MEMORY if _MEMORY.is_dir() else None))
@@ -1036,7 +1084,7 @@ def check(name: str) -> None:
     ending, kept, seen, _ = played(name, lambda *_: False, [])
     check_end(SCENARIOS[name], ending)
     for number in itertools.count():
-        after, copies, _, points = played(name, lambda passed, _, at=number: passed == at, seen)
+        after, copies, _, points = played(name, at(number), seen)
         where = f"killed at point {number}: {points.name}"
         if not points.killed:
             assert number > 5
@@ -1076,15 +1124,24 @@ def keeping_last(installer: Any, round: Any, items: Any, finish: Callable[..., A
     return again
 
 
+def clearing_only(_: Any, round: Any, item: Any) -> Any:
+    """What can't be read is deleted, and it is not noted that this is no deletion by others."""
+    yield There(round.shared.clear, (item.id, item.mark.revision))
+    return item._replace(there=None, mark=None)
+
+
 KEEP = Installer._keep
 PLANTS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "a base is noted before its file": ("04 a peer edits", [(Installer, "_write_here", noting_first)]),
     "what is sent is not noted": ("27 and edited before the next round", [(installing, "_intention", lambda _: None)]),
     "what was sent is not looked for": (
-        "28 and the file was overwritten",
+        "27 and edited before the next round",
         [(installing, "caught_up", lambda base, *_: base)],
     ),
-    "an arrived merge is not noted": ("05 both append", [(installing, "_arrived_there", lambda item: None)]),
+    "an unreadable session is deleted and that is not noted": (
+        "33 damaged there",
+        [(rounds.Rounds, "_clear_there", clearing_only)],
+    ),
     "the loser is kept too late": (
         "10 preferring the shared store",
         [(Installer, "_keep", lambda *_: ()), (Installer, "_finish", keeping_last)],

@@ -14,6 +14,7 @@ SOURCES = {name: name for name in MODULES} | {"hybrid/store": "hybrid"}
 HEAD = "# Made from ../{name}.py: change that one, then run `python tools/unasync.py`.\n"
 
 WORDS = {  # whole lines and sentences first
+    "RuntimeError after a fork, and of a live store in another event loop": "RuntimeError after a fork",
     "        async with await ": "        with ",
     "All tasks of the event loop that opened it share it, over one connection.": "Any number of threads may use it; "
     "each that waits has a connection for that time.",

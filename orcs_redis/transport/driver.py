@@ -315,8 +315,15 @@ class BackgroundWork:
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._task = asyncio.get_running_loop().create_task(work())
 
+    def check_caller(self) -> None:
+        """Raise RuntimeError in another event loop than that in which it goes on, or went on."""
+        if self._task.get_loop() is not asyncio.get_running_loop():
+            raise RuntimeError("this store belongs to another event loop: open one in this loop")
+
     async def join(self, seconds: float) -> None:
         """Wait until it has ended. After so many seconds it is cancelled."""
+        if self._task.done():  # its event loop may have ended with it
+            return
         try:
             await asyncio.wait([self._task], timeout=seconds)
         finally:

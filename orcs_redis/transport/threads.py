@@ -326,6 +326,9 @@ class BackgroundWork:
         self._thread = threading.Thread(target=work, name="orcs-redis-background", daemon=True)
         self._thread.start()
 
+    def check_caller(self) -> None:
+        """Have nothing to check: it goes on beside every thread."""
+
     def join(self, seconds: float) -> None:
         """Wait until it has ended, at most so many seconds."""
         if threading.current_thread() is not self._thread:  # which may be the one that closes the store

@@ -78,6 +78,10 @@ class Clock:
         """Return the same in seconds."""
         return self.time_ns() / 1e9
 
+    def monotonic(self) -> float:
+        """Return the same, without the hour."""
+        return _START_NS / 1e9
+
 
 _acting: list[Machine] = []
 
@@ -177,8 +181,8 @@ class _Faulty(Shared[SessionAsset]):
             )
         )
 
-    def clear(self, id: str) -> Any:
-        return (yield from self._write(f"clear {id}", id, lambda: Shared.clear(self, id)))
+    def clear(self, id: str, revision: int) -> Any:
+        return (yield from self._write(f"clear {id} at {revision}", id, lambda: Shared.clear(self, id, revision)))
 
     def remove(self, id: str, revision: int) -> Any:
         return (yield from self._write(f"remove {id} at {revision}", id, lambda: Shared.remove(self, id, revision)))

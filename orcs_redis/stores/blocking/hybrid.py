@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar, Unpack, cast, overload
+from weakref import WeakValueDictionary
 
-from ...errors import ConflictError, NotFoundError, StorageError, UnavailableError
+from ...errors import ConflictError, NotFoundError, OutcomeUnknownError, StorageError, UnavailableError
 from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.filters import FilterArguments, Filters, check_limit
@@ -121,6 +122,7 @@ class HybridSessionStore(Generic[A]):
         self._remote: RedisSessionStore[A] | None = None
         self._shared: Shared[A] | None = None
         self._connecting = threading.Lock()
+        self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # of saves, by id
         self._closed = False
         self._pid = os.getpid()
 
@@ -191,27 +193,33 @@ class HybridSessionStore(Generic[A]):
 
         """
         id = check_id(asset.id)
-        data = asset.to_json().encode()  # here, lest another thread changes the asset meanwhile
-        turns = [turn.id for turn in asset.history.turns]
-        known = ancestor_of(asset, self._files.path)
         self._begin()
-        saved = self._workers.call(
-            lambda: self._local.save(id, data, turns, known, overwrite=overwrite)  # with a keyword
-        )
-        self._take_over(asset, data, turns, saved)
+        with self._saving(id):  # what is saved twice at once is no conflict with itself
+            data = asset.to_json().encode()  # here, lest another thread changes the asset meanwhile
+            turns = [turn.id for turn in asset.history.turns]
+            known = ancestor_of(asset, self._files.path)
+
+            def save() -> Saved[A]:
+                try:
+                    saved = self._local.save(id, data, turns, known, overwrite=overwrite)
+                except OutcomeUnknownError:
+                    self._note_ancestor(asset, 0, turns, data)
+                    raise
+                self._note_ancestor(asset, saved.revision, turns, data)
+                return saved
+
+            saved = self._workers.complete(save)
+            if saved.merged is not None and asset.to_json().encode() == data:
+                Codec.assign(asset, saved.merged)
+                self._note_ancestor(asset, saved.revision, [turn.id for turn in asset.history.turns], saved.data)
         self._note_saved(id)
         return saved.revision
 
-    def _take_over(self, asset: A, data: bytes, turns: builtins.list[str], saved: Saved[A]) -> None:
-        """Bring a saved asset up to its file; one that was changed meanwhile is still that which was saved."""
-        stored = saved.data
-        if saved.merged is not None:
-            if asset.to_json().encode() == data:
-                Codec.assign(asset, saved.merged)
-                turns = [turn.id for turn in asset.history.turns]
-            else:
-                stored = data
-        set_ancestor(asset, self._files.path, self._local.ancestor(saved.revision, turns, stored))
+    def _saving(self, id: str) -> threading.Lock:
+        return self._locks.setdefault(id, threading.Lock())
+
+    def _note_ancestor(self, asset: A, revision: int, turns: builtins.list[str], data: bytes) -> None:
+        set_ancestor(asset, self._files.path, self._local.ancestor(revision, turns, data))
 
     def load(self, id: str, *, fresh: bool = False) -> A:
         """Read a session from its file; one that is not here is fetched, if the shared store is reached.
@@ -242,7 +250,9 @@ class HybridSessionStore(Generic[A]):
         return asset
 
     def _fetch(self, id: str) -> None:
-        report = self.sync(check_id(id))
+        self._begin()
+        options = SyncOptions(patience=self._options.deadline)
+        report = self._follow(self._rounds.sync([check_id(id)], options))
         for _, error in report.failed:
             raise error
 
@@ -261,7 +271,7 @@ class HybridSessionStore(Generic[A]):
         return revision
 
     def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
-        """Load a session, change it, and save it, again and again until nobody wrote the file meanwhile.
+        """Load a session, change it, and save it, again and again until no one else wrote the file meanwhile.
 
         Returns the session as it was stored, and its revision. What changes nothing writes nothing.
 
@@ -280,7 +290,7 @@ class HybridSessionStore(Generic[A]):
             known = cast(Ancestor, ancestor_of(asset, self._files.path))
             revision = self._workers.call(self._local.save_exactly, id, data, turns, known)
             if revision is not None:
-                self._take_over(asset, data, turns, Saved(revision, data, None))
+                self._note_ancestor(asset, revision, turns, data)
                 self._note_saved(id)
                 return Versioned(asset, revision)
 
@@ -454,7 +464,8 @@ class HybridSessionStore(Generic[A]):
         if isinstance(keep, SessionAsset):
             if keep.id != id:
                 raise ValueError("the asset has another id")
-            keep = self._local.decode(check_id(id), keep.to_json().encode())
+            data = keep.to_json().encode()
+            keep = self._workers.call(self._local.decode, check_id(id), data)
         elif keep not in ("local", "remote"):
             raise ValueError('keep is "local", "remote" or an asset')
         self._begin()
@@ -466,8 +477,9 @@ class HybridSessionStore(Generic[A]):
 
     def load_kept(self, copy: Kept) -> A:
         """Read a kept copy; it can be saved with `overwrite=True`."""
+        self._begin()
         data = self._workers.call(self._files.read_kept, copy.path)
-        return self._local.decode(copy.id, data)
+        return self._workers.call(self._local.decode, copy.id, data)
 
     def sync_status(self) -> SyncStatus:
         """Return how the folder stands with the shared store, at once and without I/O."""
@@ -485,7 +497,8 @@ class HybridSessionStore(Generic[A]):
 
     @property
     def _is_online(self) -> bool:
-        return self._remote is not None and self._rounds.mode in (SyncMode.ONLINE, SyncMode.SYNCING)
+        reached = self._rounds.mode in (SyncMode.ONLINE, SyncMode.SYNCING)
+        return self._is_live and self._remote is not None and reached
 
     def _begin(self) -> None:
         """Check that the store can be used; a live one begins to synchronise with its first use."""
@@ -496,6 +509,8 @@ class HybridSessionStore(Generic[A]):
         if self._is_live and self._live is None:
             self._live = Live(self._local, self._rounds, self._scan, threading.Event(), self._on_sync)
             self._work = BackgroundWork(self._run_live)
+        elif self._work is not None:
+            self._work.check_caller()
 
     def _run_live(self) -> None:
         if self._live is not None:
@@ -544,9 +559,9 @@ class HybridSessionStore(Generic[A]):
     def _connect(self, *, anew: bool) -> Shared[A]:
         """Open the Redis store, if it is not open; `anew`: take its namespace as it is now."""
         with self._connecting:
-            if self._closed:
-                raise UnavailableError("the store is closed")
             if self._remote is None:
+                if self._closed:
+                    raise UnavailableError("the store is closed")
                 self._remote = RedisSessionStore._open(self._options, self._target, None)  # as above
             elif anew:
                 self._remote.reopen()

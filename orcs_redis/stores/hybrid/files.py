@@ -57,6 +57,7 @@ _PRIVATE: Final = 0o600
 _TRIES: Final = 5
 _WRITERS: Final = 4  # file systems sync several files at once in less time than one after the other
 _DAY: Final = 86400
+_COPIES: Final = 20  # so many are kept of a session
 _MAX_BYTES: Final = 2**30  # of a file; a system call reads a little less than twice as many
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _NETWORK: Final = re.compile(
@@ -444,7 +445,10 @@ class Files:
     # Kept copies.
 
     def keep(self, id: str, side: Side, data: bytes, why: str) -> Path:
-        """Keep a copy of what is about to be lost; return where. What is kept already gets no second copy."""
+        """Keep a copy of what is about to be lost; return where. What is kept already gets no second copy.
+
+        Beyond 20 copies of a session the oldest are deleted.
+        """
         digest = file_digest(data)
         with translated():
             if (known := self._known_copy(check_id(id), side, digest)) is not None:
@@ -458,6 +462,8 @@ class Files:
             except BaseException:
                 _discard([temporary])
                 raise
+            for _, _, surplus in self._aged_copies(copy.parent)[_COPIES:]:
+                _discard([surplus, surplus.with_suffix(_NOTE)])
         return copy
 
     def kept(self, id: str | None = None) -> list[Kept]:
@@ -483,15 +489,14 @@ class Files:
         with translated(folder.name):
             return _read(path, folder.name).data
 
-    def prune_kept(self, days: float, per_session: int = 20, total_bytes: int = 2**30) -> None:
+    def prune_kept(self, days: float, per_session: int = _COPIES, total_bytes: int = 2**30) -> None:
         """Delete kept copies that are older than so many days, and the oldest ones beyond these limits."""
         now = time.time()
         rest = []
         with translated():
             folders = self._kept_folders()
             for folder in folders:
-                copies = sorted(filter(None, map(_aged, self._copies_in(folder))), reverse=True)
-                for place, (kept_at, size, copy) in enumerate(copies):
+                for place, (kept_at, size, copy) in enumerate(self._aged_copies(folder)):
                     if place >= per_session or kept_at < now - days * _DAY:
                         _discard([copy, copy.with_suffix(_NOTE)])
                     else:
@@ -503,6 +508,10 @@ class Files:
                     _discard([copy, copy.with_suffix(_NOTE)])
             for folder in folders:
                 self._clear(folder)
+
+    def _aged_copies(self, folder: Path) -> list[tuple[float, int, Path]]:
+        """Return when each copy in a folder was kept last, and its size; the newest first."""
+        return sorted(filter(None, map(_aged, self._copies_in(folder))), reverse=True)
 
     def _kept_folders(self) -> list[Path]:
         return [folder for folder in self._kept.iterdir() if not folder.name.startswith(".")]

@@ -2,17 +2,18 @@
 
 A version is installed in this order: what is intended is noted; it is written there, bound to the revision that was
 seen, then here, bound to the bytes that were seen; it is noted as common. Wherever that is cut off, the next round
-tells its own half-done step from another's edit.
+distinguishes its own half-done step from another's edit.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Final, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -39,6 +40,7 @@ from .planner import (
     Pending,
     Side,
     Step,
+    Unreadable,
     VersionHere,
     VersionThere,
     caught_up,
@@ -78,6 +80,10 @@ class SyncOptions:
     deletions: bool = False
     verify: bool = False
     progress: Progress | None = None
+    patience: float = math.inf  # seconds to wait for another process' round
+
+
+_NOTHING_KNOWN: Final = Record(Row(), None, None)
 
 
 class Item(NamedTuple, Generic[A]):
@@ -111,6 +117,7 @@ class Round(Generic[A]):
     options: SyncOptions
     remote: Remote
     index: Index
+    forgotten: Collection[str] = ()  # sessions whose bases a dry run takes for forgotten, as adopting would
     report: SyncReport = field(default_factory=SyncReport)
     stopped: int = 0  # deletions that the brake has prevented
     total: int = 0
@@ -123,7 +130,7 @@ class Round(Generic[A]):
         if self.options.progress is not None:
             self.options.progress(self.done, self.total)
 
-    def notereached(self, items: Sequence[Item[A]]) -> Remote | None:
+    def note_revisions(self, items: Sequence[Item[A]]) -> Remote | None:
         """Take over which revisions the store has reached by what was written; return what is to be noted."""
         revisions: dict[int, int] = {}
         for item in items:
@@ -134,8 +141,12 @@ class Round(Generic[A]):
         return self.remote if self.remote.incarnation else None
 
     def fail(self, id: str, error: StorageError) -> None:
-        """Note that a session failed, and with it perhaps the round."""
+        """Note that a session failed."""
         self.report.failed.append((id, error))
+
+    def fail_there(self, id: str, error: StorageError) -> None:
+        """Note that a session failed in the shared store, and with it perhaps the round."""
+        self.fail(id, error)
         if isinstance(error, (UnavailableError, StoreResetError)):
             self.fatal = error
 
@@ -170,7 +181,7 @@ class Installer(Generic[A]):
         self, round: Round[A], ids: Sequence[str], sessions: Mapping[str, Listed], *, whole: bool = False
     ) -> Plan[list[Item[A]]]:
         """Read sessions on both sides, there only where it is needed or with `whole`, and plan what follows."""
-        found = yield Here(self._read_here, (ids,))
+        found = yield Here(self._read_here, (ids, round.forgotten))
         wanted = []
         for id, (record, here, _, removed) in found.items():
             listed = sessions.get(id)
@@ -184,7 +195,7 @@ class Installer(Generic[A]):
         contents: dict[str, Version[A] | None] = {}
         for id, version in zip(wanted, versions, strict=True):
             if isinstance(version, StorageError):
-                round.fail(id, version)
+                round.fail_there(id, version)
                 if round.fatal is not None:
                     raise round.fatal
                 del found[id]
@@ -193,14 +204,19 @@ class Installer(Generic[A]):
         items: list[Item[A]] = yield Here(self._plan, (found, contents, sessions))
         return items
 
-    def _read_here(self, ids: Sequence[str]) -> dict[str, tuple[Record, VersionHere[A], bytes | None, Collection[str]]]:
+    def _read_here(
+        self, ids: Sequence[str], forgotten: Collection[str]
+    ) -> dict[str, tuple[Record, VersionHere[A], bytes | None, Collection[str]]]:
         """Read files, and then what is known: what was removed is noted before the file shows it."""
         versions = self._local.look(ids)
         self._journal.refresh()
         records = self._journal.records(ids)
         found: dict[str, tuple[Record, VersionHere[A], bytes | None, Collection[str]]] = {}
         for id, version in versions.items():
-            record = records.get(id, Record(Row(), None, None))
+            record = records.get(id, _NOTHING_KNOWN)
+            if id in forgotten:
+                found[id] = _NOTHING_KNOWN, version.side, version.data, frozenset()
+                continue
             if isinstance(version.side, Side) and (base := arrived(record, version.side)) is not None:
                 record = Record.of(base, None, record.row)
             removal = self._journal.removals.get(id)
@@ -220,12 +236,13 @@ class Installer(Generic[A]):
             base = record.base
             if id in contents:
                 if (version := contents[id]) is not None:
-                    there, mark = version.side, Mark(version.revision, version.operation)
+                    there = version.found if isinstance(version.found, Unreadable) else Side.of(version.found)
+                    mark = Mark(version.revision, version.operation)
                 base = caught_up(base, record.pending, there)
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)
             step = plan(base, here, there, removed=removed, merging=self._rules.merging, prefer=self._rules.prefer)
-            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, there, step))
+            record = Record.of(base, record.pending, _observed(record.row, mark, sessions.get(id), here, there, step))
             items.append(Item(id, record, here, data, there, mark, removed, step))
         return items
 
@@ -234,8 +251,9 @@ class Installer(Generic[A]):
     def apply(self, round: Round[A], items: Sequence[Item[A]]) -> Plan[list[str]]:
         """Do what follows for sessions; return those that have to be planned anew, since they have changed."""
         if round.options.dry_run:
-            same = {item.id: _common(item) for item in items if item.step.act in (Act.ADOPT, Act.FORGET)}
-            yield Here(self._journal.note, (same, {i.id: i.record.row for i in items if i.id not in same}))
+            known = [item for item in items if item.id not in round.forgotten]
+            same = {item.id: _common(item) for item in known if item.step.act in (Act.ADOPT, Act.FORGET)}
+            yield Here(self._journal.note, (same, {i.id: i.record.row for i in known if i.id not in same}))
             for item in items:
                 _report(round.report, item)
             return []
@@ -265,7 +283,7 @@ class Installer(Generic[A]):
         return again
 
     def _fail_write(self, round: Round[A], id: str, error: StorageError) -> None:
-        round.fail(id, error)
+        round.fail_there(id, error)
         if isinstance(error, PermissionDeniedError) and not self._denied:
             self._denied = True
             _log.warning("sessions can't be sent to the shared store: %s", error)
@@ -334,7 +352,7 @@ class Installer(Generic[A]):
                 if item.step.act is not Act.NOTHING:
                     notes[item.id] = _common(item)
                 _report(round.report, item)
-        self._journal.note(notes, {}, round.notereached(items), {item.id: _lacking(item) for item in items})
+        self._journal.note(notes, {}, round.note_revisions(items), {item.id: _lacking(item) for item in items})
         return again
 
     def _write_here(self, items: Sequence[Item[A]]) -> dict[str, Signature | Moved | StorageError]:
@@ -361,10 +379,10 @@ def reached(remote: Remote, revisions: Mapping[int, int]) -> Remote:
     return remote._replace(revisions={**remote.revisions, **reached})
 
 
-def _heard(
+def _observed(
     row: Row, mark: Mark | None, listed: Listed | None, here: VersionHere[A], there: VersionThere[A], step: Step[A]
 ) -> Row:
-    """Return what is known of a session, with what was heard of the shared store."""
+    """Return what is known of a session, with what was observed of the shared store."""
     meta = b""
     if here is None and mark is not None and listed is not None:  # the list shows what is there
         meta = listed.meta

@@ -41,6 +41,8 @@ _BUSY_SECONDS: Final = 10.0
 _SIZE: Final = 16  # of a digest
 _UUID_LENGTH: Final = 36
 _WORD: Final = 2**64
+# The last one comes of a message of SQLite that quotes the file.
+_REFUSALS: Final = (sqlite3.Error, msgspec.MsgspecError, zlib.error, UnicodeDecodeError)
 _TABLES: Final = """
 CREATE TABLE remote (
     one INTEGER PRIMARY KEY CHECK (one = 1), incarnation BLOB, namespace TEXT, revisions BLOB, last_sync REAL,
@@ -210,7 +212,7 @@ class Journal:
                 found[id] = Record(row, base, waiting)
             return found
 
-        return self._run(read)
+        return self._run(read, "DEFERRED")
 
     def note_seen(self, found: Mapping[str, Seen | None]) -> None:
         """Note what was found in files; None: there is none."""
@@ -332,6 +334,17 @@ class Journal:
 
         self._write(write, remember)
 
+    def set_removal(self, id: str, removal: Removal | None) -> None:
+        """Note what was removed through the API, whatever was noted before."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM removal WHERE id = ?", (id,))
+            if removal is not None:
+                values = (id, int(removal.deleted), msgspec.msgpack.encode(sorted(removal.turns)))
+                db.execute("INSERT INTO removal VALUES (?, ?, ?)", values)
+
+        self._write(write, lambda _: _put(self.removals, id, removal))
+
     def forget_bases(self, kept: Collection[str]) -> None:
         """Forget what was common, but of these sessions."""
 
@@ -379,9 +392,9 @@ class Journal:
         try:
             if new:
                 os.chmod(self._path, 0o600)  # noqa: PTH101  # it is open already
-            self._check_version(connection)
-            connection.execute("PRAGMA page_size = 8192")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            if self._check_version(connection) == 0:
+                connection.execute("PRAGMA page_size = 8192")
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             with _transaction(connection, "IMMEDIATE"):
@@ -434,18 +447,26 @@ class Journal:
     def _run(
         self,
         call: Callable[[sqlite3.Connection], T],
-        kind: Literal["DEFERRED", "IMMEDIATE"] = "DEFERRED",
+        kind: Literal["DEFERRED", "IMMEDIATE"] | None = None,
         after: Callable[[sqlite3.Connection], object] = lambda _: None,
     ) -> T:
-        """Call a function in a transaction, with what others have left, and another one after it."""
+        """Call a function with what others have left, and another one after it.
+
+        Args:
+            call: the first.
+            kind: of its transaction; None: it needs none, since one statement is all it executes.
+            after: the second.
+
+        """
         with self._lock, translated(), self._translated():
             if self._closed:
                 raise UnavailableError("the store is closed")
             db = self._connected()
             try:
-                with _transaction(db, kind):
-                    (version,) = db.execute("PRAGMA data_version").fetchone()
-                    if version != self._version:
+                if kind is None and self._version == _data_version(db):
+                    return call(db)
+                with _transaction(db, kind or "DEFERRED"):
+                    if self._version != (version := _data_version(db)):
                         self._load(db)
                         self._version = version
                     result = call(db)
@@ -478,7 +499,7 @@ class Journal:
         """Turn SQLite's errors into ours. What is damaged is moved aside: the next call begins anew."""
         try:
             yield
-        except (sqlite3.Error, msgspec.MsgspecError, zlib.error) as error:
+        except _REFUSALS as error:
             raise_interruption(error)
             if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError)):
                 raise  # says nothing about the file
@@ -594,6 +615,12 @@ def _upsert(db: sqlite3.Connection, id: str, row: Row) -> int:
 def _note_remote(db: sqlite3.Connection, remote: Remote) -> None:
     values = (remote.incarnation, remote.namespace, msgspec.msgpack.encode(remote.revisions), remote.last_sync)
     db.execute("UPDATE remote SET incarnation = ?, namespace = ?, revisions = ?, last_sync = ?", values)
+
+
+def _data_version(db: sqlite3.Connection) -> int:
+    """Return a number that changes when others have written."""
+    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    return version
 
 
 @contextmanager

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from ...errors import ConflictError, CorruptSessionError, NotFoundError, StorageError, UnavailableError
+from ...errors import (
+    ConflictError,
+    CorruptSessionError,
+    NotFoundError,
+    OutcomeUnknownError,
+    StorageError,
+    UnavailableError,
+)
 from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset, to_datetime
 from ...model.filters import Filters
@@ -20,7 +28,7 @@ from ...model.merge import merge
 from ...model.meta import SessionMeta, SyncState
 from ...model.parts import Digests, digests
 from ...model.sections import ConversationTurn
-from ...protocol.index import decode_meta
+from ...protocol.index import decode_rows
 from .files import Files, Found, Moved, Replacement, Signature, file_digest
 from .journal import FileMeta, Journal, Record, Row, Seen
 from .planner import Base, Side, Standing, Unreadable, standing
@@ -138,7 +146,7 @@ class Local(Generic[A]):
         return self.files.signature(check_id(id)) is not None or self.is_known_there(id)
 
     def is_known_there(self, id: str) -> bool:
-        """Return whether a session was in the shared store when last heard, and was not deleted here."""
+        """Return whether a session was in the shared store when last observed, and was not deleted here."""
         self.journal.refresh()
         row = self.journal.rows.get(id)
         if row is None or not row.there_revision:
@@ -167,7 +175,7 @@ class Local(Generic[A]):
                     return self._save(id, data, turns, known, found, overwrite)
                 except Moved:  # another program has written it in this moment
                     continue
-        raise UnavailableError(f"the file of session {id} is written by another program all the time")
+        raise self._contended(id)
 
     def _save(
         self, id: str, data: bytes, turns: Sequence[str], known: Ancestor | None, found: Found | None, overwrite: bool
@@ -175,9 +183,10 @@ class Local(Generic[A]):
         if found is None:
             if known is not None and not overwrite:
                 raise ConflictError(id, known.revision, 0)
+            revision = self._replace(id, data, None)
             if (removal := self.journal.removals.get(id)) is not None and removal.deleted:
                 self.journal.note_removal(id, ())
-            return Saved(self._replace(id, data, None), data, None)
+            return Saved(revision, data, None)
         merged = None
         if known is not None and known.is_in(found.data):
             removed = set(known.turns).difference(turns)
@@ -189,9 +198,25 @@ class Local(Generic[A]):
             data = merged.to_json().encode()
         if data == found.data:
             return Saved(found.signature.modified_ns, data, merged)
-        if removed:
-            self.journal.note_removal(id, removed)
-        return Saved(self._replace(id, data, found), data, merged)
+        with self._removing(id, removed):
+            return Saved(self._replace(id, data, found), data, merged)
+
+    @contextmanager
+    def _removing(self, id: str, turns: Collection[str], *, deleted: bool = False) -> Iterator[None]:
+        """Note what is about to be removed; what could not be is no removal."""
+        if turns or deleted:
+            self.journal.refresh()
+        before = self.journal.removals.get(id)
+        if turns or deleted:
+            self.journal.note_removal(id, turns, deleted=deleted)
+        try:
+            yield
+        except OutcomeUnknownError:
+            raise
+        except (Moved, StorageError):
+            if turns or deleted:
+                self.journal.set_removal(id, before)
+            raise
 
     def _merge(self, id: str, data: bytes, known: Ancestor, found: Found) -> A:
         parts = known.parts if known.data is None else digests(self.decode(id, known.data))
@@ -230,10 +255,9 @@ class Local(Generic[A]):
                 return None
             if data == found.data:
                 return known.revision
-            if removed := set(known.turns).difference(turns):
-                self.journal.note_removal(id, removed)
             try:
-                return self._replace(id, data, found)
+                with self._removing(id, set(known.turns).difference(turns)):
+                    return self._replace(id, data, found)
             except Moved:
                 return None
 
@@ -241,14 +265,23 @@ class Local(Generic[A]):
         """Add turns at the end of a history."""
         if not turns:
             raise ValueError("append needs a turn")
-        while True:
-            asset, known = self.load(id)
-            for turn in turns:
-                asset.add_turn(turn)
-            ids = [turn.id for turn in asset.history.turns]
-            revision = self.save_exactly(id, asset.to_json().encode(), ids, known)
-            if revision is not None:
-                return revision
+        with self.files.lock(check_id(id)):
+            for _ in range(_ATTEMPTS):
+                found = self.files.read(id)
+                if found is None:
+                    raise self._absence(id)
+                asset = self.decode(id, found.data)
+                for turn in turns:
+                    asset.add_turn(turn)
+                try:
+                    return self._replace(id, asset.to_json().encode(), found)
+                except Moved:  # another program has written it in this moment
+                    continue
+        raise self._contended(id)
+
+    @staticmethod
+    def _contended(id: str) -> StorageError:
+        return UnavailableError(f"the file of session {id} is written by another program all the time")
 
     def delete(self, id: str) -> None:
         """Delete a session, here and with the next sync there.
@@ -257,7 +290,6 @@ class Local(Generic[A]):
             NotFoundError: there is no such session.
 
         """
-        self.journal.refresh()
         for _ in range(_ATTEMPTS):
             found = self.files.read(check_id(id))
             if found is None:
@@ -267,17 +299,15 @@ class Local(Generic[A]):
             except StorageError as error:
                 raise_interruption(error)
                 turns = set()
-            self.journal.refresh()
-            if id in self.journal.rows:  # else the shared store never had it from here
-                self.journal.note_removal(id, turns, deleted=True)
             try:
-                self.files.remove(id, file_digest(found.data), keep=None)
+                with self._removing(id, turns, deleted=True):  # a round may be sending it for the first time
+                    self.files.remove(id, file_digest(found.data), keep=None)
             except Moved:  # another program has written it in this moment
                 continue
             self._written[id] = None
             self._writes += 1
             return
-        raise UnavailableError(f"the file of session {id} is written by another program all the time")
+        raise self._contended(id)
 
     def _absence(self, id: str) -> StorageError:
         if self.is_known_there(id):
@@ -334,7 +364,8 @@ class Local(Generic[A]):
             if id in signatures or not row.there_meta or (found := standings.get(id)) is None:
                 continue
             if found.state is not None:
-                metas.append(msgspec.structs.replace(decode_meta(id, row.there_meta), sync_state=found.state))
+                for meta in decode_rows([(0, id.encode(), row.there_meta)]):
+                    metas.append(msgspec.structs.replace(meta, sync_state=found.state))
         metas.sort(key=lambda meta: (meta.updated_at, meta.id), reverse=True)
         return metas
 
@@ -397,8 +428,8 @@ class Local(Generic[A]):
         except StorageError as error:
             raise_interruption(error)
             if found is not None:
-                return FileVersion(Unreadable(error), found.data, found.signature)
-            return FileVersion(Unreadable(error), None, self.files.signature(id))
+                return FileVersion(Unreadable(error, f"{id}.json"), found.data, found.signature)
+            return FileVersion(Unreadable(error, f"{id}.json"), None, self.files.signature(id))
 
     def _seen(self, id: str, side: Side[A] | Unreadable | None, signature: Signature, looked_ns: int) -> Seen:
         if isinstance(side, Side):
@@ -418,7 +449,8 @@ class Local(Generic[A]):
     def settle(self, ids: Collection[str] | None = None) -> None:
         """Note as common what was being installed and is on both sides. The caller has the lock on rounds."""
         self.journal.refresh()
-        pending = [id for id, row in self.journal.rows.items() if row.has_pending and (ids is None or id in ids)]
+        rows = self.journal.rows
+        pending = [id for id in ([*rows] if ids is None else ids) if id in rows and rows[id].has_pending]
         records = self.journal.records(pending)
         settled: dict[str, Record | None] = {}
         for id, version in self.look(pending).items():

@@ -84,11 +84,12 @@ class Unreadable(NamedTuple):
     """A version that can't be read, and why."""
 
     error: StorageError
+    file: str = ""  # its name, if it is a file
 
     @property
     def reason(self) -> str:
-        """Why."""
-        return str(self.error)
+        """Why, and which file."""
+        return f"{self.file}: {self.error}" if self.file else str(self.error)
 
 
 class Same(Enum):
@@ -187,7 +188,7 @@ def plan(
         if here.digest == base.digest:
             return Step(SyncState.REMOTE_AHEAD, Act.DELETE_HERE, keep=("here",))
         return Step(SyncState.LOCAL_AHEAD, Act.INSTALL, here, write_there=True, revives=True)
-    if not isinstance(there, Same) and not _is_of(base, there):
+    if not isinstance(there, Same) and not _is_of(base.parts, there.parts):
         return _plan_made_anew(base, here, there, merging, prefer)
     return _plan_changed(base, here, there, removed, merging, prefer)
 
@@ -220,7 +221,7 @@ def _plan_first(
 def _plan_deleted_here(base: Base, there: Side[A] | Same | None) -> Step[A]:
     if there is None:
         return Step(None, Act.FORGET)
-    if isinstance(there, Same) or (there.digest == base.digest and _is_of(base, there)):
+    if isinstance(there, Same) or (there.digest == base.digest and _is_of(base.parts, there.parts)):
         return Step(None, Act.DELETE_THERE)
     return Step(SyncState.REMOTE_AHEAD, Act.INSTALL, there, write_here=True, revives=True)
 
@@ -232,11 +233,11 @@ def _read(there: Side[A] | Same | None) -> Any:
     return there
 
 
-def _is_of(base: Base, there: Side[A]) -> bool:
+def _is_of(base: Digests, parts: Digests) -> bool:
     """Whether a version is of the session that the base is of: it was not deleted and made anew meanwhile."""
-    if base.parts.values.get(_CREATED) == there.parts.values.get(_CREATED):
+    if base.values.get(_CREATED) == parts.values.get(_CREATED):
         return True
-    return not Counter(base.parts.lists.get(_TURNS, [])).keys().isdisjoint(there.parts.lists[_TURNS])
+    return not {*base.lists.get(_TURNS, [])}.isdisjoint(parts.lists[_TURNS])
 
 
 def _plan_made_anew(
@@ -258,7 +259,7 @@ def _plan_changed(
 ) -> Step[A]:
     here_changed = here.digest != base.digest
     there_changed = not isinstance(there, Same) and there.digest != base.digest
-    stale = here_changed and bool(lacking_turns(base.parts, here, removed))
+    stale = here_changed and bool(lacking_turns(base.parts, here, removed))  # of an old version
     if not here_changed and not there_changed:
         return Step(SyncState.SYNCED, Act.NOTHING if isinstance(there, Same) else Act.ADOPT)
     if not there_changed and not stale:
@@ -333,7 +334,7 @@ def _loses(side: Side[A], version: Side[A], base: Digests, *, whole: bool) -> bo
 
 
 def lacking_turns(base: Digests, here: Side[A], removed: Collection[str]) -> list[Entry]:
-    """Return turns of the base that a file lacks, and that nobody is known to have removed.
+    """Return turns of the base that a file lacks, and that were not removed knowingly.
 
     Such a file was written from an old version that a program had in its memory, as orcs does.
     """
@@ -367,14 +368,16 @@ def forced(
     here: Side[A] | None,
     there: Side[A] | None,
     keep: Literal["local", "remote"],
+    *,
     removed: Collection[str] = (),
+    merging: bool = True,
 ) -> Step[A]:
     """Say how a conflict is resolved: the parts that collide are as one side has them, all else is merged.
 
     Without a conflict, and of two different sessions, that side is taken whole.
     """
     wanted, other = (here, there) if keep == "local" else (there, here)
-    natural = plan(base, here, there, removed=removed)
+    natural = plan(base, here, there, removed=removed, merging=merging)
     sides = sides_of(here, there)
     if natural.state is SyncState.CONFLICT:
         step = plan(base, here, there, removed=removed, prefer=keep)

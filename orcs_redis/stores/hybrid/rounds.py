@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -25,7 +26,7 @@ from ...model.ids import check_id
 from ...model.meta import SyncMode, SyncState
 from .files import RoundLock
 from .installing import ATTEMPTS, Installer, Item, Round, Rules, SyncOptions, reached
-from .journal import Remote, Row
+from .journal import Record, Remote, Row
 from .local import Local
 from .planner import Act, Side, Step, Unreadable, forced, sides_of
 from .results import Conflict, SyncReport
@@ -39,7 +40,8 @@ A = TypeVar("A", bound=SessionAsset)
 _BATCH = 32  # sessions
 _BATCH_BYTES = 8 * 2**20
 _BRAKE = 10  # so many deletions no round stops at
-_LOCK_SECONDS = 0.02
+_LOCK_SECONDS, _LONGEST_LOCK_SECONDS = 0.02, 0.5  # between two looks at the lock
+_PRUNE_SECONDS = 86400.0
 
 
 class Rounds(Generic[A]):
@@ -53,6 +55,7 @@ class Rounds(Generic[A]):
         self._installer = Installer(local, rules)
         self._busy = False  # whether a round has something to do
         self._mode = SyncMode.OFFLINE
+        self._prune_due = 0.0
         remote = local.journal.read_remote()
         self.last_sync = None if remote is None else remote.last_sync  # seconds since 1970
 
@@ -70,7 +73,7 @@ class Rounds(Generic[A]):
             shared: Shared[A] = yield Connect()
             lock = self._files.round_lock()
             try:
-                yield from self._take(lock)
+                yield from self._take(lock, options.patience)
                 round = yield from self._begin(shared, wanted, options)
                 candidates = yield Here(self._candidates, (round, wanted))
                 self._busy = bool(candidates)
@@ -83,9 +86,12 @@ class Rounds(Generic[A]):
             finally:
                 self._busy = False
                 lock.release()
+            report = _sorted(round.report)
             if round.stopped:
-                raise SyncStoppedError(round.stopped)
-        return _sorted(round.report)
+                stopped = SyncStoppedError(round.stopped)
+                stopped.report = report
+                raise stopped
+        return report
 
     @property
     def mode(self) -> SyncMode:
@@ -107,10 +113,20 @@ class Rounds(Generic[A]):
             raise
         self._mode = SyncMode.ONLINE
 
-    def _take(self, lock: RoundLock) -> Plan[None]:
-        """Take the lock on rounds. Whoever asks has it already, so as to release it wherever this is cut off."""
+    def _take(self, lock: RoundLock, patience: float = math.inf) -> Plan[None]:
+        """Take the lock on rounds. The caller holds the object, so as to release it wherever this is cut off.
+
+        Raises:
+            UnavailableError: another process has had it for so many seconds.
+
+        """
+        delay = _LOCK_SECONDS
+        expires = time.monotonic() + patience
         while not (yield Here(lock.take)):
-            yield Pause(random.uniform(_LOCK_SECONDS / 2, _LOCK_SECONDS))
+            if time.monotonic() >= expires:
+                raise UnavailableError("another process is synchronising the folder")
+            yield Pause(random.uniform(delay / 2, delay))
+            delay = min(1.5 * delay, _LONGEST_LOCK_SECONDS)
 
     def _begin(self, shared: Shared[A], wanted: list[str] | None, options: SyncOptions) -> Plan[Round[A]]:
         """Find out what is in the shared store, and that it is the one that the bases are of."""
@@ -124,6 +140,7 @@ class Rounds(Generic[A]):
                 raise
             shared = yield Connect(anew=True)
             index = yield from self._index(shared, wanted)
+        forgotten: Collection[str] = ()
         if remote is not None and (reset := _reset(remote, shared, index)):
             if not options.adopt:
                 raise StoreResetError(reset)
@@ -131,12 +148,17 @@ class Rounds(Generic[A]):
                 raise ValueError("adopt takes all sessions: sync without ids")
             shared = yield Connect(anew=True)  # that went back in time is known to the Redis store, too
             index = yield from self._index(shared, wanted)
-            yield Here(self._adopt, (shared, remote, index))
+            forgotten = self._not_common(shared, remote, index)
+            if options.dry_run:
+                return Round(shared, options, remote, index, forgotten)
+            yield Here(self._journal.forget_bases, (self._journal.rows.keys() - forgotten,))
             remote = None
         if remote is None:
             remote = Remote(shared.incarnation, shared.name, {}, None)
             if shared.incarnation:
                 yield Here(self._journal.note, ({}, {}, remote))
+        if self._mode is SyncMode.OFFLINE:
+            self._mode = SyncMode.ONLINE  # it is reached, whatever comes of it
         return Round(shared, options, reached(remote, index.revisions), index)
 
     def _index(self, shared: Shared[A], wanted: list[str] | None) -> Plan[Index]:
@@ -144,31 +166,35 @@ class Rounds(Generic[A]):
         if wanted is not None:
             index = yield There(shared.glance, (wanted,))
             return index
-        index = yield There(shared.index)
+        read = yield There(shared.index)
+        index = yield Here(Index.of, read)
         # An index can be evicted while its sessions are there: each one's own key says whether it is gone.
-        missing = [id for id, row in self._journal.rows.items() if row.base_digest and id not in index.sessions]
+        missing = yield Here(self._missing, (index,))
         for at in range(0, len(missing), 1000):
             found = yield There(shared.glance, (missing[at : at + 1000],))
             index.sessions.update(found.sessions)
         return index
 
-    def _adopt(self, shared: Shared[A], remote: Remote, index: Index) -> None:
-        """Forget what was common with a store that was wiped, or went back in time: but for what it still has."""
-        same = remote.incarnation == shared.incarnation
-        kept = {
-            id
-            for id, row in self._journal.rows.items()
-            if same and (found := index.sessions.get(id)) and row.has_revision(found.revision, found.origin)
-        }
-        self._journal.forget_bases(kept)
+    def _missing(self, index: Index) -> list[str]:
+        return [id for id, row in self._journal.rows.items() if row.base_digest and id not in index.sessions]
+
+    def _not_common(self, shared: Shared[A], remote: Remote, index: Index) -> set[str]:
+        """Return the sessions of which a store that was wiped, or went back in time, has not what was common."""
+        rows = self._journal.rows
+        if remote.incarnation != shared.incarnation:
+            return {*rows, *self._journal.seen, *index.sessions}
+        sessions = index.sessions
+        return {id for id, row in rows.items() if id not in sessions or not row.has_revision(*sessions[id][:2])}
 
     def _candidates(self, round: Round[A], wanted: list[str] | None) -> list[str]:
         """Return the sessions of which something has changed, without those that the brake holds."""
         signatures = self._local.scan(wanted)
         rows, sessions = self._journal.rows, round.index.sessions
         candidates, gone_here, gone_there = [], [], []
-        for id in signatures.keys() | rows.keys() | sessions.keys() if wanted is None else wanted:
-            row, listed, signature = rows.get(id, _UNKNOWN), sessions.get(id), signatures.get(id)
+        known = signatures.keys() | rows.keys() | sessions.keys() | self._journal.removals.keys()
+        for id in known if wanted is None else wanted:
+            row = _UNKNOWN if id in round.forgotten else rows.get(id, _UNKNOWN)
+            listed, signature = sessions.get(id), signatures.get(id)
             same_there = listed is not None and row.has_revision(listed.revision, listed.origin)
             if same_there and row.is_same_there and not (row.has_pending or row.reason or round.options.verify):
                 seen = self._journal.seen.get(id)
@@ -222,9 +248,10 @@ class Rounds(Generic[A]):
             yield batch
 
     def _end(self, round: Round[A], whole: bool) -> None:
-        if round.report.kept:
+        if round.report.kept or (whole and time.monotonic() > self._prune_due):
             self._files.prune_kept(self._rules.keep_days)
-        if not round.report.failed:
+            self._prune_due = time.monotonic() + _PRUNE_SECONDS
+        if not round.report.failed and not round.options.dry_run and not round.stopped:
             self.last_sync = time.time()
         if whole and round.shared.incarnation and not round.options.dry_run:
             self._journal.note({}, {}, round.remote._replace(last_sync=self.last_sync))
@@ -278,9 +305,12 @@ class Rounds(Generic[A]):
                 round = yield from self._begin(shared, [id], SyncOptions())
                 items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
                 _raise_failure(round)
-                item = _resolved(items[0], keep)
+                item = self._resolved(items[0], keep)
                 if isinstance(item.there, Unreadable) and item.step.write_there:
-                    item = yield from self._clear_there(round, item)
+                    try:
+                        item = yield from self._clear_there(round, item)
+                    except ConflictError:  # it has changed meanwhile, and can be read perhaps
+                        continue
                 again = yield from self._installer.apply(round, [item])
                 _raise_failure(round)
                 if not again:
@@ -291,9 +321,36 @@ class Rounds(Generic[A]):
             lock.release()
 
     def _clear_there(self, round: Round[A], item: Item[A]) -> Plan[Item[A]]:
-        """Delete what can't be read in the shared store."""
-        yield There(round.shared.clear, (item.id,))
-        return item._replace(there=None, mark=None)
+        """Delete what can't be read in the shared store.
+
+        Nothing is common any more from here on: else the session, if this is cut off, were taken for deleted there.
+        """
+        record = Record.of(None, None, item.record.row)
+        yield Here(self._journal.note, ({item.id: record},))
+        yield There(round.shared.clear, (item.id, 0 if item.mark is None else item.mark.revision))
+        return item._replace(record=record, there=None, mark=None)
+
+    def _resolved(self, item: Item[A], keep: Literal["local", "remote"] | A) -> Item[A]:
+        """Return a session with the step that resolves it."""
+        for side in (item.here, item.there):
+            if isinstance(side, Unreadable) and _is_foreign(side.error):
+                raise side.error
+        if item.here is None and item.there is None:
+            raise NotFoundError(item.id)
+        if isinstance(keep, SessionAsset):
+            return item._replace(step=_whole(item, Side.of(keep)))
+        wanted, other = (item.here, item.there) if keep == "local" else (item.there, item.here)
+        if isinstance(wanted, Unreadable):
+            raise wanted.error
+        if isinstance(other, Unreadable):
+            if wanted is None:
+                raise CorruptSessionError(item.id)
+            return item._replace(step=_whole(item, cast(Side[A], wanted)))
+        here, there = cast(Side[A] | None, item.here), cast(Side[A] | None, item.there)
+        if item.step.state is not SyncState.CONFLICT and _is_cut_off(item):
+            return item  # it was resolved so, and what came of it is yet to be brought here
+        step = forced(item.record.base, here, there, keep, removed=item.removed, merging=self._rules.merging)
+        return item._replace(step=step)
 
 
 _UNKNOWN = Row()
@@ -311,24 +368,17 @@ def _reset(remote: Remote, shared: Shared[A], index: Index) -> str:
     return ""
 
 
-def _resolved(item: Item[A], keep: Literal["local", "remote"] | A) -> Item[A]:
-    """Return a session with the step that resolves it."""
-    for side in (item.here, item.there):
-        if isinstance(side, Unreadable) and isinstance(side.error, VersionIncompatibleError):
-            raise side.error
-    if item.here is None and item.there is None:
-        raise NotFoundError(item.id)
-    if isinstance(keep, SessionAsset):
-        return item._replace(step=_whole(item, Side.of(keep)))
-    wanted, other = (item.here, item.there) if keep == "local" else (item.there, item.here)
-    if isinstance(wanted, Unreadable):
-        raise wanted.error
-    if isinstance(other, Unreadable):
-        if wanted is None:
-            raise CorruptSessionError(item.id)
-        return item._replace(step=_whole(item, cast(Side[A], wanted)))
-    here, there = cast(Side[A] | None, item.here), cast(Side[A] | None, item.there)
-    return item._replace(step=forced(item.record.base, here, there, keep, item.removed))
+def _is_foreign(error: StorageError) -> bool:
+    """Whether what can't be read is of another version of the schema, or another session: it is never overwritten."""
+    return isinstance(error, VersionIncompatibleError) or (
+        isinstance(error, CorruptSessionError) and error.field == "id"
+    )
+
+
+def _is_cut_off(item: Item[A]) -> bool:
+    """Whether what is common is known from what was sent alone: the reply was not waited for."""
+    base = item.record.base
+    return base is not None and not base.revision
 
 
 def _whole(item: Item[A], version: Side[A]) -> Step[A]:

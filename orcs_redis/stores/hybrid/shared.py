@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 from ...errors import ConflictError, CorruptSessionError, NotFoundError, VersionIncompatibleError
 from ...model.asset import SessionAsset
 from ...protocol.baseline import Baseline, baseline_of, set_baseline
 from ...protocol.changes import Since
-from ...protocol.index import AllMeta, origin_of, revision_of
+from ...protocol.index import AllMeta, Row, origin_of, revision_of
 from ...protocol.keys import Partition
 from ...protocol.reads import Mark, ReadMark
 from ...protocol.request import Plan, Together
 from ...protocol.watching import Watcher
 from ..core import Core
-from .planner import Side, Unreadable
+from .planner import Unreadable
 
 __all__ = ["Index", "Listed", "Shared", "Version"]
 
 A = TypeVar("A", bound=SessionAsset)
 _REMEMBERED = 64  # sessions of which only what changes is sent and read
+_REMEMBERED_BYTES = 64 * 2**20
 
 
 class Listed(NamedTuple):
@@ -39,11 +40,21 @@ class Index(NamedTuple):
     revisions: dict[int, int]
     sessions: dict[str, Listed]
 
+    @classmethod
+    def of(cls, revisions: dict[int, int], runs: Iterable[Iterable[Row]]) -> Self:
+        """Make it of the partitions' rows. An id that is none shows itself when it is asked for."""
+        sessions = {
+            id.decode(errors="replace"): Listed(revision_of(meta), origin_of(meta), meta)
+            for rows in runs
+            for _, id, meta in rows
+        }
+        return cls(revisions, sessions)
+
 
 class Version(NamedTuple, Generic[A]):
     """A session as it is stored: readable or not, at a revision that an operation made."""
 
-    side: Side[A] | Unreadable
+    found: A | Unreadable
     revision: int
     operation: bytes
 
@@ -55,6 +66,7 @@ class Shared(Generic[A]):
         self._core = core
         self._namespace = core.changes.namespace
         self._baselines: OrderedDict[str, Baseline] = OrderedDict()
+        self._bytes = 0  # of these
 
     @property
     def incarnation(self) -> bytes:
@@ -74,17 +86,13 @@ class Shared(Generic[A]):
         """Return what follows the changes; `wake` is set when there may be some."""
         return Watcher(self._core.changes, None, wake)
 
-    def index(self) -> Plan[Index]:
+    def index(self) -> Plan[tuple[dict[int, int], list[list[Row]]]]:
         """Return what there is. The revisions are read first: what is written meanwhile is above them."""
         if not self._namespace.known:
-            return Index({}, {})
+            return {}, []
         partitions = self._namespace.keyspace.partitions
         revisions = yield from self._revisions(partitions)
-        runs = yield Together(map(AllMeta, partitions))
-        sessions = {
-            id.decode(): Listed(revision_of(meta), origin_of(meta), meta) for rows in runs for _, id, meta in rows
-        }
-        return Index(revisions, sessions)
+        return revisions, (yield Together(map(AllMeta, partitions)))
 
     def glance(self, ids: Sequence[str]) -> Plan[Index]:
         """Return what there is of some sessions, by their own keys."""
@@ -122,7 +130,7 @@ class Shared(Generic[A]):
             mark = yield from self.mark(id)
             return None if mark is None else Version(Unreadable(error), mark.revision, mark.operation_id)
         self._remember(known)
-        return Version(Side.of(asset), known.revision, known.operation_id)
+        return Version(asset, known.revision, known.operation_id)
 
     def put(self, asset: A, revision: int) -> Plan[Mark]:
         """Store an asset over a revision; 0: only if the session is absent.
@@ -137,17 +145,22 @@ class Shared(Generic[A]):
         try:
             yield from self._core.saving.save(asset, revision)
         except ConflictError:
-            self._baselines.pop(asset.id, None)
+            self._forget(asset.id)
             raise
         written = cast(Baseline, baseline_of(asset, self._namespace.incarnation))
         self._remember(written)
         return Mark(written.revision, written.operation_id)
 
-    def clear(self, id: str) -> Plan[None]:
-        """Delete a session that can't be read, whatever its revision."""
-        self._baselines.pop(id, None)
+    def clear(self, id: str, revision: int) -> Plan[None]:
+        """Delete a session that can't be read, at a revision; 0: that can't be read either.
+
+        Raises:
+            ConflictError: it is at another.
+
+        """
+        self._forget(id)
         with contextlib.suppress(NotFoundError):
-            yield self._core.sessions.delete(id, None, None)
+            yield self._core.sessions.delete(id, revision or None, None)
 
     def remove(self, id: str, revision: int) -> Plan[None]:
         """Delete a session at a revision.
@@ -160,7 +173,16 @@ class Shared(Generic[A]):
         yield self._core.sessions.delete(id, revision, None)
 
     def _remember(self, known: Baseline) -> None:
+        self._forget(known.id)
         self._baselines[known.id] = known
-        self._baselines.move_to_end(known.id)
-        while len(self._baselines) > _REMEMBERED:
-            self._baselines.popitem(last=False)
+        self._bytes += _size(known)
+        while len(self._baselines) > _REMEMBERED or self._bytes > _REMEMBERED_BYTES:
+            self._forget(next(iter(self._baselines)))
+
+    def _forget(self, id: str) -> None:
+        if (known := self._baselines.pop(id, None)) is not None:
+            self._bytes -= _size(known)
+
+
+def _size(known: Baseline) -> int:
+    return sum(map(len, known.turns)) + sum(map(len, known.fields.values()))
