@@ -121,6 +121,7 @@ class Judge:
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
         self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
+        self._edited: set[str] = set()  # turns that may be twice
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
@@ -171,6 +172,7 @@ class Judge:
             changed |= {name for event in self._of(session, past) for name in event.sets}
         if anew and old is not None:
             past |= self.deleted(place, session).bit
+        if anew or (old is None and past):
             kind = "anew"
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
@@ -238,6 +240,8 @@ class Judge:
             self._put(REMOTE, session, None, past | here.past)
             self._gone_there(session, machine)
             return
+        # A turn that was sent, and then edited by another, can't be told from a new one of the same id.
+        self._edited |= {turn for turn in self.unsettled.get((machine, session), ()) if f"turn/{turn}" in view.parts}
         self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
@@ -355,9 +359,11 @@ class Judge:
         parts = tuple(parts)
         # What was sent without turns, and then overwritten by another, can't be told from an edit of that one.
         sent = self.unsettled.get((machine, session))
-        is_lost = sent is not None and not (sent and there.view and sent <= {*there.view.turns})
+        unchanged = {turn for turn in there.view.turns if f"turn/{turn}" not in there.view.parts} if there.view else set()
+        is_lost = sent is not None and not (sent and sent <= unchanged)
+        made_anew = any(event.kind == "anew" for event in self._of(session, mine | theirs))
         for part in parts:
-            if self._is_several(session):
+            if made_anew or self._is_several(session):
                 continue  # what one of them had may be a change of the other
             if is_lost and any(_touches(event, part) for event in self._of(session, theirs)):
                 continue
@@ -422,7 +428,7 @@ class Judge:
     def _check_doubled(self, session: str, view: View, place: str) -> None:
         if session in self.lenient:
             return  # without a base, a turn that was edited and the one that was not are two
-        if len({*view.turns}) < len(view.turns):
+        if twice := {turn for turn in view.turns if view.turns.count(turn) > 1} - self._edited:
             raise Violation("doubled", f"{session} on {place}: {view.turns}")
 
     def _check_lost(self, session: str, present: list[View]) -> None:
