@@ -211,7 +211,7 @@ def _print_report(store: Store, report: SyncReport, *, dry_run: bool) -> None:
         if kind in _KINDS:
             rows += [[id, kind, ""] for id in ids[:_SHOWN]]
             rows += [[f"... {len(ids) - _SHOWN} more", kind, ""]] * (len(ids) > _SHOWN)
-    rows += [[id, "conflict", _collision(store, id)] for id in report.conflicts]
+    rows += [[id, "conflict", store.conflict_reason(id)] for id in report.conflicts]
     columns = [_ids(row[0] for row in rows), Column("to be" if dry_run else "done", whole=True), Column("why")]
     if rows:
         _print_filled(columns, rows)
@@ -301,17 +301,10 @@ class _Row(NamedTuple):
 
 
 def _differing(store: Store, metas: Sequence[SessionMeta], status: SyncStatus) -> list[_Row]:
-    reasons = {id: _collision(store, id) for id in status.conflicts}
+    reasons = {id: store.conflict_reason(id) for id in status.conflicts}
     listed = [meta for meta in metas if meta.sync_state is not SyncState.SYNCED]
     rows = [_Row(meta.id, meta.name, meta.sync_state.value, reasons.pop(meta.id, "")) for meta in listed]
     return rows + [_Row(id, None, SyncState.CONFLICT.value, why) for id, why in reasons.items()]  # never read
-
-
-def _collision(store: Store, id: str) -> str:
-    """Return why a session is in conflict, as it was last found; without the server."""
-    row, seen = store._journal.rows.get(id), store._journal.seen.get(id)
-    found = (", ".join(row.parts) or row.reason) if row is not None else ""
-    return found or (seen.reason if seen is not None else "")
 
 
 def _print_states(rows: Sequence[_Row]) -> None:

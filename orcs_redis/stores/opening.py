@@ -77,7 +77,8 @@ async def open_store(
             SessionStore only and takes no option but asset_type. Type checkers know that of a path, not of a URL.
         client: a redis-py asyncio client to use instead; it is never closed and never reconfigured.
         local: a folder of orcs' files: gives a HybridSessionStore, which works there and synchronises with the URL's
-            store. It has further options.
+            store. Its further options are live, merge, prefer, keep_days, scan and on_sync. An unreachable server is no
+            error then; what its constructor raises is.
         options: namespace ("orcs"); partitions (1 when the first write creates the namespace, else read from its
             descriptor); asset_type (SessionAsset); deadline for all that a call does (5.0 s); heartbeat for watches
             (5.0 s); max_asset_bytes (128 MiB) and max_turn_bytes (16 MiB), encoded; max_fields (1000) at an asset's top

@@ -359,7 +359,9 @@ class Judge:
         parts = tuple(parts)
         # What was sent without turns, and then overwritten by another, can't be told from an edit of that one.
         sent = self.unsettled.get((machine, session))
-        unchanged = {turn for turn in there.view.turns if f"turn/{turn}" not in there.view.parts} if there.view else set()
+        unchanged = (
+            {turn for turn in there.view.turns if f"turn/{turn}" not in there.view.parts} if there.view else set()
+        )
         is_lost = sent is not None and not (sent and sent <= unchanged)
         made_anew = any(event.kind == "anew" for event in self._of(session, mine | theirs))
         for part in parts:

@@ -446,6 +446,12 @@ class Local(Generic[A]):
             finally:
                 lock.release()
 
+    def conflict_reason(self, id: str) -> str:
+        """Say why a session is in conflict, by what is known; "": it is not."""
+        row, seen = self.journal.rows.get(id), self.journal.seen.get(id)
+        found = "" if row is None else ", ".join(row.parts) or row.reason
+        return found or ("" if seen is None else seen.reason)
+
     def settle(self, ids: Collection[str] | None = None) -> None:
         """Note as common what was being installed and is on both sides. The caller has the lock on rounds."""
         self.journal.refresh()

@@ -88,7 +88,8 @@ class HybridSessionStore(Generic[A]):
             prefer: whose parts hold where both sides changed the same: "local" or "remote". None: that is a conflict.
             keep_days: for so many days a copy of what loses is kept.
             scan: after so many seconds a live store looks for files that other programs have changed.
-            on_sync: is called with what each round of a live store has done.
+            on_sync: is called with what each round of a live store has done, in its background task or thread; what it
+                raises is logged.
             options: those of `open_store`.
 
         Raises:
@@ -281,6 +282,8 @@ class HybridSessionStore(Generic[A]):
 
         Raises:
             NotFoundError: there is no such session.
+            SerializationError: a value that would not come back.
+            TypeError, ValueError: `change` waits, or changes the id.
 
         """
         while True:
@@ -343,7 +346,7 @@ class HybridSessionStore(Generic[A]):
     async def page(
         self, limit: int, cursor: str | None = None, **filters: Unpack[FilterArguments]
     ) -> Page[SessionMeta]:
-        """Return one page of the list, and the cursor of the next one."""
+        """Return one page of the list, and the cursor of the next one. ValueError if `cursor` is none."""
         check_limit(limit, least=1)
         metas = await self.list(**filters)
         if cursor is not None:
@@ -423,13 +426,14 @@ class HybridSessionStore(Generic[A]):
                 here goes there, and nothing is deleted.
             deletions: delete, though it is most of the sessions.
             verify: read every file, whatever its times say.
-            progress: is called with the numbers of sessions done and to be done.
+            progress: is called here with the numbers of sessions done and to be done; what it raises ends the round.
 
         Raises:
             UnavailableError: the shared store can't be reached.
             StoreResetError: it was wiped, went back in time, or is another one; see `adopt`.
             SyncStoppedError: everything was done but for suspiciously many deletions; see `deletions`.
             PermissionDeniedError, LayoutError, UnsupportedServerError: as of `open_store`.
+            ValueError: `adopt` takes all sessions.
 
         """
         self._begin()
@@ -441,11 +445,18 @@ class HybridSessionStore(Generic[A]):
 
         Raises:
             NotFoundError: there is no such session.
-            UnavailableError: the shared store can't be reached.
+            UnavailableError, StoreResetError: as of `sync`.
 
         """
         self._begin()
         return await self._follow(self._rounds.conflict(id))
+
+    def conflict_reason(self, id: str) -> str:
+        """Say why a session was in conflict when it was last looked at, in words or by the parts that collide.
+
+        Without I/O; "" if it was in none.
+        """
+        return self._local.conflict_reason(check_id(id))
 
     async def resolve(self, id: str, keep: Literal["local", "remote"] | A) -> None:
         """Decide what a session is to be, on both sides. Both versions are kept first.
@@ -457,10 +468,12 @@ class HybridSessionStore(Generic[A]):
 
         Raises:
             NotFoundError: there is no such session.
-            CorruptSessionError: the side to be kept can't be read.
+            CorruptSessionError: the side to be kept can't be read, or the file holds another session.
             VersionIncompatibleError: one of them is of another version of the schema: it is never overwritten.
-            UnavailableError: the shared store can't be reached.
+            SerializationError, PermissionDeniedError, StoreFullError: the shared store refuses what is to be kept.
+            UnavailableError, StoreResetError: as of `sync`.
             ConflictError: others write it all the time.
+            ValueError: `keep` is none of these, or an asset of another id.
 
         """
         if isinstance(keep, SessionAsset):
@@ -474,7 +487,7 @@ class HybridSessionStore(Generic[A]):
         await self._follow(self._rounds.resolve(id, keep))
 
     def kept(self, id: str | None = None) -> builtins.list[Kept]:
-        """List the copies that are kept of what lost, of one session or of all, the newest first."""
+        """List the copies that are kept of what lost, of one session or of all, the newest first. Reads the disk."""
         return self._files.kept(id)
 
     async def load_kept(self, copy: Kept) -> A:
