@@ -108,7 +108,7 @@ def instrumented() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, names in (
             (files.Files, ("replace_locked", "remove", "keep")),
-            (journal.Journal, ("note", "note_seen", "note_removal", "forget_bases")),
+            (journal.Journal, ("note", "note_seen", "note_removal", "set_removal", "forget_bases")),
         ):
             for name in names:
                 stack.enter_context(mock.patch.object(owner, name, _gated(getattr(owner, name), _full)))

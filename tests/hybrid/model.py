@@ -120,6 +120,8 @@ class Judge:
         self._read: dict[tuple[str, str], Version] = {}  # machine, session: the file, as a round has read it
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
         self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
+        self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
+        self._edited: set[str] = set()  # turns that may be twice
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
@@ -170,6 +172,7 @@ class Judge:
             changed |= {name for event in self._of(session, past) for name in event.sets}
         if anew and old is not None:
             past |= self.deleted(place, session).bit
+        if anew or (old is None and past):
             kind = "anew"
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
@@ -204,8 +207,9 @@ class Judge:
     def overwrote(self, place: str, session: str, view: View, writer: str) -> Event:
         """Note that a program wrote a version from its memory over what was there, without having looked at that."""
         old = self.views[place, session]
-        synced_turns = {turn for version in self.versions[session] if version.view for turn in version.view.turns}
-        synced = {item for version in self.versions[session] if version.view for item in version.view.parts.items()}
+        known = [each.view for each in self.versions[session][self._wiped[session] :] if each.view]
+        synced_turns = {turn for each in known for turn in each.turns}
+        synced = {item for each in known for item in each.parts.items()}
         if synced_turns - {*view.turns}:
             self._stale.add(session)
         if old is not None:
@@ -236,6 +240,8 @@ class Judge:
             self._put(REMOTE, session, None, past | here.past)
             self._gone_there(session, machine)
             return
+        # A turn that was sent, and then edited by another, can't be told from a new one of the same id.
+        self._edited |= {turn for turn in self.unsettled.get((machine, session), ()) if f"turn/{turn}" in view.parts}
         self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
@@ -339,6 +345,7 @@ class Judge:
             for machine in machines:
                 self._void &= ~self.past[machine, session]
             self._put(REMOTE, session, None, 0)
+            self._wiped[session] = len(self.versions[session])
             self.lenient.add(session)
 
     # What must be
@@ -352,8 +359,12 @@ class Judge:
         parts = tuple(parts)
         # What was sent without turns, and then overwritten by another, can't be told from an edit of that one.
         sent = self.unsettled.get((machine, session))
-        is_lost = sent is not None and not (sent and there.view and sent <= {*there.view.turns})
+        unchanged = {turn for turn in there.view.turns if f"turn/{turn}" not in there.view.parts} if there.view else set()
+        is_lost = sent is not None and not (sent and sent <= unchanged)
+        made_anew = any(event.kind == "anew" for event in self._of(session, mine | theirs))
         for part in parts:
+            if made_anew or self._is_several(session):
+                continue  # what one of them had may be a change of the other
             if is_lost and any(_touches(event, part) for event in self._of(session, theirs)):
                 continue
             sides = [any(_touches(event, part) for event in self._of(session, side)) for side in (mine, theirs)]
@@ -399,6 +410,8 @@ class Judge:
 
     def _check_version(self, session: str, old: View | None, view: View, machine: str, *, resolving: bool) -> None:
         self._check_doubled(session, view, machine)
+        if session in self.lenient:
+            return
         moved = {turn for event in self.events[session] for turn in event.removes}
         places = {turn: n for n, turn in enumerate(view.turns)}
         if old is not None and not old.is_other(view):
@@ -413,7 +426,9 @@ class Judge:
                 raise Violation("misordered", f"{session}, pushed by {machine}: {turn} before {before}: {view.turns}")
 
     def _check_doubled(self, session: str, view: View, place: str) -> None:
-        if len({*view.turns}) < len(view.turns):
+        if session in self.lenient:
+            return  # without a base, a turn that was edited and the one that was not are two
+        if twice := {turn for turn in view.turns if view.turns.count(turn) > 1} - self._edited:
             raise Violation("doubled", f"{session} on {place}: {view.turns}")
 
     def _check_lost(self, session: str, present: list[View]) -> None:
@@ -514,7 +529,10 @@ class Judge:
         if not all(self._covered(event) for event in added):
             return False
         return session in self.returning | self.lenient or any(
-            not any(event.bit & other.past or event is other for event in added) for other in self._live(session)
+            other.view is not None
+            and turn not in other.view.turns
+            and (other.weak or not any(event.bit & other.past for event in added))
+            for other in self._live(session)
         )
 
     def _removals(self, session: str, turn: str) -> list[Event]:

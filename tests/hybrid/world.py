@@ -31,7 +31,8 @@ from .model import CONTENT, REMOTE, Judge, View, Violation, view_of
 __all__ = ["SESSIONS", "World"]
 
 SESSIONS = ("s0", "s1", "s2", "s3")
-PARTS = ("metadata.k0", "metadata.k1", "component_snapshots.c0")
+KEYS = ("k0", "k1", "k2", "k3")
+PARTS = (*(f"metadata.{key}" for key in KEYS), "component_snapshots.c0")
 PEERS = ("p0", "p1")
 CREATED = 1_700_000_000_000  # milliseconds; each session that is made has a time of its own
 
@@ -63,7 +64,7 @@ class World:
         self.text = _text
         self.calm = False  # nothing goes wrong any more
         # Some runs are rough and others are not: in a rough one hardly a round ends.
-        self._rate = self.random.choice((0.0, 0.02, 0.05, 0.1))
+        self._rate = self.random.choice((0.0, 0.02, 0.06, 0.15))
         self._wipes = self.random.random() < 0.08
         self.machines = [Machine(f"m{n}", folder / f"m{n}", self._url, self) for n in range(machines)]
 
@@ -84,13 +85,25 @@ class World:
     def run(self, acts: int) -> None:
         """Do so many things at random, then check that all comes together."""
         choices: dict[Callable[[], None], float] = {
-            self._local: 26, self._peer: 14, self._orcs: 12, self._start: 10, self._advance: 30, self._resolve: 2,
+            self._local: 26, self._peer: 14, self._orcs: 12, self._start: 14, self._advance: 36, self._resolve: 5,
             self._crash: 3, self._network: 4, self._clock: 2, self._look: 4, self._wipe: 2 if self._wipes else 0,
         }  # fmt: skip
+        if self.random.random() < 0.7:
+            self._begin()
         for number in range(acts):
             self.note(f"-- {number}")
             self.random.choices(list(choices), list(choices.values()))[0]()
         self.finish()
+
+    def _begin(self) -> None:
+        """Have some sessions everywhere."""
+        for id in SESSIONS[:3]:
+            self._peers["p0"].save(self._made(id, "p0"))
+            self._wrote_there("p0", id, 0, ())
+        self.calm = True
+        for machine in self.machines:
+            self._sync_whole(machine)
+        self.calm = False
 
     def finish(self) -> None:
         """Let everything come together, and look at what there is then."""
@@ -162,7 +175,7 @@ class World:
         name, id = self.random.choice(PEERS), id or self._session(REMOTE)
         store, view = self._peers[name], self.judge.views[REMOTE, id]
         if view is None:
-            if self.random.random() < 0.5:
+            if self.random.random() < 0.7:
                 asset = self._made(id, name)
                 store.save(asset, if_revision=0)
                 self._wrote_there(name, id, 0, ())
@@ -257,7 +270,7 @@ class World:
         machine = self._machine()
         id = self._session(machine.name)
         acts: dict[Callable[[Machine, str], None], float] = {
-            self._append: 10, self._load: 4, self._save: 8, self._update: 6, self._new: 4, self._delete: 2,
+            self._append: 10, self._load: 4, self._save: 8, self._update: 6, self._new: 2, self._delete: 2,
         }  # fmt: skip
         self.random.choices(list(acts), list(acts.values()))[0](machine, id)
 
@@ -415,7 +428,7 @@ class World:
         if self.random.random() < 0.6:
             held.asset.add_turn(self._turn(name))
         else:
-            held.asset.metadata[self.random.choice(PARTS[:2]).partition(".")[2]] = self._value(name)
+            held.asset.metadata[self.random.choice(KEYS)] = self._value(name)
         self._write(machine, name, held.asset)
 
     def _write(self, machine: Machine, name: str, asset: SessionAsset) -> None:
@@ -444,6 +457,7 @@ class World:
     def _advance(self) -> None:
         running = [machine for machine in self.machines if machine.plan is not None]
         if not running:
+            self._start()
             return
         machine = self.random.choice(running)
         for _ in range(self.random.choice((1, 1, 2, 3, 5, 100))):
@@ -472,7 +486,7 @@ class World:
 
     def _network(self) -> None:
         machine = self._machine()
-        machine.offline = not machine.offline
+        machine.offline = not machine.offline and self.random.random() < 0.5
         self.note(f"{machine.name} is {'offline' if machine.offline else 'online'}")
 
     def _clock(self) -> None:
@@ -578,9 +592,9 @@ class World:
         if draw < 0.35:
             asset.add_turn(self._turn(writer))
         elif draw < 0.6:
-            asset.metadata[chooser.choice(("k0", "k1"))] = self._value(writer)
+            asset.metadata[chooser.choice(KEYS)] = self._value(writer)
         elif draw < 0.65:
-            asset.metadata.pop(chooser.choice(("k0", "k1")), None)
+            asset.metadata.pop(chooser.choice(KEYS), None)
         elif draw < 0.7:
             context.name = self._value(writer)
         elif draw < 0.73:
