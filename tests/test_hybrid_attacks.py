@@ -379,3 +379,17 @@ async def test_one_folder_by_two_names(machines: Machines) -> None:
     loaded.add_turn(turn("c"))
     await link.save(loaded)
     assert a.texts() == ["a", "b", "c"]
+
+
+@tabled
+async def test_appended_to_what_is_not_here(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that others have made is fetched to append to it, as to load it."""
+    a, peer = await machines.synced()
+    monkeypatch.setattr(live.Live, "_is_news", lambda self, change: False)
+    a = await machines.reopen(a, live=True)
+    await until(lambda: a.sync_status().mode is SyncMode.ONLINE)
+    await peer.save(asset("b", id="t"))
+    await a.append("t", turn("c"))
+    assert a.texts("t") == ["b", "c"]
+    await a.sync()
+    await idle(a)

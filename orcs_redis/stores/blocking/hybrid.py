@@ -261,14 +261,24 @@ class HybridSessionStore(Generic[A]):
     def append(self, id: str, *turns: ConversationTurn) -> int:
         """Add turns at the end of a session's history and return the file's new modification time in ns.
 
+        A session that is not here is fetched, if the shared store is reached.
+
         Raises:
             NotFoundError: there is no such session.
+            UnavailableError: it is in the shared store only, and that can't be reached.
             SerializationError: a value that would not come back.
             ValueError: no turn was given.
 
         """
         self._begin()
-        revision = self._workers.call(self._local.append, id, turns)
+        try:
+            revision = self._workers.call(self._local.append, id, turns)
+        except (NotFoundError, UnavailableError) as error:
+            raise_interruption(error)
+            if not self._is_online:
+                raise
+            self._fetch(id)
+            revision = self._workers.call(self._local.append, id, turns)
         self._note_saved(id)
         return revision
 
