@@ -359,7 +359,9 @@ class Judge:
         parts = tuple(parts)
         # What was sent without turns, and then overwritten by another, can't be told from an edit of that one.
         sent = self.unsettled.get((machine, session))
-        unchanged = {turn for turn in there.view.turns if f"turn/{turn}" not in there.view.parts} if there.view else set()
+        unchanged = (
+            {turn for turn in there.view.turns if f"turn/{turn}" not in there.view.parts} if there.view else set()
+        )
         is_lost = sent is not None and not (sent and sent <= unchanged)
         made_anew = any(event.kind == "anew" for event in self._of(session, mine | theirs))
         for part in parts:
@@ -429,14 +431,14 @@ class Judge:
         if session in self.lenient:
             return  # without a base, a turn that was edited and the one that was not are two
         if twice := {turn for turn in view.turns if view.turns.count(turn) > 1} - self._edited:
-            raise Violation("doubled", f"{session} on {place}: {view.turns}")
+            raise Violation("doubled", f"{session} on {place}: {sorted(twice)} in {view.turns}")
 
     def _check_lost(self, session: str, present: list[View]) -> None:
         """Each turn of a write that no deletion had seen is there, unless it was removed on purpose."""
         there = {turn for view in present for turn in view.turns}
         for event in self._live(session):
             assert event.view is not None
-            content = event.adds if event.weak else event.view.turns
+            content = event.adds if event.weak or self._is_kept(event) else event.view.turns
             for turn in content:
                 if turn in there or turn in self.unprotected or self._removals(session, turn):
                     continue
@@ -466,10 +468,12 @@ class Judge:
             if not removals or any(all(not event.bit & each.past for each in removals) for event in adding):
                 continue
             # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
-            having = [event for event in live if event.view and turn in event.view.turns]
+            having = [event.past for event in live if event.view and turn in event.view.turns]
+            having += [each.past for each in self.versions[session] if each.view and turn in each.view.turns]
             if not all(
-                (r.kind == "anew" or self._covered(r)) and any(not r.bit & event.past for event in having)
-                for r in removals
+                (removal.kind == "anew" or self._covered(removal))
+                and any(not removal.bit & past and past & ~removal.past for past in having)
+                for removal in removals
             ):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
 
