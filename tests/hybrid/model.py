@@ -121,6 +121,7 @@ class Judge:
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
         self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
+        self._coming_back: set[str] = set()  # turns that were sent, and removed before it was known that they arrived
         self._edited: set[str] = set()  # turns that may be twice
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
@@ -193,6 +194,9 @@ class Judge:
                 if mine:
                     self._before.setdefault(turn, mine[-1])
         self._put(place, session, view, past | event.bit)
+        if place == REMOTE:
+            for (_, sent), turns in self.unsettled.items():
+                self._coming_back |= turns & event.removes if sent == session else set()
         if place != REMOTE:
             arrived = 0
             for version in self.versions[session]:
@@ -326,6 +330,8 @@ class Judge:
             if (machine, session) in self._gone:
                 self.returning.add(session)
             self.unsettled[machine, session] = self.sent.get((machine, session), set())
+            there = self.views[REMOTE, session]
+            self._coming_back |= self.unsettled[machine, session] - {*(there.turns if there else ())}
 
     def attempted(self, machine: str, session: str, removes: Iterable[str]) -> None:
         """Note that turns were to be removed, and are still there: this may have been noted or not."""
@@ -465,10 +471,14 @@ class Judge:
         for turn in view.turns:
             removals = [event for event in self._removals(session, turn) if turn in event.removes and not event.weak]
             adding = [event for event in self.events[session] if turn in event.adds]
-            if not removals or any(all(not event.bit & each.past for each in removals) for event in adding):
+            if (
+                turn in self._coming_back
+                or not removals
+                or any(all(not event.bit & each.past for each in removals) for event in adding)
+            ):
                 continue
             # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
-            having = [event.past for event in live if event.view and turn in event.view.turns]
+            having = [event.past | event.bit for event in live if event.view and turn in event.view.turns]
             having += [each.past for each in self.versions[session] if each.view and turn in each.view.turns]
             if not all(
                 (removal.kind == "anew" or self._covered(removal))
