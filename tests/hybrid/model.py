@@ -409,8 +409,8 @@ class Judge:
             self._check_doubled(session, there, REMOTE)
         self._check_lost(session, present)
         self._check_presence(session, present)
-        for view in present:
-            self._check_removed(session, view)
+        if there is not None:
+            self._check_removed(session, there)
         if present:
             self._check_parts(session, present)
 
