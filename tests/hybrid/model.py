@@ -121,6 +121,7 @@ class Judge:
         self._read_there: dict[tuple[str, str], Version] = {}  # what is there, likewise
         self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
+        self._coming_back: set[str] = set()  # turns that were sent, and removed before it was known that they arrived
         self._edited: set[str] = set()  # turns that may be twice
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
@@ -193,6 +194,9 @@ class Judge:
                 if mine:
                     self._before.setdefault(turn, mine[-1])
         self._put(place, session, view, past | event.bit)
+        if place == REMOTE:
+            for (_, sent), turns in self.unsettled.items():
+                self._coming_back |= turns & event.removes if sent == session else set()
         if place != REMOTE:
             arrived = 0
             for version in self.versions[session]:
@@ -326,6 +330,8 @@ class Judge:
             if (machine, session) in self._gone:
                 self.returning.add(session)
             self.unsettled[machine, session] = self.sent.get((machine, session), set())
+            there = self.views[REMOTE, session]
+            self._coming_back |= self.unsettled[machine, session] - {*(there.turns if there else ())}
 
     def attempted(self, machine: str, session: str, removes: Iterable[str]) -> None:
         """Note that turns were to be removed, and are still there: this may have been noted or not."""
@@ -403,8 +409,8 @@ class Judge:
             self._check_doubled(session, there, REMOTE)
         self._check_lost(session, present)
         self._check_presence(session, present)
-        for view in present:
-            self._check_removed(session, view)
+        if there is not None:
+            self._check_removed(session, there)
         if present:
             self._check_parts(session, present)
 
@@ -431,14 +437,14 @@ class Judge:
         if session in self.lenient:
             return  # without a base, a turn that was edited and the one that was not are two
         if twice := {turn for turn in view.turns if view.turns.count(turn) > 1} - self._edited:
-            raise Violation("doubled", f"{session} on {place}: {view.turns}")
+            raise Violation("doubled", f"{session} on {place}: {sorted(twice)} in {view.turns}")
 
     def _check_lost(self, session: str, present: list[View]) -> None:
         """Each turn of a write that no deletion had seen is there, unless it was removed on purpose."""
         there = {turn for view in present for turn in view.turns}
         for event in self._live(session):
             assert event.view is not None
-            content = event.adds if event.weak else event.view.turns
+            content = event.adds if event.weak or self._is_kept(event) else event.view.turns
             for turn in content:
                 if turn in there or turn in self.unprotected or self._removals(session, turn):
                     continue
@@ -465,13 +471,19 @@ class Judge:
         for turn in view.turns:
             removals = [event for event in self._removals(session, turn) if turn in event.removes and not event.weak]
             adding = [event for event in self.events[session] if turn in event.adds]
-            if not removals or any(all(not event.bit & each.past for each in removals) for event in adding):
+            if (
+                turn in self._coming_back
+                or not removals
+                or any(all(not event.bit & each.past for each in removals) for event in adding)
+            ):
                 continue
             # A removal is gone with its session, if that was deleted and comes back from who had not seen it.
-            having = [event for event in live if event.view and turn in event.view.turns]
+            having = [event.past | event.bit for event in live if event.view and turn in event.view.turns]
+            having += [each.past for each in self.versions[session] if each.view and turn in each.view.turns]
             if not all(
-                (r.kind == "anew" or self._covered(r)) and any(not r.bit & event.past for event in having)
-                for r in removals
+                (removal.kind == "anew" or self._covered(removal))
+                and any(not removal.bit & past and past & ~removal.past for past in having)
+                for removal in removals
             ):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
 

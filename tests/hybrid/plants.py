@@ -23,11 +23,10 @@ Patch = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Plant(NamedTuple):
-    """A fault, the rule that the judge then finds broken, and within how many runs it surely does."""
+    """A fault, and within how many runs the judge surely finds it."""
 
     name: str
     breaks: str  # in words
-    rules: tuple[str, ...]
     runs: int
     patch: Patch
 
@@ -183,43 +182,43 @@ def _save_over(self: Any, id: str, data: bytes, known: Any, found: Any) -> Any:
 
 
 _ALL = (
-    Plant("last-writer-wins", "a part that both changed is a conflict, or its loser is kept", ("lost",), 100,
+    Plant("last-writer-wins", "a part that both changed is a conflict, or its loser is kept", 100,
           _planned(lambda step, *_: step._replace(keep=()), prefer="local")),
-    Plant("whole-sessions", "sessions are merged by parts", ("lost",), 40, _planned(_mine)),
-    Plant("resurrected-deletions", "what was deleted there is deleted here", ("resurrected",), 100,
+    Plant("whole-sessions", "sessions are merged by parts", 40, _planned(_mine)),
+    Plant("resurrected-deletions", "what was deleted there is deleted here", 100,
           _planned(_resurrect)),
-    Plant("deletion-beats-edit", "an edit beats a deletion", ("deleted",), 100, _planned(_delete_edited)),
-    Plant("order-by-time", "what is new here goes after what is there", ("misordered",), 100, _merged(_sort)),
-    Plant("ours-first", "what is there keeps its place", ("misordered",), 100, _merged(_ours_first)),
-    Plant("pull-notes-first", "a pull is noted when it is written", ("diverged", "lost", "reverted"), 200,
+    Plant("deletion-beats-edit", "an edit beats a deletion", 100, _planned(_delete_edited)),
+    Plant("order-by-time", "what is new here goes after what is there", 100, _merged(_sort)),
+    Plant("ours-first", "what is there keeps its place", 100, _merged(_ours_first)),
+    Plant("pull-notes-first", "a pull is noted when it is written", 200,
           lambda: mock.patch.object(installing.Installer, "_finish", _note_first(installing.Installer._finish))),
-    Plant("base-before-push", "a base is noted when the push has arrived", ("diverged", "state", "lost"), 200,
+    Plant("base-before-push", "a base is noted when the push has arrived", 200,
           lambda: mock.patch.object(installing.Installer, "_prepare", _base_first(installing.Installer._prepare))),
-    Plant("pull-counts-as-seen", "what is noted of a pull was not seen", ("deleted", "lost"), 2000,
+    Plant("pull-counts-as-seen", "what is noted of a pull was not seen", 2000,
           lambda: mock.patch.object(installing, "caught_up", _pulls_count(planner.caught_up))),
-    Plant("never-caught-up", "what was sent and arrived is no edit of others", ("conflict",), 200,
+    Plant("never-caught-up", "what was sent and arrived is no edit of others", 200,
           _replaced(installing, "caught_up", lambda base, *_: base)),
-    Plant("doubled", "a turn that is on both sides is one", ("doubled",), 200, _doubling),
-    Plant("stale-writers-believed", "turns that a file lacks come back", ("lost",), 100,
+    Plant("doubled", "a turn that is on both sides is one", 200, _doubling),
+    Plant("stale-writers-believed", "turns that a file lacks come back", 100,
           lambda: mock.patch.multiple(planner, lacking_turns=lambda *_: [])),
-    Plant("removals-forgotten", "turns that are removed through the API stay away", ("resurrected",), 100,
+    Plant("removals-forgotten", "turns that are removed through the API stay away", 100,
           _replaced(journal.Journal, "note_removal", lambda *_, **__: None)),
-    Plant("nothing-kept", "what loses is kept", ("lost",), 300, _planned(lambda step, *_: step._replace(keep=()))),
-    Plant("push-unbound", "a push is bound to the revision that was seen", ("lost", "deleted", "foreign"), 200,
+    Plant("nothing-kept", "what loses is kept", 300, _planned(lambda step, *_: step._replace(keep=()))),
+    Plant("push-unbound", "a push is bound to the revision that was seen", 200,
           _replaced(shared.Shared, "put", _put_blindly)),
-    Plant("deletion-unbound", "a deletion is bound to the revision that was seen", ("deleted",), 400,
+    Plant("deletion-unbound", "a deletion is bound to the revision that was seen", 400,
           _replaced(shared.Shared, "remove", _remove_blindly)),
-    Plant("rename-unbound", "a file is replaced if it is what was seen", ("lost",), 300,
+    Plant("rename-unbound", "a file is replaced if it is what was seen", 300,
           _replaced(files.Files, "_put", _rename)),
-    Plant("everything-collides", "a conflict is of one part", ("conflict",), 40,
+    Plant("everything-collides", "a conflict is of one part", 40,
           _planned(lambda step, *_: step, merging=False)),
-    Plant("restless", "what is in step is left alone", ("restless",), 40, _planned(_send_again)),
-    Plant("all-synced", "states are true", ("state",), 100, _replaced(local, "standing", _all_synced)),
-    Plant("old-reads", "who has written reads that", ("stale read", "lost"), 40,
+    Plant("restless", "what is in step is left alone", 40, _planned(_send_again)),
+    Plant("all-synced", "states are true", 100, _replaced(local, "standing", _all_synced)),
+    Plant("old-reads", "who has written reads that", 40,
           lambda: mock.patch.object(local.Local, "load", _one_behind(local.Local.load))),
-    Plant("local-saves-overwrite", "a save applies its changes to the file as it is", ("lost",), 100,
+    Plant("local-saves-overwrite", "a save applies its changes to the file as it is", 100,
           _replaced(local.Local, "_merge", _save_over)),
-    Plant("bases-survive-a-wipe", "after a wipe nothing is deleted", ("deleted", "lost"), 400,
+    Plant("bases-survive-a-wipe", "after a wipe nothing is deleted", 400,
           _replaced(journal.Journal, "forget_bases", lambda *_: None)),
 )  # fmt: skip
 PLANTS = {plant.name: plant for plant in _ALL}
