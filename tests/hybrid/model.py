@@ -285,7 +285,7 @@ class Judge:
         if resolving:
             here = self.views[machine, session]
             removed = {*(here.turns if here else ())} - {*view.turns}
-            if here is not None and here.digest != view.digest:
+            if here is None or here.digest != view.digest:
                 self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
@@ -501,7 +501,7 @@ class Judge:
             if strong and session not in self.lenient and (reverted := there - possible - {None}):
                 # Of two sessions that became one, the larger one may stand; of a stale file, what is there.
                 excused: set[str | None] = {value for _, value in self.unprotected_values}
-                if session in self._stale or self._is_several(session):
+                if session in self._stale or self._is_several(session) or "learned_facts" in name:
                     excused |= kept | {None}
                 if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
