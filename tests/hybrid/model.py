@@ -173,7 +173,7 @@ class Judge:
             changed |= {name for event in self._of(session, past) for name in event.sets}
         if anew and old is not None:
             past |= self.deleted(place, session).bit
-        if anew or (old is None and past):
+        if anew or (old is None and past and kind == "write"):
             kind = "anew"
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
@@ -197,7 +197,7 @@ class Judge:
         if place == REMOTE:
             for (_, sent), turns in self.unsettled.items():
                 self._coming_back |= turns & event.removes if sent == session else set()
-        if place != REMOTE:
+        if place != REMOTE and kind != "resolve":
             arrived = 0
             for version in self.versions[session]:
                 arrived |= version.past
@@ -276,7 +276,7 @@ class Judge:
             self._replaced.get((machine, session)),
             Version(self.views[machine, session], past),
         )
-        if before is not None and before.view is not None and before.view.digest == view.digest:
+        if before and before.view and before.view.digest == view.digest and self.views[machine, session]:
             self._put(machine, session, before.view, before.past)  # it was put back: another had written it meanwhile
             return
         known = [version for version in self.versions[session] if version.view and version.view.digest == view.digest]
@@ -542,11 +542,14 @@ class Judge:
         added = [event for event in self.events[session] if turn in event.adds]
         if not all(self._covered(event) for event in added):
             return False
+        deletions = [
+            event.bit
+            for event in self.events[session]
+            if event.kind == "delete" and any(event.past & other.bit for other in added)
+        ]
         return session in self.returning | self.lenient or any(
-            other.view is not None
-            and turn not in other.view.turns
-            and (other.weak or not any(event.bit & other.past for event in added))
-            for other in self._live(session)
+            version.view and turn not in version.view.turns and any(bit & version.past for bit in deletions)
+            for version in self.versions[session]
         )
 
     def _removals(self, session: str, turn: str) -> list[Event]:
