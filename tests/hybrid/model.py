@@ -420,13 +420,13 @@ class Judge:
         self._check_doubled(session, view, machine)
         if session in self.lenient:
             return
-        moved = {turn for event in self.events[session] for turn in event.removes}
+        moved = {turn for event in self.events[session] for turn in event.removes} | self._edited
         places = {turn: n for n, turn in enumerate(view.turns)}
         if old is not None and not old.is_other(view):
             common = [turn for turn in old.turns if turn in places and turn not in moved]
             if common != sorted(common, key=places.__getitem__):
                 raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
-            added = [turn for turn in view.turns if turn not in old.turns]
+            added = [turn for turn in view.turns if turn not in old.turns and turn not in moved]
             if added and common and not resolving and places[added[0]] < places[common[-1]]:
                 raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
         for turn, before in self._before.items():
