@@ -373,6 +373,8 @@ class Judge:
         for part in parts:
             if made_anew or self._is_several(session):
                 continue  # what one of them had may be a change of the other
+            if any(event.weak and _touches(event, part) for event in self._of(session, mine)):
+                continue  # who wrote it had not looked at the file
             if is_lost and any(_touches(event, part) for event in self._of(session, theirs)):
                 continue
             sides = [any(_touches(event, part) for event in self._of(session, side)) for side in (mine, theirs)]
