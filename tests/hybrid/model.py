@@ -373,8 +373,13 @@ class Judge:
         for part in parts:
             if made_anew or self._is_several(session):
                 continue  # what one of them had may be a change of the other
-            if any(event.weak and _touches(event, part) for event in self._of(session, mine)):
-                continue  # who wrote it had not looked at the file
+            is_stale = any(event.weak and _touches(event, part) for event in self._of(session, mine))
+            value = there.view.parts.get(part) if there.view else None
+            writers = {
+                each.place for each in self._of(session, there.past) if part in each.sets and each.sets[part] == value
+            }
+            if is_stale and writers - {machine}:
+                continue  # who wrote it had not looked at what was there
             if is_lost and any(_touches(event, part) for event in self._of(session, theirs)):
                 continue
             sides = [any(_touches(event, part) for event in self._of(session, side)) for side in (mine, theirs)]
@@ -500,7 +505,11 @@ class Judge:
             kept = {view.parts.get(name) for view in self.kept[session]}
             possible = {event.sets[name] for event in (*latest, *strong)}
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
-            if strong and session not in self.lenient and (reverted := there - possible - {None}):
+            if (
+                strong
+                and session not in self.lenient
+                and (reverted := {present[0].parts.get(name)} - possible - {None})
+            ):
                 # Of two sessions that became one, the larger one may stand; of a stale file, what is there.
                 excused: set[str | None] = {value for _, value in self.unprotected_values}
                 if session in self._stale or self._is_several(session) or "learned_facts" in name:
