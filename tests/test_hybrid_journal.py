@@ -30,10 +30,11 @@ from orcs_redis import (
 )
 from orcs_redis.model.filters import Filters
 from orcs_redis.model.parts import Digests, digests
-from orcs_redis.stores.hybrid.files import Files, Signature
+from orcs_redis.stores.hybrid.files import Files
 from orcs_redis.stores.hybrid.journal import FileMeta, Journal, Record, Remote, Removal, Row, Seen
 from orcs_redis.stores.hybrid.local import Local
 from orcs_redis.stores.hybrid.planner import Base, Pending, Side, content_digest
+from orcs_redis.stores.hybrid.reading import Signature
 
 from .test_merge import versions
 from .test_parts import Scored, assets

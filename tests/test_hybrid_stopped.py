@@ -39,6 +39,7 @@ from orcs_redis import (
 from orcs_redis.protocol.commands import ScriptCall
 from orcs_redis.stores.disk import write_new
 from orcs_redis.stores.hybrid import files, installing, rounds
+from orcs_redis.stores.hybrid import kept as copies
 from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.journal import Journal
 from orcs_redis.stores.hybrid.shared import Shared
@@ -164,7 +165,9 @@ def instrumented(monkeypatch: pytest.MonkeyPatch) -> None:
         (HybridSessionStore, ("_do",), _doing),
         (clients.BlockingClientLink, ("call",), _sending),
         (files, ("write_new", "exchange", "move"), _writing),
-        (files, ("_discard",), _discarding),
+        (copies, ("write_new", "move"), _writing),
+        (files, ("discard",), _discarding),
+        (copies, ("discard",), _discarding),
         (Journal, ("note", "note_seen", "note_removal"), _noting),
         (Journal, ("forget_bases",), _writing),
     ):

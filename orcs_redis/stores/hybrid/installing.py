@@ -30,7 +30,7 @@ from ...model.asset import SessionAsset
 from ...model.meta import SyncState
 from ...protocol.index import encode_meta
 from ...protocol.reads import Mark
-from .files import Files, Moved, Replacement, Signature, file_digest
+from .files import Files, Moved, Replacement
 from .journal import Record, Remote, Row
 from .local import Local, arrived
 from .planner import (
@@ -48,6 +48,7 @@ from .planner import (
     plan,
     sent_turns,
 )
+from .reading import Signature, file_digest
 from .results import SyncReport
 from .shared import Index, Listed, Shared, Version
 from .steps import Each, Here, Pause, Plan, RedisPlan, There
@@ -314,9 +315,9 @@ class Installer(Generic[A]):
         why = item.step.reason or _why(item.step)
         for side in item.step.keep:
             if side == "here" and item.data is not None:
-                yield self._files.keep(item.id, side, item.data, why)
+                yield self._files.copies.keep(item.id, side, item.data, why)
             elif side == "there" and isinstance(item.there, Side):
-                yield self._files.keep(item.id, side, item.there.asset.to_json().encode(), why)
+                yield self._files.copies.keep(item.id, side, item.there.asset.to_json().encode(), why)
 
     @staticmethod
     def _write_there(shared: Shared[A], item: Item[A]) -> RedisPlan[Mark | None]:

@@ -28,8 +28,8 @@ from ...model.asset import SessionAsset
 from ...model.encoding import attempt
 from ...model.parts import Digests, Entry, digests
 from ..disk import translated
-from .files import Signature
 from .planner import Base, Pending, content_digest
+from .reading import Signature
 
 __all__ = ["FileMeta", "Journal", "Record", "Remote", "Removal", "Row", "Seen"]
 

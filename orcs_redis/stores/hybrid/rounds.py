@@ -24,10 +24,10 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.ids import check_id
 from ...model.meta import SyncMode, SyncState
-from .files import RoundLock
 from .installing import ATTEMPTS, Installer, Item, Round, Rules, SyncOptions, reached
 from .journal import Record, Remote, Row
 from .local import Local
+from .locks import RoundLock
 from .planner import Act, Side, Step, Unreadable, forced, sides_of
 from .results import Conflict, SyncReport
 from .shared import Index, Shared
@@ -248,7 +248,7 @@ class Rounds(Generic[A]):
 
     def _end(self, round: Round[A], whole: bool) -> None:
         if round.report.kept or (whole and time.monotonic() > self._prune_due):
-            self._files.prune_kept(self._rules.keep_days)
+            self._files.copies.prune(self._rules.keep_days)
             self._prune_due = time.monotonic() + _PRUNE_SECONDS
         if not round.report.failed and not round.options.dry_run and not round.stopped:
             self.last_sync = time.time()
