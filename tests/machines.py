@@ -98,6 +98,11 @@ class Machine:
     def data(self, id: str = "s") -> bytes:
         return self.file(id).read_bytes()
 
+    def signature(self, id: str = "s") -> tuple[int, ...]:
+        """What any writing changes of a file."""
+        status = self.file(id).lstat()
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
     def read(self, id: str = "s") -> SessionAsset:
         """What the file has, as orcs would read it."""
         return SessionAsset.from_json(self.data(id))
@@ -142,9 +147,8 @@ class Machine:
         """What any writing would change: of each file, what is in it and its signature; of the server, its counters."""
         found: dict[str, Any] = {}
         for path in sorted(self.folder.glob("*.json")):
-            status = path.stat()
             data = path.read_bytes() if path.is_file() else b""
-            found[path.name] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, data)
+            found[path.name] = (self.signature(path.stem), data)
         for path in sorted((self.folder / ".orcs-redis" / "kept").rglob("*")):
             found[str(path)] = path.stat().st_mtime_ns
         return found | counters(self.place)

@@ -23,6 +23,7 @@ from orcs_redis.errors import (
     StorageError,
     StoreFullError,
     StoreResetError,
+    SyncStoppedError,
     UnavailableError,
     UnsupportedServerError,
     VersionIncompatibleError,
@@ -48,6 +49,7 @@ EXAMPLES = [
     StoreResetError(),
     LayoutError("8 partitions, not 4"),
     UnsupportedServerError(),
+    SyncStoppedError(12),
 ]
 RECOVERABLE = {NotFoundError, ConflictError, LeaseHeldError, UnavailableError, OutcomeUnknownError}
 

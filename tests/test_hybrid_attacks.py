@@ -129,6 +129,36 @@ async def test_deleted_by_a_store_that_has_not_looked(machines: Machines) -> Non
 
 
 @tabled
+async def test_made_anew_while_it_is_sent(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is deleted and made anew while a round sends it for the first time is not mixed with the old."""
+    a, peer = await machines.open(), await machines.peer()
+    await a.save(asset("a"))
+    gate = Gate()
+    with monkeypatch.context() as patched:
+        patched.setattr(Installer, "_read_here", gate.around(Installer._read_here))
+        round = asyncio.create_task(a.sync())
+        await until(gate.reached.is_set)
+        await a.delete("s")
+        await a.save(asset("z"))
+        gate.opened.set()
+        await round
+    await a.sync()
+    assert a.texts() == contents(await peer.load("s")) == ["z"]
+    await idle(a)
+
+
+@tabled
+async def test_deleted_before_it_was_sent(machines: Machines) -> None:
+    """Of a session that was never sent nothing remains once it is deleted."""
+    a = await machines.open()
+    await a.save(asset("a"))
+    await a.delete("s")
+    await idle(a)
+    assert a.store._journal.removals == {}
+    assert (await machines.reopen(a)).store._journal.removals == {}
+
+
+@tabled
 async def test_listed_while_a_round_brings_sessions(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is noted of the shared store while a list is made is no error in it."""
     a, peer = await machines.synced()
@@ -258,3 +288,44 @@ def test_live_in_another_event_loop(tmp_path: Path) -> None:
 
     asyncio.run(in_another())
     assert not (tmp_path / "s.json").exists()
+
+
+# Kept copies
+
+
+@tabled
+async def test_copies_of_what_saves_overwrite(machines: Machines) -> None:
+    """No more than 20 copies of a session are kept, the newest, though there is no round for long."""
+    a = await machines.open(url=OFFLINE_URL)
+    for n in range(30):
+        await a.save(asset(str(n)))
+    copies = a.kept("s")
+    assert len(copies) == 20
+    assert contents(await a.load_kept(copies[0])) == ["28"]
+
+
+# Wiped
+
+
+@tabled
+@pytest.mark.parametrize("kind", ["wiped", "restored"])
+async def test_another_process_adopts(machines: Machines, kind: str) -> None:
+    """A live store goes on once another one on the folder has adopted what is there now."""
+    a, peer = await machines.synced()
+    raw = machines.place.raw
+    key = machines.place.key("state")
+    before = raw.hget(key, "revision")
+    await peer.append("s", turn("b"))
+    live, other = await machines.reopen(a, live=True, scan=0.1), await machines.open()
+    await until(lambda: live.sync_status().is_fully_synced() and len(live.texts()) == 2)
+    if kind == "wiped":
+        raw.delete(*raw.scan_iter(match=f"*{machines.place.namespace}*"))
+    else:
+        raw.hset(key, "revision", before)
+    await live.save(asset("a", id="t"))
+    await until(lambda: live.sync_status().mode is SyncMode.ERROR)
+    await other.sync(adopt=True)
+    await other.aclose()
+    await live.save(asset("a", id="u"))
+    await until(lambda: live.sync_status().is_fully_synced(), 10)
+    assert await (await machines.peer()).exists("u")

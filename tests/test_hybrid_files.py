@@ -958,7 +958,7 @@ def test_many_copies_at_one_moment(files: Files) -> None:
 
     def work(name: int) -> None:
         for number in range(20):
-            files.copies.keep(f"s{number % 2}", "here", content(f"{name}-{number}"), f"{name}-{number}")
+            files.copies.keep(f"s{name % 2}-{number % 4}", "here", content(f"{name}-{number}"), f"{name}-{number}")
             files.copies.prune(1, per_session=1000)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]

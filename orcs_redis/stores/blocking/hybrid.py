@@ -271,7 +271,7 @@ class HybridSessionStore(Generic[A]):
         return revision
 
     def update(self, id: str, change: Callable[[A], object]) -> Versioned[A]:
-        """Load a session, change it, and save it, again and again until nobody wrote the file meanwhile.
+        """Load a session, change it, and save it, again and again until no one else wrote the file meanwhile.
 
         Returns the session as it was stored, and its revision. What changes nothing writes nothing.
 

@@ -2,7 +2,7 @@
 
 A version is installed in this order: what is intended is noted; it is written there, bound to the revision that was
 seen, then here, bound to the bytes that were seen; it is noted as common. Wherever that is cut off, the next round
-tells its own half-done step from another's edit.
+distinguishes its own half-done step from another's edit.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class Installer(Generic[A]):
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)
             step = plan(base, here, there, removed=removed, merging=self._rules.merging, prefer=self._rules.prefer)
-            record = Record.of(base, record.pending, _heard(record.row, mark, sessions.get(id), here, there, step))
+            record = Record.of(base, record.pending, _observed(record.row, mark, sessions.get(id), here, there, step))
             items.append(Item(id, record, here, data, there, mark, removed, step))
         return items
 
@@ -380,10 +380,10 @@ def reached(remote: Remote, revisions: Mapping[int, int]) -> Remote:
     return remote._replace(revisions={**remote.revisions, **reached})
 
 
-def _heard(
+def _observed(
     row: Row, mark: Mark | None, listed: Listed | None, here: VersionHere[A], there: VersionThere[A], step: Step[A]
 ) -> Row:
-    """Return what is known of a session, with what was heard of the shared store."""
+    """Return what is known of a session, with what was observed of the shared store."""
     meta = b""
     if here is None and mark is not None and listed is not None:  # the list shows what is there
         meta = listed.meta

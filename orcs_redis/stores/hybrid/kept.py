@@ -29,6 +29,7 @@ __all__ = ["KeptCopies", "drop_note"]
 
 _TRIES: Final = 5
 _DAY: Final = 86400
+_COPIES: Final = 20  # so many are kept of a session
 _COPY: Final = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-(here|there)-[0-9a-f]{8}\.json")
 _STAMP: Final = "%Y%m%dT%H%M%S.%fZ"
 _NOTE: Final = ".note"
@@ -57,7 +58,10 @@ class KeptCopies:
         self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def keep(self, id: str, side: SideName, data: bytes, why: str) -> Path:
-        """Keep a copy of what is about to be lost; return where. What is kept already gets no second copy."""
+        """Keep a copy of what is about to be lost; return where. What is kept already gets no second copy.
+
+        Beyond 20 copies of a session the oldest are deleted.
+        """
         digest = file_digest(data)
         with translated():
             if (known := self._known_copy(check_id(id), side, digest)) is not None:
@@ -71,6 +75,8 @@ class KeptCopies:
             except BaseException:
                 discard([temporary])
                 raise
+            for _, _, surplus in self._aged_copies(copy.parent)[_COPIES:]:
+                _drop(surplus)
         return copy
 
     def list(self, id: str | None = None) -> builtins.list[Kept]:
@@ -96,26 +102,29 @@ class KeptCopies:
         with translated(folder.name):
             return read_whole(path, folder.name).data
 
-    def prune(self, days: float, per_session: int = 20, total_bytes: int = 2**30) -> None:
+    def prune(self, days: float, per_session: int = _COPIES, total_bytes: int = 2**30) -> None:
         """Delete copies that are older than so many days, and the oldest ones beyond these limits."""
         now = time.time()
         rest = []
         with translated():
             folders = self._folders()
             for folder in folders:
-                copies = sorted(filter(None, map(_aged, self._copies_in(folder))), reverse=True)
-                for place, (kept_at, size, copy) in enumerate(copies):
+                for place, (kept_at, size, copy) in enumerate(self._aged_copies(folder)):
                     if place >= per_session or kept_at < now - days * _DAY:
-                        discard([copy, copy.with_suffix(_NOTE)])
+                        _drop(copy)
                     else:
                         rest.append((kept_at, size, copy))
             total = 0
             for _, size, copy in sorted(rest, reverse=True):
                 total += size
                 if total > total_bytes:
-                    discard([copy, copy.with_suffix(_NOTE)])
+                    _drop(copy)
             for folder in folders:
                 self._clear(folder)
+
+    def _aged_copies(self, folder: Path) -> builtins.list[tuple[float, int, Path]]:
+        """Return when each copy in a folder was kept last, and its size; the newest first."""
+        return sorted(filter(None, map(_aged, self._copies_in(folder))), reverse=True)
 
     def _folders(self) -> builtins.list[Path]:
         return [folder for folder in self._folder.iterdir() if not folder.name.startswith(".")]
@@ -189,6 +198,10 @@ class KeptCopies:
 def drop_note(copy: Path) -> None:
     """Delete a copy's note: there will be no copy."""
     discard([copy.with_suffix(_NOTE)])
+
+
+def _drop(copy: Path) -> None:
+    discard([copy, copy.with_suffix(_NOTE)])
 
 
 def _parsed(name: str) -> tuple[datetime, SideName]:

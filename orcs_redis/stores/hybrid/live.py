@@ -75,7 +75,7 @@ class Live(Generic[A]):
                 _log.debug("live synchronisation goes on in %.1f s at most: %s", delay, error)
                 yield from self._wait(random.uniform(delay / 2, delay))
                 delay = min(2 * delay, _LAST_DELAY)
-            except Exception as error:  # whatever it is: nobody would notice that this has ended
+            except Exception as error:  # whatever it is: else this would end unnoticed
                 raise_interruption(error)
                 self._rounds.note_failure(error)
                 _log.exception("live synchronisation failed, and begins anew")
@@ -101,7 +101,7 @@ class Live(Generic[A]):
             yield from self._compare_all()  # raises it again, unless another process has adopted what is there now
             return
         yield from self._compare_all()
-        if not shared.incarnation:  # nobody has written to it
+        if not shared.incarnation:  # it has no sessions yet
             yield from self._wait(self._scan, for_save=True)
             return
         watcher: Watcher = shared.watcher(self._wake)

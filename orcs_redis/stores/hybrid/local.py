@@ -147,7 +147,7 @@ class Local(Generic[A]):
         return self.files.signature(check_id(id)) is not None or self.is_known_there(id)
 
     def is_known_there(self, id: str) -> bool:
-        """Return whether a session was in the shared store when last heard, and was not deleted here."""
+        """Return whether a session was in the shared store when last observed, and was not deleted here."""
         self.journal.refresh()
         row = self.journal.rows.get(id)
         if row is None or not row.there_revision:
@@ -205,6 +205,8 @@ class Local(Generic[A]):
     @contextmanager
     def _removing(self, id: str, turns: Collection[str], *, deleted: bool = False) -> Iterator[None]:
         """Note what is about to be removed; what could not be is no removal."""
+        if turns or deleted:
+            self.journal.refresh()
         before = self.journal.removals.get(id)
         if turns or deleted:
             self.journal.note_removal(id, turns, deleted=deleted)
@@ -289,7 +291,6 @@ class Local(Generic[A]):
             NotFoundError: there is no such session.
 
         """
-        self.journal.refresh()
         for _ in range(_ATTEMPTS):
             found = self.files.read(check_id(id))
             if found is None:
@@ -299,10 +300,8 @@ class Local(Generic[A]):
             except StorageError as error:
                 raise_interruption(error)
                 turns = set()
-            self.journal.refresh()
-            is_known = id in self.journal.rows  # else the shared store never had it from here
             try:
-                with self._removing(id, turns if is_known else (), deleted=is_known):
+                with self._removing(id, turns, deleted=True):  # a round may be sending it for the first time
                     self.files.remove(id, file_digest(found.data), keep=None)
             except Moved:  # another program has written it in this moment
                 continue
@@ -430,8 +429,8 @@ class Local(Generic[A]):
         except StorageError as error:
             raise_interruption(error)
             if found is not None:
-                return FileVersion(Unreadable(error), found.data, found.signature)
-            return FileVersion(Unreadable(error), None, self.files.signature(id))
+                return FileVersion(Unreadable(error, f"{id}.json"), found.data, found.signature)
+            return FileVersion(Unreadable(error, f"{id}.json"), None, self.files.signature(id))
 
     def _seen(self, id: str, side: Side[A] | Unreadable | None, signature: Signature, looked_ns: int) -> Seen:
         if isinstance(side, Side):

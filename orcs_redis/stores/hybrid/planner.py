@@ -83,11 +83,12 @@ class Unreadable(NamedTuple):
     """A version that can't be read, and why."""
 
     error: StorageError
+    file: str = ""  # its name, if it is a file
 
     @property
     def reason(self) -> str:
-        """Why."""
-        return str(self.error)
+        """Why, and which file."""
+        return f"{self.file}: {self.error}" if self.file else str(self.error)
 
 
 class Same(Enum):
@@ -332,7 +333,7 @@ def _loses(side: Side[A], version: Side[A], base: Digests, *, whole: bool) -> bo
 
 
 def lacking_turns(base: Digests, here: Side[A], removed: Collection[str]) -> list[Entry]:
-    """Return turns of the base that a file lacks, and that nobody is known to have removed.
+    """Return turns of the base that a file lacks, and that were not removed knowingly.
 
     Such a file was written from an old version that a program had in its memory, as orcs does.
     """

@@ -1,4 +1,4 @@
-"""What a hybrid store tells: what a sync did, what is in conflict, what is kept."""
+"""What a hybrid store returns: what a sync did, what is in conflict, what is kept."""
 
 from __future__ import annotations
 

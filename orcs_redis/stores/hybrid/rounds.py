@@ -191,7 +191,8 @@ class Rounds(Generic[A]):
         signatures = self._local.scan(wanted)
         rows, sessions = self._journal.rows, round.index.sessions
         candidates, gone_here, gone_there = [], [], []
-        for id in signatures.keys() | rows.keys() | sessions.keys() if wanted is None else wanted:
+        known = signatures.keys() | rows.keys() | sessions.keys() | self._journal.removals.keys()
+        for id in known if wanted is None else wanted:
             row = _UNKNOWN if id in round.forgotten else rows.get(id, _UNKNOWN)
             listed, signature = sessions.get(id), signatures.get(id)
             same_there = listed is not None and row.has_revision(listed.revision, listed.origin)
