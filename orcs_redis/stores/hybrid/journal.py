@@ -21,7 +21,7 @@ from .packing import Packing
 from .planner import Base, Pending, content_digest
 from .reading import Signature
 
-__all__ = ["FileMeta", "Journal", "Record", "Remote", "Removal", "Row", "Seen"]
+__all__ = ["FileMeta", "Journal", "Notes", "Record", "Remote", "Removal", "Row", "Seen"]
 
 T = TypeVar("T")
 
@@ -207,23 +207,8 @@ class Journal(Database):
 
         self._write(write, remember)
 
-    def note(
-        self,
-        records: Mapping[str, Record | None] = {},  # it is not changed
-        rows: Mapping[str, Row] = {},  # it is not changed
-        remote: Remote | None = None,
-        back: Mapping[str, Collection[str]] = {},  # it is not changed
-    ) -> None:
-        """Note what is known of sessions, in one transaction.
-
-        Args:
-            records: all that is known; None: the session is forgotten. A base ends what was removed before it.
-            rows: what was heard of the shared store, and conflicts; base and pending remain as they are.
-            remote: the shared store that the bases are of; None: as it was.
-            back: ids of turns that the files lacked, since they were removed: those that a base has again are back.
-
-        """
-        notes = Notes(records, rows, remote, back)
+    def note(self, notes: Notes) -> None:
+        """Note what is known of sessions, in one transaction."""
         if not notes.records and not notes.rows and notes.remote is None:
             return
         known: dict[str, Row] = {}

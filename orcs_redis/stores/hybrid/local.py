@@ -30,7 +30,7 @@ from ...model.parts import Digests, digests
 from ...model.sections import ConversationTurn
 from ...protocol.index import decode_rows
 from .files import Files, Moved, Replacement
-from .journal import FileMeta, Journal, Record, Row, Seen
+from .journal import FileMeta, Journal, Notes, Record, Row, Seen
 from .planner import Base, Side, Standing, Unreadable, standing
 from .reading import Found, Signature, file_digest
 
@@ -459,7 +459,7 @@ class Local(Generic[A]):
                 base = arrived(record, version.side)
                 if base is not None:
                     settled[id] = Record.of(base, None, record.row._replace(reason="", parts=()))
-        self.journal.note(settled)
+        self.journal.note(Notes(settled))
 
     def standings(self, signatures: Collection[str] | None = None) -> dict[str, Standing]:
         """Say how all sessions stand, by what is known: no file is read.
