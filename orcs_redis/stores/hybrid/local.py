@@ -29,9 +29,10 @@ from ...model.meta import SessionMeta, SyncState
 from ...model.parts import Digests, digests
 from ...model.sections import ConversationTurn
 from ...protocol.index import decode_rows
-from .files import Files, Found, Moved, Replacement, Signature, file_digest
-from .journal import FileMeta, Journal, Record, Row, Seen
+from .files import Files, Moved, Replacement
+from .journal import FileMeta, Journal, Notes, Record, Row, Seen
 from .planner import Base, Side, Standing, Unreadable, standing
+from .reading import Found, Signature, file_digest
 
 __all__ = ["Ancestor", "FileVersion", "Local", "Saved", "ancestor_of", "set_ancestor"]
 
@@ -235,10 +236,10 @@ class Local(Generic[A]):
             raise_interruption(error)
             if not overwrite or (isinstance(error, CorruptSessionError) and error.field == "id"):
                 raise
-            self.files.keep(id, "here", old, "it could not be read, and was overwritten")
+            self.files.copies.keep(id, "here", old, "it could not be read, and was overwritten")
             return set()
         if Side.of(current).digest != Side.of(self.decode(id, new)).digest:
-            self.files.keep(id, "here", old, "overwritten by a save")
+            self.files.copies.keep(id, "here", old, "overwritten by a save")
         return {turn.id for turn in current.history.turns}.difference(turns)
 
     def _replace(self, id: str, data: bytes, expected: Found | None) -> int:
@@ -464,7 +465,7 @@ class Local(Generic[A]):
                 base = arrived(record, version.side)
                 if base is not None:
                     settled[id] = Record.of(base, None, record.row._replace(reason="", parts=()))
-        self.journal.note(settled)
+        self.journal.note(Notes(settled))
 
     def standings(self, signatures: Collection[str] | None = None) -> dict[str, Standing]:
         """Say how all sessions stand, by what is known: no file is read.
