@@ -267,13 +267,16 @@ class Local(Generic[A]):
         if not turns:
             raise ValueError("append needs a turn")
         with self.files.lock(check_id(id)):
-            for _ in range(_ATTEMPTS):
+            for attempt in range(_ATTEMPTS):
                 found = self.files.read(id)
                 if found is None:
                     raise self._absence(id)
                 asset = self.decode(id, found.data)
+                # A program that wrote the file in that moment may have read what was there for an instant.
+                known = {turn.id for turn in asset.history.turns} if attempt else set()
                 for turn in turns:
-                    asset.add_turn(turn)
+                    if not turn.id or turn.id not in known:
+                        asset.add_turn(turn)
                 try:
                     return self._replace(id, asset.to_json().encode(), found)
                 except Moved:  # another program has written it in this moment
