@@ -173,7 +173,7 @@ class Judge:
             changed |= {name for event in self._of(session, past) for name in event.sets}
         if anew and old is not None:
             past |= self.deleted(place, session).bit
-        if anew or (old is None and past):
+        if anew or (old is None and past and kind == "write"):
             kind = "anew"
         before = [] if old and not anew else [each.view.turns for each in self._of(session, past) if each.view]
         event = self._event(
@@ -197,7 +197,7 @@ class Judge:
         if place == REMOTE:
             for (_, sent), turns in self.unsettled.items():
                 self._coming_back |= turns & event.removes if sent == session else set()
-        if place != REMOTE:
+        if place != REMOTE and kind != "resolve":
             arrived = 0
             for version in self.versions[session]:
                 arrived |= version.past
@@ -276,7 +276,7 @@ class Judge:
             self._replaced.get((machine, session)),
             Version(self.views[machine, session], past),
         )
-        if before is not None and before.view is not None and before.view.digest == view.digest:
+        if before and before.view and before.view.digest == view.digest and self.views[machine, session]:
             self._put(machine, session, before.view, before.past)  # it was put back: another had written it meanwhile
             return
         known = [version for version in self.versions[session] if version.view and version.view.digest == view.digest]
@@ -285,7 +285,7 @@ class Judge:
         if resolving:
             here = self.views[machine, session]
             removed = {*(here.turns if here else ())} - {*view.turns}
-            if here is not None and here.digest != view.digest:
+            if here is None or here.digest != view.digest:
                 self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
@@ -420,13 +420,13 @@ class Judge:
         self._check_doubled(session, view, machine)
         if session in self.lenient:
             return
-        moved = {turn for event in self.events[session] for turn in event.removes}
+        moved = {turn for event in self.events[session] for turn in event.removes} | self._edited
         places = {turn: n for n, turn in enumerate(view.turns)}
         if old is not None and not old.is_other(view):
             common = [turn for turn in old.turns if turn in places and turn not in moved]
             if common != sorted(common, key=places.__getitem__):
                 raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
-            added = [turn for turn in view.turns if turn not in old.turns]
+            added = [turn for turn in view.turns if turn not in old.turns and turn not in moved]
             if added and common and not resolving and places[added[0]] < places[common[-1]]:
                 raise Violation("misordered", f"{session}, pushed by {machine}: {old.turns} became {view.turns}")
         for turn, before in self._before.items():
@@ -501,7 +501,7 @@ class Judge:
             if strong and session not in self.lenient and (reverted := there - possible - {None}):
                 # Of two sessions that became one, the larger one may stand; of a stale file, what is there.
                 excused: set[str | None] = {value for _, value in self.unprotected_values}
-                if session in self._stale or self._is_several(session):
+                if session in self._stale or self._is_several(session) or "learned_facts" in name:
                     excused |= kept | {None}
                 if not possible & excused:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
@@ -542,11 +542,14 @@ class Judge:
         added = [event for event in self.events[session] if turn in event.adds]
         if not all(self._covered(event) for event in added):
             return False
+        deletions = [
+            event.bit
+            for event in self.events[session]
+            if event.kind == "delete" and any(event.past & other.bit for other in added)
+        ]
         return session in self.returning | self.lenient or any(
-            other.view is not None
-            and turn not in other.view.turns
-            and (other.weak or not any(event.bit & other.past for event in added))
-            for other in self._live(session)
+            version.view and turn not in version.view.turns and any(bit & version.past for bit in deletions)
+            for version in self.versions[session]
         )
 
     def _removals(self, session: str, turn: str) -> list[Event]:

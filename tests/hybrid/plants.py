@@ -194,7 +194,7 @@ _ALL = (
           lambda: mock.patch.object(installing.Installer, "_finish", _note_first(installing.Installer._finish))),
     Plant("base-before-push", "a base is noted when the push has arrived", 200,
           lambda: mock.patch.object(installing.Installer, "_prepare", _base_first(installing.Installer._prepare))),
-    Plant("pull-counts-as-seen", "what is noted of a pull was not seen", 2000,
+    Plant("pull-counts-as-seen", "what is noted of a pull was not seen", 200,
           lambda: mock.patch.object(installing, "caught_up", _pulls_count(planner.caught_up))),
     Plant("never-caught-up", "what was sent and arrived is no edit of others", 200,
           _replaced(installing, "caught_up", lambda base, *_: base)),
@@ -218,7 +218,7 @@ _ALL = (
           lambda: mock.patch.object(local.Local, "load", _one_behind(local.Local.load))),
     Plant("local-saves-overwrite", "a save applies its changes to the file as it is", 100,
           _replaced(local.Local, "_merge", _save_over)),
-    Plant("bases-survive-a-wipe", "after a wipe nothing is deleted", 400,
+    Plant("bases-survive-a-wipe", "after a wipe nothing is deleted", 1000,
           _replaced(journal.Journal, "forget_bases", lambda *_: None)),
 )  # fmt: skip
 PLANTS = {plant.name: plant for plant in _ALL}
