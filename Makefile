@@ -9,6 +9,7 @@
 #   make bench   make bench FULL=1               against other stores
 #   make chaos SECONDS=600
 #   make simulate SECONDS=600
+#   make machines RUNS=2000                      many machines, folders and crashes at random
 #   make steady   make steady TIMES=3 PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ WHEEL ?=
 URL ?=
 ARGS ?=
 
-.PHONY: demo test test-wheel coverage lint docs chaos simulate steady bench clean
+.PHONY: demo test test-wheel coverage lint docs chaos simulate machines steady bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -72,6 +73,9 @@ steady: $(STAMP)
 # A deterministic simulation of the exactly-once protocol: make simulate SECONDS=600 SEED=7
 simulate: $(STAMP)
 	$(BIN)/python -m tests.simulation --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+machines: $(STAMP)
+	$(BIN)/python -m tests.hybrid --runs $(or $(RUNS),2000) --acts 80 --machines 3 $(ARGS)
 
 # Against the peers, into benchmarks/results: make bench, make bench FULL=1. The store's own: python -m benchmarks store
 bench: $(STAMP)

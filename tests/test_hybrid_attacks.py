@@ -15,9 +15,9 @@ import pytest
 import orcs_redis
 from orcs_redis import PermissionDeniedError, SessionAsset, SyncMode, SyncState
 from orcs_redis.stores.hybrid import live, local
-from orcs_redis.stores.hybrid.files import RoundLock
 from orcs_redis.stores.hybrid.installing import Installer
 from orcs_redis.stores.hybrid.local import Local
+from orcs_redis.stores.hybrid.locks import RoundLock
 
 from .conftest import Place
 from .machines import OFFLINE_URL, TABLE, Machines, asset, contents, idle, open_machines, setting, told, until_true

@@ -37,8 +37,10 @@ from orcs_redis.errors import (
 from orcs_redis.stores.disk import write_new
 from orcs_redis.stores.hybrid import exchange as calls
 from orcs_redis.stores.hybrid import files as module
+from orcs_redis.stores.hybrid import kept
 from orcs_redis.stores.hybrid.exchange import exchange
-from orcs_redis.stores.hybrid.files import Files, Moved, Replacement, Signature, file_digest
+from orcs_redis.stores.hybrid.files import Files, Moved, Replacement
+from orcs_redis.stores.hybrid.reading import Signature, file_digest
 
 OURS = {"locks", "kept", "sync.lock"}
 
@@ -65,7 +67,7 @@ def left_in(files: Files) -> list[Path]:
 
 
 def kept_texts(files: Files) -> list[str]:
-    return [json.loads(files.read_kept(copy.path))["text"] for copy in files.kept()]
+    return [json.loads(files.copies.read(copy.path))["text"] for copy in files.copies.list()]
 
 
 def reopened(files: Files, monkeypatch: pytest.MonkeyPatch) -> Files:
@@ -118,7 +120,7 @@ def test_replacing(way: str, files: Files, tmp_path: Path) -> None:
     assert results[2] == files.signature("c") == files.scan()["c"]
     assert files.can_exchange == (way == "exchange")
     assert left_in(files) == []
-    assert files.kept() == []
+    assert files.copies.list() == []
 
 
 def test_replacing_under_a_lock_that_is_held(way: str, files: Files, tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_mode(files: Files, tmp_path: Path) -> None:
     files.replace(
         [Replacement("a", content("2"), file_digest(content("1"))), Replacement("b", content("1", "b"), None)]
     )
-    copies = [files.keep("a", "here", content("1"), ""), files.remove("a", file_digest(content("2")), keep="")]
+    copies = [files.copies.keep("a", "here", content("1"), ""), files.remove("a", file_digest(content("2")), keep="")]
     assert (tmp_path / "b.json").stat().st_mode & 0o777 == 0o600
     assert [copy.stat().st_mode & 0o777 for copy in copies if copy is not None] == [0o600, 0o600]
     assert files.home.stat().st_mode & 0o777 == 0o700
@@ -206,10 +208,10 @@ def test_disk_full(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with files.lock("a"), pytest.raises(StoreFullError):
         files.replace_locked(Replacement("a", too_large, file_digest(content("1"))))
     with pytest.raises(StoreFullError):
-        files.keep("a", "there", too_large, "")
+        files.copies.keep("a", "there", too_large, "")
     assert (text_in(files), text_in(files, "b")) == ("1", "2")
     assert left_in(files) == []
-    assert files.kept() == []
+    assert files.copies.list() == []
 
 
 def test_unsynced_folder(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +284,7 @@ def test_power_failure(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert copy is not None
     assert {copy.stat().st_ino, copy.parent.stat().st_ino, tmp_path.stat().st_ino} < {*steps}
     steps.clear()
-    copy = files.keep("b", "there", content("3", "b"), "")
+    copy = files.copies.keep("b", "there", content("3", "b"), "")
     assert {path.stat().st_ino for path in (copy, copy.parent, copy.parent.parent)} < {*steps}
 
 
@@ -385,11 +387,11 @@ def test_ids_that_one_file_system_takes_for_one(files: Files, tmp_path: Path, mo
     (result,) = files.replace([Replacement("A", content("2", "A"), None)])
     assert isinstance(result, Moved)
     assert text_in(files) == "1"
-    copy = files.keep("a", "here", content("1"), "")
+    copy = files.copies.keep("a", "here", content("1"), "")
     (files.home / "kept" / "A").symlink_to("a")  # as one folder for both
-    other = files.keep("A", "here", content("1", "A"), "")
-    assert [kept.path.name for kept in files.kept("a")] == [copy.name]
-    assert [kept.path.name for kept in files.kept("A")] == [other.name]
+    other = files.copies.keep("A", "here", content("1", "A"), "")
+    assert [found.path.name for found in files.copies.list("a")] == [copy.name]
+    assert [found.path.name for found in files.copies.list("A")] == [other.name]
 
 
 # Removing.
@@ -404,11 +406,11 @@ def test_removing(way: str, files: Files, tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             files.remove("absent", file_digest(content("2")), keep=keep)
     assert text_in(files) == "1"
-    assert files.kept() == []
+    assert files.copies.list() == []
     path = files.remove("a", file_digest(content("1")), keep="deleted there")
-    (copy,) = files.kept("a")
+    (copy,) = files.copies.list("a")
     assert (copy.id, copy.side, copy.why, copy.path) == ("a", "here", "deleted there", path)
-    assert files.read_kept(copy.path) == content("1")
+    assert files.copies.read(copy.path) == content("1")
     assert files.scan() == {}
     write(tmp_path, content("2"))
     assert files.remove("a", file_digest(content("2")), keep=None) is None
@@ -417,7 +419,7 @@ def test_removing(way: str, files: Files, tmp_path: Path) -> None:
     assert left_in(files) == []
 
 
-@pytest.mark.parametrize("call", ["move", "_digest"])
+@pytest.mark.parametrize("call", ["move", "digest_of"])
 def test_a_removal_that_fails(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """A file that can't be moved, or not be read once it is, stays, and no note is left of a copy."""
 
@@ -426,12 +428,13 @@ def test_a_removal_that_fails(files: Files, tmp_path: Path, monkeypatch: pytest.
             raise OSError(errno.EIO, "I/O error")
 
     write(tmp_path, content("1"))
-    monkeypatch.setattr(module, call, fail)
+    for owner in (module, kept):
+        monkeypatch.setattr(owner, call, fail)
     with pytest.raises(UnavailableError if call == "move" else Moved):
         files.remove("a", file_digest(content("1")), keep="")
     if call == "move":
         with pytest.raises(UnavailableError):
-            files.keep("a", "here", content("1"), "")
+            files.copies.keep("a", "here", content("1"), "")
     assert text_in(files) == "1"
     assert [*(files.home / "kept" / "a").iterdir()] == []
     assert left_in(files) == []
@@ -443,9 +446,9 @@ def test_long_ids(way: str, files: Files) -> None:
         files.replace([Replacement(id, content("1", id), None)])
         (result,) = files.replace([Replacement(id, content("2", id), file_digest(content("1", id)))])
         assert isinstance(result, Signature)
-        files.keep(id, "there", content("3", id), "")
+        files.copies.keep(id, "there", content("3", id), "")
         files.remove(id, file_digest(content("2", id)), keep="")
-        assert {copy.side for copy in files.kept(id)} == {"here", "there"}
+        assert {copy.side for copy in files.copies.list(id)} == {"here", "there"}
 
 
 # Others write at the same moment.
@@ -502,7 +505,7 @@ def test_deleted_right_before_the_exchange(files: Files, tmp_path: Path, monkeyp
         (result,) = files.replace([replacement])
         assert isinstance(result, Moved)
     assert files.scan() == {}
-    assert files.kept() == []
+    assert files.copies.list() == []
     write(tmp_path, content("0"))
     before_call(monkeypatch, "exchange", [lambda: write(tmp_path, content("1")), path.unlink])
     (result,) = files.replace([replacement])
@@ -532,7 +535,7 @@ def test_written_right_before_it_is_removed(
         with pytest.raises(Moved):
             files.remove("a", file_digest(content("0")), keep=keep)
     assert text_in(files) == "1"
-    assert files.kept() == []
+    assert files.copies.list() == []
     before_call(monkeypatch, "move", [lambda: write(tmp_path, content("2")), lambda: write(tmp_path, content("3"))])
     with pytest.raises(Moved):
         files.remove("a", file_digest(content("1")), keep=keep)
@@ -587,14 +590,14 @@ def test_what_a_handler_raises_passes(files: Files, tmp_path: Path, monkeypatch:
             ("fstat", lambda: files.read("a")),
             ("lstat", lambda: files.signature("a")),
             ("fsync", lambda: files.remove("a", file_digest(content("0")), keep="")),
-            ("fsync", lambda: files.keep("a", "here", content("0"), "")),
+            ("fsync", lambda: files.copies.keep("a", "here", content("0"), "")),
         ):
             with monkeypatch.context() as patched:
                 patched.setattr(os, step, strike)
                 with pytest.raises(FileNotFoundError, match="mine"):
                     call()
             assert left_in(files) == []
-            assert files.kept() == []
+            assert files.copies.list() == []
         monkeypatch.setattr(module, "exchange", exchange_and_strike)
         with pytest.raises(FileNotFoundError, match="mine"):
             files.replace([replacement])
@@ -666,7 +669,8 @@ def run_killed_at_each_line(folder: Path, setup: str, act: str, check: str) -> i
         import json, os, signal, sys
         from pathlib import Path
         from orcs_redis.stores.hybrid import files as module
-        from orcs_redis.stores.hybrid.files import Files, Moved, Replacement, file_digest
+        from orcs_redis.stores.hybrid.files import Files, Moved, Replacement
+        from orcs_redis.stores.hybrid.reading import file_digest
         folder = Path(sys.argv[1])
         def content(text):
             return json.dumps(dict(id="a", text=text)).encode()
@@ -675,7 +679,7 @@ def run_killed_at_each_line(folder: Path, setup: str, act: str, check: str) -> i
             (folder / ".w.tmp").replace(folder / "a.json")
         def texts():
             data = [path.read_bytes() for path in folder.glob("*.json")]
-            data += [files.read_kept(copy.path) for copy in files.kept()]
+            data += [files.copies.read(copy.path) for copy in files.copies.list()]
             return [json.loads(one)["text"] for one in data]
         def act(files):
 {textwrap.indent(textwrap.dedent(act).strip(), " " * 12)}
@@ -770,7 +774,7 @@ def test_killed_while_removing(tmp_path: Path, keep: str) -> None:
         f"""
         assert texts() == ["old"] or ({keep} is None and texts() == [])
         assert killed or there is None
-        assert killed or [copy.why for copy in files.kept()] == [why for why in [{keep}] if why]
+        assert killed or [copy.why for copy in files.copies.list()] == [why for why in [{keep}] if why]
         """,
     )
     assert lines > 50
@@ -778,7 +782,8 @@ def test_killed_while_removing(tmp_path: Path, keep: str) -> None:
 
 REPLACING_FOR_EVER = """
     import itertools, json, sys
-    from orcs_redis.stores.hybrid.files import Files, Replacement, file_digest
+    from orcs_redis.stores.hybrid.files import Files, Replacement
+    from orcs_redis.stores.hybrid.reading import file_digest
     files, ids = Files(sys.argv[1]), [f"s{number}" for number in range(8)]
     for number in itertools.count():
         new = [(id, files.read(id), json.dumps({"id": id, "text": str(number) * 20_000}).encode()) for id in ids]
@@ -920,11 +925,11 @@ def test_keeping(files: Files) -> None:
     """A copy is listed with what is known of it, the newest first, and read."""
     before = datetime.now(UTC)
     paths = [
-        files.keep("a", "here", content("1"), "overwritten: é"),
-        files.keep("a", "there", content("2"), ""),
-        files.keep("b", "here", content("3", "b"), "x"),
+        files.copies.keep("a", "here", content("1"), "overwritten: é"),
+        files.copies.keep("a", "there", content("2"), ""),
+        files.copies.keep("b", "here", content("3", "b"), "x"),
     ]
-    copies = files.kept()
+    copies = files.copies.list()
     assert [copy.path for copy in copies] == paths[::-1]
     assert [(copy.id, copy.side, copy.why) for copy in copies] == [
         ("b", "here", "x"),
@@ -933,19 +938,19 @@ def test_keeping(files: Files) -> None:
     ]
     assert all(before <= copy.at <= datetime.now(UTC) for copy in copies)
     assert kept_texts(files) == ["3", "2", "1"]
-    assert files.kept("a") == copies[1:]
-    assert files.kept("absent") == []
+    assert files.copies.list("a") == copies[1:]
+    assert files.copies.list("absent") == []
     assert files.scan() == {}
     assert left_in(files) == []
 
 
 def test_the_same_is_kept_once(files: Files) -> None:
     """Of one content of one side there is one copy."""
-    first = files.keep("a", "here", content("1"), "x")
-    other = files.keep("a", "there", content("1"), "x")
-    assert files.keep("a", "here", content("1"), "y") == first
-    assert files.keep("a", "there", content("1"), "y") == other
-    assert len(files.kept()) == 2
+    first = files.copies.keep("a", "here", content("1"), "x")
+    other = files.copies.keep("a", "there", content("1"), "x")
+    assert files.copies.keep("a", "here", content("1"), "y") == first
+    assert files.copies.keep("a", "there", content("1"), "y") == other
+    assert len(files.copies.list()) == 2
 
 
 def test_many_copies_at_one_moment(files: Files) -> None:
@@ -953,8 +958,8 @@ def test_many_copies_at_one_moment(files: Files) -> None:
 
     def work(name: int) -> None:
         for number in range(20):
-            files.keep(f"s{name % 2}-{number % 4}", "here", content(f"{name}-{number}"), f"{name}-{number}")
-            files.prune_kept(1, per_session=1000)
+            files.copies.keep(f"s{name % 2}-{number % 4}", "here", content(f"{name}-{number}"), f"{name}-{number}")
+            files.copies.prune(1, per_session=1000)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
     for thread in threads:
@@ -962,7 +967,7 @@ def test_many_copies_at_one_moment(files: Files) -> None:
     for thread in threads:
         thread.join()
     assert sorted(kept_texts(files)) == sorted(f"{name}-{number}" for name in range(4) for number in range(20))
-    assert all(json.loads(files.read_kept(copy.path))["text"] == copy.why for copy in files.kept())
+    assert all(json.loads(files.copies.read(copy.path))["text"] == copy.why for copy in files.copies.list())
 
 
 def test_two_copies_of_one_microsecond(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -974,11 +979,11 @@ def test_two_copies_of_one_microsecond(files: Files, tmp_path: Path, monkeypatch
         def now(cls, tz: Any = None) -> Any:
             return frozen
 
-    monkeypatch.setattr(module, "datetime", Clock)
+    monkeypatch.setattr(kept, "datetime", Clock)
     for _ in range(2):
         write(tmp_path, content("1"))
         files.remove("a", file_digest(content("1")), keep="")
-    assert [copy.at for copy in files.kept()] == [frozen + timedelta(microseconds=1), frozen]
+    assert [copy.at for copy in files.copies.list()] == [frozen + timedelta(microseconds=1), frozen]
 
 
 def test_a_folder_of_copies_that_is_pruned(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -991,30 +996,30 @@ def test_a_folder_of_copies_that_is_pruned(files: Files, monkeypatch: pytest.Mon
             deleted.append(path.parent)
         return write_new(path, *args)
 
-    monkeypatch.setattr(module, "write_new", write_and_delete)
-    files.keep("a", "here", content("1"), "why")
-    assert [copy.why for copy in files.kept()] == ["why"]
+    monkeypatch.setattr(kept, "write_new", write_and_delete)
+    files.copies.keep("a", "here", content("1"), "why")
+    assert [copy.why for copy in files.copies.list()] == ["why"]
     assert deleted
 
 
 def test_a_copy_without_its_note(files: Files) -> None:
     """A copy whose note is gone, or damaged, is listed all the same; what is none is not."""
-    path = files.keep("a", "here", content("1"), "x")
+    path = files.copies.keep("a", "here", content("1"), "x")
     note = path.with_suffix(".note")
     damages: list[Callable[[], object]] = [lambda: note.write_bytes(b"{"), note.unlink]
     for damage in damages:
         damage()
-        (copy,) = files.kept()
+        (copy,) = files.copies.list()
         assert (copy.id, copy.why, copy.path) == ("a", "", path)
     for name in ("x.json", "99999999T221500.123456Z-here-00000000.json", f".{path.name}"):
         (path.parent / name).touch()
     (files.home / "kept" / "file").touch()
-    assert files.kept() == [copy]
+    assert files.copies.list() == [copy]
 
 
 def test_only_kept_copies_are_read(files: Files, tmp_path: Path) -> None:
-    """`read_kept` reads nothing outside of kept, and says what is no more."""
-    path = files.keep("a", "here", content("1"), "")
+    """`read` reads nothing outside of kept, and says what is no more."""
+    path = files.copies.keep("a", "here", content("1"), "")
     write(tmp_path, content("1"))
     outside = files.home / path.name
     outside.write_bytes(b"secret")
@@ -1027,59 +1032,59 @@ def test_only_kept_copies_are_read(files: Files, tmp_path: Path) -> None:
         Path(path.name),
     ):
         with pytest.raises(ValueError, match="kept"):
-            files.read_kept(other)
+            files.copies.read(other)
     path.unlink()
     path.symlink_to(outside)
     with pytest.raises(CorruptSessionError):
-        files.read_kept(path)
+        files.copies.read(path)
     path.unlink()
     with pytest.raises(NotFoundError):
-        files.read_kept(path)
+        files.copies.read(path)
 
 
 def test_pruning(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies go that are too old, and the oldest ones beyond so many of a session and so many bytes of all."""
-    paths = [files.keep(id, "here", content(str(number), id), "") for number in range(6) for id in "ab"]
-    files.prune_kept(1)
-    assert [copy.path for copy in files.kept()] == paths[::-1]
-    files.prune_kept(1, per_session=4)
-    assert [copy.path for copy in files.kept()] == paths[:3:-1]
+    paths = [files.copies.keep(id, "here", content(str(number), id), "") for number in range(6) for id in "ab"]
+    files.copies.prune(1)
+    assert [copy.path for copy in files.copies.list()] == paths[::-1]
+    files.copies.prune(1, per_session=4)
+    assert [copy.path for copy in files.copies.list()] == paths[:3:-1]
     size = len(content("0"))
-    files.prune_kept(1, total_bytes=6 * size)
-    assert [copy.path for copy in files.kept()] == paths[:5:-1]
-    files.prune_kept(1, total_bytes=6 * size - 1)
-    assert [copy.path for copy in files.kept()] == paths[:6:-1]
+    files.copies.prune(1, total_bytes=6 * size)
+    assert [copy.path for copy in files.copies.list()] == paths[:5:-1]
+    files.copies.prune(1, total_bytes=6 * size - 1)
+    assert [copy.path for copy in files.copies.list()] == paths[:6:-1]
     later = time.time() + 2 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
     os.utime(paths[-2], (later - 60, later - 60))
-    files.prune_kept(1)
-    assert [copy.path for copy in files.kept()] == [paths[-2]]
-    files.prune_kept(0)
+    files.copies.prune(1)
+    assert [copy.path for copy in files.copies.list()] == [paths[-2]]
+    files.copies.prune(0)
     assert [*(files.home / "kept").iterdir()] == []
 
 
 def test_what_is_kept_again_is_not_old(files: Files) -> None:
     """The age of a copy is that of its last keeping."""
-    path = files.keep("a", "here", content("1"), "")
+    path = files.copies.keep("a", "here", content("1"), "")
     old = path.with_name(f"20200101T000000.000000Z-here-{path.stem[-8:]}.json")
     path.rename(old)
     os.utime(old, (0, 0))
-    assert files.keep("a", "here", content("1"), "") == old
-    files.prune_kept(1)
-    assert [copy.path for copy in files.kept()] == [old]
+    assert files.copies.keep("a", "here", content("1"), "") == old
+    files.copies.prune(1)
+    assert [copy.path for copy in files.copies.list()] == [old]
     os.utime(old, (0, 0))
-    files.prune_kept(1)
-    assert files.kept() == []
+    files.copies.prune(1)
+    assert files.copies.list() == []
 
 
 def test_a_note_whose_copy_is_yet_to_come(files: Files) -> None:
     """A note without its copy may be a living writer's; once it is old it goes."""
-    path = files.keep("a", "here", content("1"), "")
+    path = files.copies.keep("a", "here", content("1"), "")
     path.unlink()
-    files.prune_kept(1)
+    files.copies.prune(1)
     assert path.with_suffix(".note").exists()
     os.utime(path.with_suffix(".note"), (0, 0))
-    files.prune_kept(1)
+    files.copies.prune(1)
     assert not path.parent.exists()
 
 
@@ -1089,7 +1094,7 @@ def test_a_note_whose_copy_is_yet_to_come(files: Files) -> None:
 def test_what_killed_processes_left(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Temporary files that are an hour old go to kept if they are sessions that are nowhere else; others go."""
     write(tmp_path, content("the file"))
-    files.keep("a", "here", content("kept"), "x")
+    files.copies.keep("a", "here", content("kept"), "x")
     orphans = [content("orphan"), content("the file"), content("kept")]
     others = [b"{half", b'{"id": "../x"}', b'{"id": 1}', b"\xff", b'{"x":' + b"[" * 100_000]
     for number, data in enumerate([*orphans, *others]):
@@ -1103,7 +1108,7 @@ def test_what_killed_processes_left(files: Files, tmp_path: Path, monkeypatch: p
     files = reopened(files, monkeypatch)
     assert [path.name for path in left_in(files)] == ["other"]
     assert sorted(kept_texts(files)) == ["kept", "orphan"]
-    (copy,) = (copy for copy in files.kept() if copy.why != "x")
+    (copy,) = (copy for copy in files.copies.list() if copy.why != "x")
     assert (copy.id, copy.side, copy.why) == ("a", "here", "left by a process that was killed")
     assert copy.path.stat().st_mode & 0o777 == 0o600
 

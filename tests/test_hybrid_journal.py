@@ -30,10 +30,11 @@ from orcs_redis import (
 )
 from orcs_redis.model.filters import Filters
 from orcs_redis.model.parts import Digests, digests
-from orcs_redis.stores.hybrid.files import Files, Signature
-from orcs_redis.stores.hybrid.journal import FileMeta, Journal, Record, Remote, Removal, Row, Seen
+from orcs_redis.stores.hybrid.files import Files
+from orcs_redis.stores.hybrid.journal import FileMeta, Journal, Notes, Record, Remote, Removal, Row, Seen
 from orcs_redis.stores.hybrid.local import Local
 from orcs_redis.stores.hybrid.planner import Base, Pending, Side, content_digest
+from orcs_redis.stores.hybrid.reading import Signature
 
 from .test_merge import versions
 from .test_parts import Scored, assets
@@ -114,9 +115,9 @@ fast = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 def test_records(tmp_path_factory: pytest.TempPathFactory, first: Any, second: Any) -> None:
     """Records come back equal, here and in another process, whatever keys and ids are in them."""
     with opened(tmp_path_factory.mktemp("journal") / "state.db", 2) as (one, other):
-        one.note(first)
+        one.note(Notes(first))
         assert one.records([*first, "none"]) == first
-        one.note(second)
+        one.note(Notes(second))
         for journal in (one, other):
             journal.refresh()
             assert journal.records([*first, *second]) == {**first, **second}
@@ -136,7 +137,7 @@ def test_digests(tmp_path_factory: pytest.TempPathFactory, of: Digests) -> None:
     folder = tmp_path_factory.mktemp("journal")
     with opened(folder / "state.db") as (journal,):
         base = Base(of, content_digest(of))
-        journal.note({"s": Record.of(base, None, Row())})
+        journal.note(Notes({"s": Record.of(base, None, Row())}))
         assert journal.records(["s"])["s"].base == base
 
 
@@ -155,7 +156,7 @@ def test_digests_of_sessions_of_orcs(file: Path, path: Path) -> None:
     assert digests(SessionAsset.from_json(asset.to_json())) == digests(asset)
     record = Record.of(Base(digests(asset), Side.of(asset).digest), None, Row())
     with opened(path) as (journal,):
-        journal.note({"s": record})
+        journal.note(Notes({"s": record}))
         assert journal.records(["s"]) == {"s": record}
 
 
@@ -164,7 +165,7 @@ def test_uuids_take_half(path: Path) -> None:
     asset = SessionAsset()
     asset.history.turns = [orcs_redis.ConversationTurn.user("x") for _ in range(1000)]
     with opened(path) as (journal,):
-        journal.note({"s": Record.of(Base(digests(asset), b"x" * 16), None, Row())})
+        journal.note(Notes({"s": Record.of(Base(digests(asset), b"x" * 16), None, Row())}))
         (size,) = journal._run(lambda db: db.execute("SELECT length(parts) FROM base").fetchone())
     assert size < 33_000
 
@@ -207,9 +208,9 @@ def test_the_shared_store(path: Path) -> None:
     remote = Remote(b"\0incarnation", "näme", {0: 1, 1023: 2**63}, 1.5)
     with opened(path, 2) as (one, other):
         assert one.read_remote() is None
-        one.note(remote=remote)
+        one.note(Notes(remote=remote))
         assert other.read_remote() == one.read_remote() == remote
-        one.note(remote=remote._replace(last_sync=None))
+        one.note(Notes(remote=remote._replace(last_sync=None)))
         assert other.read_remote() == remote._replace(last_sync=None)
 
 
@@ -220,12 +221,12 @@ def test_forgotten_elsewhere(path: Path) -> None:
     """A session that another process has forgotten is gone, with its base and what was pending."""
     record = based("a")
     with opened(path, 2) as (one, other):
-        one.note({"s": record, "t": record})
+        one.note(Notes({"s": record, "t": record}))
         assert other.records(["s", "t"]) == {"s": record, "t": record}
-        one.note({"s": None})
+        one.note(Notes({"s": None}))
         assert other.records(["s", "t"]) == {"t": record}
         assert "s" not in other.rows
-        one.note({"s": Record.of(None, None, Row())})
+        one.note(Notes({"s": Record.of(None, None, Row())}))
         assert other.records(["s"])["s"].base is None
 
 
@@ -233,31 +234,31 @@ def test_what_was_heard_leaves_the_base_alone(path: Path) -> None:
     """A row that was heard keeps the base that another process has noted meanwhile."""
     record = based("a")
     with opened(path, 2) as (one, other):
-        one.note({"s": record})
-        other.note({}, {"s": Row(there_revision=7, reason="why", parts=("x",))})
+        one.note(Notes({"s": record}))
+        other.note(Notes(rows={"s": Row(there_revision=7, reason="why", parts=("x",))}))
         found = one.records(["s"])["s"]
         assert found.base == record.base
         assert found.row == record.row._replace(there_revision=7, reason="why", parts=("x",))
-        one.note({"s": None})
-        other.note({}, {"s": Row(there_revision=8)})
+        one.note(Notes({"s": None}))
+        other.note(Notes(rows={"s": Row(there_revision=8)}))
         assert one.records(["s"]) == {"s": Record.of(None, None, Row(there_revision=8))}
 
 
 def test_removals_of_two_processes(path: Path) -> None:
     """What was removed through the API adds up until there is a new base, and then is what that has still."""
     with opened(path, 2) as (one, other):
-        one.note({"s": based("a", "b", "c")})
+        one.note(Notes({"s": based("a", "b", "c")}))
         one.note_removal("s", ["a"])
         other.note_removal("s", ["b"])
         one.refresh()
         assert one.removals == other.removals == {"s": Removal(False, frozenset("ab"))}
         one.note_removal("s", ["c"], deleted=True)
-        other.note({"s": based("a", "b", "c", revision=2)})  # of the same content: no new base
+        other.note(Notes({"s": based("a", "b", "c", revision=2)}))  # of the same content: no new base
         assert other.removals == {"s": Removal(True, frozenset("abc"))}
-        other.note({"s": based("b", "d")})
+        other.note(Notes({"s": based("b", "d")}))
         one.refresh()
         assert one.removals == other.removals == {"s": Removal(True, frozenset("b"))}
-        other.note({"s": based("d")})
+        other.note(Notes({"s": based("d")}))
         one.refresh()
         assert one.removals == other.removals == {}
 
@@ -266,16 +267,16 @@ def test_removals_that_are_over(path: Path) -> None:
     """A turn that a base has again is back; what is removed while that is noted stays removed."""
     with opened(path, 2) as (one, other):
         for journal in (one, other):
-            one.note({"s": based("a", "b")})
+            one.note(Notes({"s": based("a", "b")}))
             one.note_removal("s", ["a", "b"], deleted=True)
-            journal.note({"s": based("a", "b", "c")}, back={"s": ["a", "b"]})
+            journal.note(Notes({"s": based("a", "b", "c")}, back={"s": ["a", "b"]}))
             assert journal.removals == {}
-            one.note({"s": based("a", "b")})
+            one.note(Notes({"s": based("a", "b")}))
             one.note_removal("s", ["a"])
             one.note_removal("s", ["b"], deleted=True)
-            journal.note({"s": based("a", "b", "c")}, back={"s": ["a"]})
+            journal.note(Notes({"s": based("a", "b", "c")}, back={"s": ["a"]}))
             assert journal.removals == {"s": Removal(True, frozenset("b"))}
-            one.note({"s": None})
+            one.note(Notes({"s": None}))
     with opened(path) as (again,):
         assert again.removals == {}
 
@@ -283,20 +284,20 @@ def test_removals_that_are_over(path: Path) -> None:
 def test_a_session_that_is_gone_has_no_removals(path: Path) -> None:
     """What was removed from a session ends with it."""
     with opened(path) as (journal,):
-        journal.note({"s": based("a")})
+        journal.note(Notes({"s": based("a")}))
         journal.note_removal("s", ["a"], deleted=True)
-        journal.note({"s": None})
+        journal.note(Notes({"s": None}))
         assert journal.removals == {}
-        journal.note({"s": Record.of(None, None, Row())})
+        journal.note(Notes({"s": Record.of(None, None, Row())}))
         journal.note_removal("s", ["a"])
-        journal.note({"s": Record.of(None, Pending(b"x"), Row())})
+        journal.note(Notes({"s": Record.of(None, Pending(b"x"), Row())}))
         assert journal.removals == {"s": Removal(False, frozenset("a"))}  # nothing is common yet
 
 
 def test_forgetting_bases(path: Path) -> None:
     """What was common is forgotten but of some sessions, of which other processes know, too."""
     with opened(path, 2) as (one, other):
-        one.note({"s": based("a"), "t": based("b")})
+        one.note(Notes({"s": based("a"), "t": based("b")}))
         one.note_removal("s", ["a"])
         one.note_removal("t", ["b"])
         one.note_seen({"s": Seen(Signature(1, 2, 3, 4), 5)})
@@ -313,11 +314,11 @@ def test_a_generation_is_of_what_is_known(path: Path) -> None:
         one.refresh()
         before = one.generation
         one.refresh()
-        one.note()
+        one.note(Notes())
         one.note_seen({})
         assert one.generation == before
         changes: list[Callable[[], None]] = [
-            lambda: other.note({"s": based("a")}),
+            lambda: other.note(Notes({"s": based("a")})),
             lambda: other.note_seen({"s": Seen(Signature(1, 2, 3, 4), 5)}),
             lambda: other.note_removal("s", ["a"]),
             lambda: other.forget_bases(()),
@@ -337,7 +338,7 @@ def filled(path: Path, count: int = 40) -> dict[str, Record]:
     """Make a journal of some pages; return what is in it."""
     noted = {f"s{n}": based(*(f"{n}-{i}" for i in range(20)), revision=n + 1) for n in range(count)}
     with opened(path) as (journal,):
-        journal.note(noted, {}, Remote(b"i", "n", {}, None))
+        journal.note(Notes(noted, remote=Remote(b"i", "n", {}, None)))
         journal.note_seen({id: Seen(Signature(1, 2, 3, 4), 5, record.base.digest) for id, record in noted.items()})  # type: ignore[union-attr]  # it has one
         journal.note_removal("s0", ["0-1"])
         assert known(journal)[0] == noted
@@ -348,7 +349,7 @@ def usable(path: Path) -> None:
     """Check that a journal remembers, though it may have been damaged."""
     record = based("new")
     with opened(path) as (journal,):
-        journal.note({"new": record})
+        journal.note(Notes({"new": record}))
         assert journal.records(["new"]) == {"new": record}
     with opened(path) as (journal,):
         assert journal.records(["new"]) == {"new": record}
@@ -446,7 +447,7 @@ def test_damaged_anywhere(path: Path, seed: int) -> None:
             with opened(path) as (journal,):
                 journal.records([*noted])
                 journal.read_remote()
-                journal.note({"new": based("new")})
+                journal.note(Notes({"new": based("new")}))
                 journal.note_removal("s1", ["1-1"])
         except LayoutError:
             assert data[60:64] != (1).to_bytes(4, "big")
@@ -491,7 +492,7 @@ def test_damaged_values(path: Path, change: str) -> None:
         for journal in (one, other):
             assert everything(journal, [*noted]) == {}
         assert len(aside(path)) == 1
-        other.note({"s": based("a")})
+        other.note(Notes({"s": based("a")}))
         assert one.records(["s"]) == {"s": based("a")}
 
 
@@ -510,7 +511,7 @@ def test_damage_that_several_find(path: Path, half: bool) -> None:
         for _ in range(20):
             try:
                 journal = Journal(path)
-                journal.note({f"{number}": based("a")})
+                journal.note(Notes({f"{number}": based("a")}))
             except UnavailableError:  # it was moved aside, by whomever
                 continue
             return journal
@@ -541,7 +542,7 @@ def test_the_folder_is_gone(path: Path) -> None:
             with pytest.raises(UnavailableError, match="home"):
                 journal.refresh()
         folder.mkdir()
-        journal.note({"s": based("a")})
+        journal.note(Notes({"s": based("a")}))
         assert journal.records(["s"]) == {"s": based("a")}
 
 
@@ -549,15 +550,15 @@ def test_the_folder_is_gone(path: Path) -> None:
 def test_interrupted(path: Path, statement: str) -> None:
     """What a signal ends is noted or not, in memory as in the file."""
     with opened(path, 2) as (one, other):
-        one.note({"s": based("a")})
+        one.note(Notes({"s": based("a")}))
         healthy: Any = one._connection
         for call in (healthy.execute, lambda _: None):  # the statement has been executed, or has not
             one._connection = Interrupted(healthy, statement, call)  # type: ignore[assignment]  # it is used as one
             with pytest.raises(KeyboardInterrupt):
-                one.note({"s": based("b"), "t": based("c")})
+                one.note(Notes({"s": based("b"), "t": based("c")}))
             one._connection = healthy
             assert known(one) == known(other)
-            one.note({"s": based("a"), "t": None})
+            one.note(Notes({"s": based("a"), "t": None}))
         assert known(other)[0] == {"s": based("a")}
 
 
@@ -585,9 +586,9 @@ def test_moved_aside_by_another_process(path: Path) -> None:
             found = path.with_name(path.name + suffix)
             found.rename(found.with_name("old" + suffix))
         with opened(path) as (new,):
-            new.note({"s": based("a")})
+            new.note(Notes({"s": based("a")}))
             assert one.records(["s", "s1"]) == {"s": based("a")}
-            other.note({"t": based("b")})
+            other.note(Notes({"t": based("b")}))
             assert known(new)[0] == known(one)[0] == known(other)[0] == {"s": based("a"), "t": based("b")}
     with opened(path) as (again,):
         assert known(again)[0] == {"s": based("a"), "t": based("b")}
@@ -655,10 +656,10 @@ ERRORS = {
 def test_errors(path: Path, code: int, kind: type[StorageError], statement: str, after: bool) -> None:
     """What SQLite refuses is an error of ours, changes nothing, and the next call works."""
     with opened(path, 2) as (one, other):
-        one.note({"s": based("a")})
+        one.note(Notes({"s": based("a")}))
         before = known(one)
         calls: list[Callable[[], None]] = [
-            lambda: one.note({"s": based("b"), "t": based("c")}),
+            lambda: one.note(Notes({"s": based("b"), "t": based("c")})),
             lambda: one.note_seen({"s": Seen(Signature(1, 2, 3, 4), 5)}),
             lambda: one.note_removal("s", ["a"]),
         ]
@@ -670,7 +671,7 @@ def test_errors(path: Path, code: int, kind: type[StorageError], statement: str,
             assert type(caught.value) is kind
             one._connection = healthy
             assert known(one) == known(other) == before
-        one.note({"s": based("b")})
+        one.note(Notes({"s": based("b")}))
         assert known(other)[0] == {"s": based("b")}
     assert aside(path) == []
 
@@ -683,17 +684,17 @@ def limit(journal: Journal, pages: int) -> None:
 def test_a_full_disk(path: Path) -> None:
     """With no space left nothing is noted and nothing forgotten; with room again all goes on."""
     with opened(path) as (journal,):
-        journal.note({"s": based("a")})
+        journal.note(Notes({"s": based("a")}))
         before = known(journal)
         (pages,) = journal._run(lambda db: db.execute("PRAGMA page_count").fetchone())
         limit(journal, pages)
         big = {f"t{n}": based(*(f"{n}-{i}" for i in range(50))) for n in range(50)}
         for _ in range(2):
             with pytest.raises(StoreFullError, match=r"state\.db"):
-                journal.note(big)
+                journal.note(Notes(big))
             assert known(journal) == before
         limit(journal, 2**20)
-        journal.note(big)
+        journal.note(Notes(big))
         assert known(journal)[0] == {**before[0], **big}
     assert aside(path) == []
 
@@ -713,7 +714,7 @@ def test_closed(path: Path) -> None:
         journal.refresh,
         journal.read_remote,
         lambda: journal.records(["s"]),
-        lambda: journal.note({"s": None}),
+        lambda: journal.note(Notes({"s": None})),
         lambda: journal.note_removal("s", ()),
         lambda: journal.forget_bases(()),
     ):
@@ -733,7 +734,9 @@ def test_threads(path: Path) -> None:
             journal = journals[number % 2]
             start.wait()
             for n in range(30):
-                journal.note({f"{number}": based("a", f"{n}"), f"{number}-{n % 3}": None if n % 2 else based("b")})
+                journal.note(
+                    Notes({f"{number}": based("a", f"{n}"), f"{number}-{n % 3}": None if n % 2 else based("b")})
+                )
                 journal.note_removal("shared", [f"{number}-{n}"])
                 journal.note_seen({"shared": Seen(Signature(number, n, 3, 4), 5), f"{number}": None})
                 assert journal.records([f"{number}"])[f"{number}"].base == based("a", f"{n}").base
@@ -754,7 +757,7 @@ def test_listed_while_a_round_notes(path: Path) -> None:
     class Heard(Row):
         @property
         def there_meta(self) -> bytes:  # read in the midst of a list
-            journal.note({}, {"t": Row(there_revision=1)})
+            journal.note(Notes(rows={"t": Row(there_revision=1)}))
             return b""
 
     with opened(path) as (journal,):
@@ -772,7 +775,7 @@ def test_deleted_in_another_process(path: Path) -> None:
     with opened(path, 2) as (one, other):
         local = Local(files, one, SessionAsset)
         local.save("s", asset.to_json().encode(), ["a"], None, overwrite=False)
-        other.note({"s": based("a")})
+        other.note(Notes({"s": based("a")}))
         local.delete("s")
         assert one.removals == {"s": Removal(True, frozenset("a"))}
 
@@ -781,13 +784,13 @@ WORKER = """
 import itertools, sys
 from pathlib import Path
 from orcs_redis.model.parts import Digests
-from orcs_redis.stores.hybrid.journal import Journal, Record, Row
+from orcs_redis.stores.hybrid.journal import Journal, Notes, Record, Row
 from orcs_redis.stores.hybrid.planner import Base, content_digest
 journal = Journal(Path(sys.argv[1]))
 for n in itertools.count():
     parts = Digests({}, {"history.turns": [(str(n), bytes(16))] * (n % 90)})
     record = Record.of(Base(parts, content_digest(parts), n + 1), None, Row(there_revision=n + 1))
-    journal.note({"s": record, "t": record, f"u{n % 50}": record})
+    journal.note(Notes({"s": record, "t": record, f"u{n % 50}": record}))
     journal.note_removal("s", [str(n)])
     print(n, flush=True)
 """

@@ -39,8 +39,9 @@ from orcs_redis import (
 from orcs_redis.protocol.commands import ScriptCall
 from orcs_redis.stores.disk import write_new
 from orcs_redis.stores.hybrid import files, installing, rounds
+from orcs_redis.stores.hybrid import kept as copies
 from orcs_redis.stores.hybrid.installing import Installer
-from orcs_redis.stores.hybrid.journal import Journal
+from orcs_redis.stores.hybrid.journal import Journal, Notes
 from orcs_redis.stores.hybrid.shared import Shared
 from orcs_redis.stores.hybrid.steps import There
 from orcs_redis.sync import HybridSessionStore, RedisSessionStore
@@ -108,7 +109,8 @@ def _changing(name: str) -> contextlib.AbstractContextManager[None]:
 
 def _noting(note: Callable[..., Any]) -> Callable[..., Any]:
     def noted(journal: Journal, *arguments: Any, **named: Any) -> Any:
-        with _changing(note.__name__) if any((*arguments, *named.values())) else contextlib.nullcontext():
+        says = [any(each) if isinstance(each, Notes) else bool(each) for each in (*arguments, *named.values())]
+        with _changing(note.__name__) if any(says) else contextlib.nullcontext():
             return note(journal, *arguments, **named)
 
     return noted
@@ -164,7 +166,9 @@ def instrumented(monkeypatch: pytest.MonkeyPatch) -> None:
         (HybridSessionStore, ("_do",), _doing),
         (clients.BlockingClientLink, ("call",), _sending),
         (files, ("write_new", "exchange", "move"), _writing),
-        (files, ("_discard",), _discarding),
+        (copies, ("write_new", "move"), _writing),
+        (files, ("discard",), _discarding),
+        (copies, ("discard",), _discarding),
         (Journal, ("note", "note_seen", "note_removal"), _noting),
         (Journal, ("forget_bases",), _writing),
     ):
@@ -1112,7 +1116,7 @@ def test_all_scenarios() -> None:
 
 def noting_first(installer: Any, items: Any, write: Callable[..., Any] = Installer._write_here) -> Any:
     """A base is noted before its file is written."""
-    installer._journal.note({item.id: installing._common(item) for item in items})
+    installer._journal.note(Notes({item.id: installing._common(item) for item in items}))
     return write(installer, items)
 
 

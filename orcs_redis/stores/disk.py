@@ -7,7 +7,7 @@ import os
 import pwd
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,8 +24,10 @@ from ..interrupts import raise_interruption, suppress
 
 __all__ = [
     "LEFTOVER_NS",
+    "PRIVATE",
     "SUFFIX",
     "AnyPath",
+    "discard",
     "expanded",
     "open_at_once",
     "synced",
@@ -38,6 +40,8 @@ __all__ = [
 AnyPath = str | os.PathLike[str]
 
 SUFFIX: Final = ".json"
+PRIVATE: Final = 0o600
+"""The mode of what is the user's alone."""
 LEFTOVER_NS: Final = 3600 * 10**9
 """So old is a temporary file of a writer that is no more."""
 
@@ -93,6 +97,14 @@ def write_new(path: Path, data: bytes, mode: int = 0o666) -> os.stat_result:
         file.flush()
         os.fsync(file.fileno())
         return os.fstat(file.fileno())
+
+
+def discard(paths: Sequence[Path]) -> None:
+    """Delete files, as far as that can be done. An empty path is none."""
+    for path in paths:
+        if path.name:
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from unittest import mock
 import orcs_redis.sync
 from orcs_redis import CorruptSessionError, SessionAsset, StorageError
 from orcs_redis.errors import OutcomeUnknownError, StoreFullError, StoreResetError, UnavailableError
-from orcs_redis.stores.hybrid import files, journal, local, rounds
+from orcs_redis.stores.hybrid import files, journal, kept, local, rounds
 from orcs_redis.stores.hybrid.installing import SyncOptions
 from orcs_redis.stores.hybrid.shared import Shared
 from orcs_redis.stores.hybrid.steps import Connect, Each, Here, Pause, There
@@ -107,15 +107,17 @@ def instrumented() -> Iterator[None]:
     """Have every durable call go through the gate of the machine that acts, for as long as the block lasts."""
     with contextlib.ExitStack() as stack:
         for owner, names in (
-            (files.Files, ("replace_locked", "remove", "keep")),
+            (files.Files, ("replace_locked", "remove")),
+            (kept.KeptCopies, ("keep",)),
             (journal.Journal, ("note", "note_seen", "note_removal", "set_removal", "forget_bases")),
         ):
             for name in names:
                 stack.enter_context(mock.patch.object(owner, name, _gated(getattr(owner, name), _full)))
         stack.enter_context(mock.patch.object(files.Files, "replace", _gated_replace(files.Files.replace)))
-        for name in ("exchange", "move"):
-            stack.enter_context(mock.patch.object(files, name, _gated_rename(getattr(files, name))))
-        stack.enter_context(mock.patch.object(files, "_discard", _unless_dead(files._discard)))
+        for module, name in ((files, "exchange"), (files, "move"), (kept, "move")):
+            stack.enter_context(mock.patch.object(module, name, _gated_rename(getattr(module, name))))
+        for module in (files, kept):
+            stack.enter_context(mock.patch.object(module, "discard", _unless_dead(module.discard)))
         for module in (local, rounds):
             stack.enter_context(mock.patch.object(module, "time", _Time()))
         yield

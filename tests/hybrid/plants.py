@@ -93,7 +93,7 @@ def _send_again(step: Step[Any], _: Any, here: Any, __: Any) -> Step[Any]:
 def _note_first(original: Any) -> Any:
     def finish(self: Any, round: Any, items: Any) -> Any:
         pulls = [item for item in items if item.step.write_here and not item.step.write_there]
-        self._journal.note({item.id: installing._common(item) for item in pulls})
+        self._journal.note(journal.Notes({item.id: installing._common(item) for item in pulls}))
         return original(self, round, items)
 
     return finish
@@ -108,7 +108,7 @@ def _base_first(original: Any) -> Any:
                 version, mark = item.version, item.mark
                 base = Base(version.parts, version.digest, mark.revision, mark.operation_id)
                 notes[item.id] = journal.Record.of(base, None, item.record.row)
-        self._journal.note(notes)
+        self._journal.note(journal.Notes(notes))
         return ready
 
     return prepare

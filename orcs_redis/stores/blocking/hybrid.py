@@ -497,12 +497,12 @@ class HybridSessionStore(Generic[A]):
 
     def kept(self, id: str | None = None) -> builtins.list[Kept]:
         """List the copies that are kept of what lost, of one session or of all, the newest first. Reads the disk."""
-        return self._files.kept(id)
+        return self._files.copies.list(id)
 
     def load_kept(self, copy: Kept) -> A:
         """Read a kept copy; it can be saved with `overwrite=True`."""
         self._begin()
-        data = self._workers.call(self._files.read_kept, copy.path)
+        data = self._workers.call(self._files.copies.read, copy.path)
         return self._workers.call(self._local.decode, copy.id, data)
 
     def sync_status(self) -> SyncStatus:

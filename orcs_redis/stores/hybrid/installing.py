@@ -30,8 +30,8 @@ from ...model.asset import SessionAsset
 from ...model.meta import SyncState
 from ...protocol.index import encode_meta
 from ...protocol.reads import Mark
-from .files import Files, Moved, Replacement, Signature, file_digest
-from .journal import Record, Remote, Row
+from .files import Files, Moved, Replacement
+from .journal import Notes, Record, Remote, Row
 from .local import Local, arrived
 from .planner import (
     SAME,
@@ -48,6 +48,7 @@ from .planner import (
     plan,
     sent_turns,
 )
+from .reading import Signature, file_digest
 from .results import SyncReport
 from .shared import Index, Listed, Shared, Version
 from .steps import Each, Here, Pause, Plan, RedisPlan, There
@@ -253,7 +254,7 @@ class Installer(Generic[A]):
         if round.options.dry_run:
             known = [item for item in items if item.id not in round.forgotten]
             same = {item.id: _common(item) for item in known if item.step.act in (Act.ADOPT, Act.FORGET)}
-            yield Here(self._journal.note, (same, {i.id: i.record.row for i in known if i.id not in same}))
+            yield Here(self._journal.note, (Notes(same, {i.id: i.record.row for i in known if i.id not in same}),))
             for item in items:
                 _report(round.report, item)
             return []
@@ -273,7 +274,7 @@ class Installer(Generic[A]):
             else:
                 marks[item.id] = answer
         if refused:
-            yield Here(self._journal.note, (refused,))
+            yield Here(self._journal.note, (Notes(refused),))
         for item in items:
             if item not in there:
                 done.append(item)
@@ -298,7 +299,7 @@ class Installer(Generic[A]):
             if item.step.state is not None:
                 notes[item.id] = record
             ready.append(item._replace(record=record))
-        self._journal.note(notes)
+        self._journal.note(Notes(notes))
         kept = []
         for item in ready:
             try:
@@ -314,9 +315,9 @@ class Installer(Generic[A]):
         why = item.step.reason or _why(item.step)
         for side in item.step.keep:
             if side == "here" and item.data is not None:
-                yield self._files.keep(item.id, side, item.data, why)
+                yield self._files.copies.keep(item.id, side, item.data, why)
             elif side == "there" and isinstance(item.there, Side):
-                yield self._files.keep(item.id, side, item.there.asset.to_json().encode(), why)
+                yield self._files.copies.keep(item.id, side, item.there.asset.to_json().encode(), why)
 
     @staticmethod
     def _write_there(shared: Shared[A], item: Item[A]) -> RedisPlan[Mark | None]:
@@ -333,7 +334,7 @@ class Installer(Generic[A]):
             for item in items
             if item.step.write_here and item.step.write_there
         }
-        self._journal.note(sent)
+        self._journal.note(Notes(sent))
         again: list[str] = []
         replaced = self._write_here([item for item in items if item.step.write_here])
         notes: dict[str, Record | None] = {}
@@ -352,7 +353,8 @@ class Installer(Generic[A]):
                 if item.step.act is not Act.NOTHING:
                     notes[item.id] = _common(item)
                 _report(round.report, item)
-        self._journal.note(notes, {}, round.note_revisions(items), {item.id: _lacking(item) for item in items})
+        back = {item.id: _lacking(item) for item in items}
+        self._journal.note(Notes(notes, remote=round.note_revisions(items), back=back))
         return again
 
     def _write_here(self, items: Sequence[Item[A]]) -> dict[str, Signature | Moved | StorageError]:

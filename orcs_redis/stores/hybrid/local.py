@@ -29,9 +29,10 @@ from ...model.meta import SessionMeta, SyncState
 from ...model.parts import Digests, digests
 from ...model.sections import ConversationTurn
 from ...protocol.index import decode_rows
-from .files import Files, Found, Moved, Replacement, Signature, file_digest
-from .journal import FileMeta, Journal, Record, Row, Seen
+from .files import Files, Moved, Replacement
+from .journal import FileMeta, Journal, Notes, Record, Row, Seen
 from .planner import Base, Side, Standing, Unreadable, standing
+from .reading import Found, Signature, file_digest
 
 __all__ = ["Ancestor", "FileVersion", "Local", "Saved", "ancestor_of", "set_ancestor"]
 
@@ -235,10 +236,10 @@ class Local(Generic[A]):
             raise_interruption(error)
             if not overwrite or (isinstance(error, CorruptSessionError) and error.field == "id"):
                 raise
-            self.files.keep(id, "here", old, "it could not be read, and was overwritten")
+            self.files.copies.keep(id, "here", old, "it could not be read, and was overwritten")
             return set()
         if Side.of(current).digest != Side.of(self.decode(id, new)).digest:
-            self.files.keep(id, "here", old, "overwritten by a save")
+            self.files.copies.keep(id, "here", old, "overwritten by a save")
         return {turn.id for turn in current.history.turns}.difference(turns)
 
     def _replace(self, id: str, data: bytes, expected: Found | None) -> int:
@@ -271,10 +272,10 @@ class Local(Generic[A]):
                 if found is None:
                     raise self._absence(id)
                 asset = self.decode(id, found.data)
-                # What took the file's place for a moment may have been read, and written, by another program.
+                # A program that wrote the file in that moment may have read what was there for an instant.
                 known = {turn.id for turn in asset.history.turns} if attempt else set()
                 for turn in turns:
-                    if turn.id not in known:
+                    if not turn.id or turn.id not in known:
                         asset.add_turn(turn)
                 try:
                     return self._replace(id, asset.to_json().encode(), found)
@@ -467,7 +468,7 @@ class Local(Generic[A]):
                 base = arrived(record, version.side)
                 if base is not None:
                     settled[id] = Record.of(base, None, record.row._replace(reason="", parts=()))
-        self.journal.note(settled)
+        self.journal.note(Notes(settled))
 
     def standings(self, signatures: Collection[str] | None = None) -> dict[str, Standing]:
         """Say how all sessions stand, by what is known: no file is read.

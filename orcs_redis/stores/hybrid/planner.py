@@ -21,6 +21,7 @@ from ...model.asset import SessionAsset
 from ...model.merge import merge, settled
 from ...model.meta import SyncState
 from ...model.parts import TIMES, Digests, Entry, changed, digest, digests
+from .results import SideName
 
 __all__ = [
     "SAME",
@@ -29,7 +30,6 @@ __all__ = [
     "Pending",
     "Same",
     "Side",
-    "SideName",
     "Standing",
     "Step",
     "Unreadable",
@@ -46,7 +46,6 @@ __all__ = [
 ]
 
 A = TypeVar("A", bound=SessionAsset)
-SideName: TypeAlias = Literal["here", "there"]
 
 _TURNS: Final = "history.turns"
 _COMPACTED: Final = "history.compacted"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from msgspec import Struct, field
 
 from ...errors import StorageError
 from ...model.asset import SessionAsset
 
-__all__ = ["Conflict", "Kept", "SyncReport"]
+__all__ = ["Conflict", "Kept", "SideName", "SyncReport"]
 
 A = TypeVar("A", bound=SessionAsset)
+SideName: TypeAlias = Literal["here", "there"]
 
 
 class SyncReport(Struct):
@@ -62,7 +63,7 @@ class Kept(NamedTuple):
     """A copy of a session as it was, kept for some time after it was overwritten or deleted."""
 
     id: str
-    side: Literal["here", "there"]
+    side: SideName
     """Where it was: in the folder, or in the shared store."""
     at: datetime
     """When it was kept, in UTC by this machine's clock."""

@@ -24,10 +24,10 @@ from ...interrupts import raise_interruption
 from ...model.asset import SessionAsset
 from ...model.ids import check_id
 from ...model.meta import SyncMode, SyncState
-from .files import RoundLock
 from .installing import ATTEMPTS, Installer, Item, Round, Rules, SyncOptions, reached
-from .journal import Record, Remote, Row
+from .journal import Notes, Record, Remote, Row
 from .local import Local
+from .locks import RoundLock
 from .planner import Act, Side, Step, Unreadable, forced, sides_of
 from .results import Conflict, SyncReport
 from .shared import Index, Shared
@@ -166,7 +166,7 @@ class Rounds(Generic[A]):
         if remote is None:
             remote = Remote(shared.incarnation, shared.name, {}, None)
             if shared.incarnation:
-                yield Here(self._journal.note, ({}, {}, remote))
+                yield Here(self._journal.note, (Notes(remote=remote),))
         if self._mode is SyncMode.OFFLINE:
             self._mode = SyncMode.ONLINE  # it is reached, whatever comes of it
         return Round(shared, options, reached(remote, index.revisions), index)
@@ -223,7 +223,7 @@ class Rounds(Generic[A]):
             held_here = self._held(gone_here, len(there))
             held_there = self._held(self._untouched(gone_there), len(here))
             self._local.look(held_here)
-            self._journal.note({}, {id: rows[id]._replace(there_revision=0) for id in held_there})
+            self._journal.note(Notes(rows={id: rows[id]._replace(there_revision=0) for id in held_there}))
             round.stopped = len(held_here) + len(held_there)
             candidates = [id for id in candidates if id not in held_here and id not in held_there]
         return sorted(candidates)
@@ -259,12 +259,12 @@ class Rounds(Generic[A]):
 
     def _end(self, round: Round[A], whole: bool) -> None:
         if round.report.kept or (whole and time.monotonic() > self._prune_due):
-            self._files.prune_kept(self._rules.keep_days)
+            self._files.copies.prune(self._rules.keep_days)
             self._prune_due = time.monotonic() + _PRUNE_SECONDS
         if not round.report.failed and not round.options.dry_run and not round.stopped:
             self.last_sync = time.time()
         if whole and round.shared.incarnation and not round.options.dry_run:
-            self._journal.note({}, {}, round.remote._replace(last_sync=self.last_sync))
+            self._journal.note(Notes(remote=round.remote._replace(last_sync=self.last_sync)))
 
     # Conflicts
 
@@ -336,7 +336,7 @@ class Rounds(Generic[A]):
         Nothing is common any more from here on: else the session, if this is cut off, were taken for deleted there.
         """
         record = Record.of(None, None, item.record.row)
-        yield Here(self._journal.note, ({item.id: record},))
+        yield Here(self._journal.note, (Notes({item.id: record}),))
         yield There(round.shared.clear, (item.id, 0 if item.mark is None else item.mark.revision))
         return item._replace(record=record, there=None, mark=None)
 
