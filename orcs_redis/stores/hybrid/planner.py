@@ -6,6 +6,7 @@ by digests, there by revision and operation, which the server counts.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection
 from enum import Enum
@@ -55,6 +56,9 @@ _OWN: Final = "component_snapshots."  # changed on both sides: ours stand, since
 
 _HERE: Final[tuple[SideName, ...]] = ("here",)
 _THERE: Final[tuple[SideName, ...]] = ("there",)
+
+_is_random: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}").fullmatch
+"""Says of a turn's id whether it is a UUID of version 4: no other turn has it."""
 
 _encode: Final = msgspec.msgpack.Encoder(order="sorted").encode
 
@@ -416,15 +420,20 @@ def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]
         return base
     if there.digest == pending.over or (base is not None and there.digest == base.digest):
         return base
-    theirs = Counter(there.parts.lists[_TURNS])
-    arrived = there.digest == pending.digest or (pending.sent and not Counter(pending.sent) - theirs)
-    if arrived:
+    if there.digest == pending.digest or (pending.sent and _has_turns(there.parts, pending.sent)):
         parts = pending.mine
     elif base is None and pending.mine.values.get(_CREATED) != there.parts.values.get(_CREATED):
         return None
     else:
         parts = settled(Digests() if base is None else base.parts, pending.mine, there.parts)
     return Base(parts, content_digest(parts))
+
+
+def _has_turns(parts: Digests, sent: list[Entry]) -> bool:
+    """Whether all these turns are there, as they were sent; or edited since, if the id can't be another turn's."""
+    theirs = parts.lists[_TURNS]
+    ids = {key for key, _ in theirs}
+    return all(key in ids and _is_random(key) for key, _ in Counter(sent) - Counter(theirs))
 
 
 class Standing(NamedTuple):
