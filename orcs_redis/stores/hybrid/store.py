@@ -590,14 +590,14 @@ class HybridSessionStore(Generic[A]):
         """Open the Redis store, if it is not open; `anew`: take its namespace as it is now."""
         async with self._connecting:
             if self._remote is None:
-                self._remote = await RedisSessionStore._open(self._options, self._target, None)  # as above
+                self._remote = await RedisSessionStore._open(self._options, self._target, None)
             if self._abandoned:  # closing did not wait for it
                 await self._remote.aclose()
                 raise UnavailableError("the store is closed")
             if anew:
                 await self._remote.reopen()
             if self._shared is None or anew:
-                self._shared = Shared(self._remote._core)  # as above
+                self._shared = Shared(self._remote._core)
             return self._shared
 
 
