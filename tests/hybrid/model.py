@@ -4,6 +4,7 @@ A write is an event with its past: the events that its writer had seen. Turns ha
 value of a part, so that what is stored tells which events came to be there. Sets of events are bits of an integer.
 
     covered    a write that some deletion had seen: its session may be gone
+    taken      resolve(keep="remote") brought what is there: no edit of that machine (hybrid.md 2.4, rows 9 and 15)
     weak       what a program wrote from an old version in its memory, or an act that was killed half-way: it may count
                or not (hybrid.md 2.6)
     unprotected    what was in one file only, never in the shared store, when another program overwrote it (the same)
@@ -79,7 +80,7 @@ class Event:
     bit: int
     session: str
     place: str
-    kind: str  # write, anew, delete, resolve; attempt: it was not done, or not wholly
+    kind: str  # write, anew, delete, resolve, taken; attempt: it was not done, or not wholly
     past: int
     view: View | None  # what was there afterwards
     adds: tuple[str, ...] = ()
@@ -123,6 +124,7 @@ class Judge:
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
         self._coming_back: set[str] = set()  # turns that were sent, and removed before it was known that they arrived
         self._edited: set[str] = set()  # turns that may be twice
+        self._taken: dict[int, int] = {}  # by the bit of an event: the past of the version that was taken
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
@@ -140,6 +142,7 @@ class Judge:
         writer: str = "",
         seen: int = 0,
         removes: Iterable[str] = (),
+        drops: Iterable[str] = (),
         kind: str = "write",
         weak: bool = False,
         anew: bool = False,
@@ -154,6 +157,7 @@ class Judge:
             writer: whose turns are in its order.
             seen: further events that were seen: those of the asset that was changed.
             removes: the turns that were removed on purpose.
+            drops: turns that it need not have, and that others may bring back.
             kind: of the event.
             weak: whether it may count or not.
             anew: whether it is another session, over whatever had its id.
@@ -186,7 +190,7 @@ class Judge:
             frozenset(removes),
             {name: view.parts.get(name) for name in changed},
             weak,
-            frozenset(turn for turns in before for turn in turns if turn not in view.turns),
+            frozenset(drops) | {turn for turns in before for turn in turns if turn not in view.turns},
         )
         if writer:
             for turn in adds:
@@ -197,7 +201,7 @@ class Judge:
         if place == REMOTE:
             for (_, sent), turns in self.unsettled.items():
                 self._coming_back |= turns & event.removes if sent == session else set()
-        if place != REMOTE and kind != "resolve":
+        if place != REMOTE and kind not in ("resolve", "taken"):
             arrived = 0
             for version in self.versions[session]:
                 arrived |= version.past
@@ -246,6 +250,7 @@ class Judge:
             return
         # A turn that was sent, and then edited by another, can't be told from a new one of the same id.
         self._edited |= {turn for turn in self.unsettled.get((machine, session), ()) if f"turn/{turn}" in view.parts}
+        self._edited |= self._made_on_both(session, here, old)
         self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
@@ -284,11 +289,19 @@ class Judge:
             raise Violation("foreign", f"{machine} has a file of {session} that was never in the shared store: {view}")
         if resolving:
             here = self.views[machine, session]
-            removed = {*(here.turns if here else ())} - {*view.turns}
             if here is None or here.digest != view.digest:
-                self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
+                self._took(machine, session, here, view, known[-1].past)
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
+
+    def _took(self, machine: str, session: str, here: View | None, view: View, source: int) -> None:
+        """Note that a conflict was resolved for what is there: only what never was there is removed by that."""
+        lost = {*(here.turns if here else ())} - {*view.turns}
+        synced = {turn for version in self.versions[session] if version.view for turn in version.view.turns}
+        event = self.wrote(
+            machine, session, view, seen=source, removes=lost - synced, drops=lost & synced, kind="taken"
+        )
+        self._taken[event.bit] = source
 
     def read(self, machine: str, sessions: Iterable[str]) -> None:
         """Note that a machine's round reads these sessions' files."""
@@ -446,6 +459,25 @@ class Judge:
         if twice := {turn for turn in view.turns if view.turns.count(turn) > 1} - self._edited:
             raise Violation("doubled", f"{session} on {place}: {sorted(twice)} in {view.turns}")
 
+    def _made_on_both(self, session: str, here: Version, there: View | None) -> set[str]:
+        """Return the turns that both stay: with other content on both sides, and in no base.
+
+        Section 3 of hybrid.md, "same new id, other content on both sides": a deletion of the session with the turn was
+        seen here, so the base is gone or of a later life. The file is of the earlier one.
+        """
+        if here.view is None or there is None:
+            return set()
+        found = set()
+        for turn in {*here.view.turns} & {*there.turns}:
+            name = f"turn/{turn}"
+            added = [event for event in self.events[session] if turn in event.adds]
+            deletions = [event for event in self._of(session, here.past) if event.kind == "delete"]
+            if here.view.parts.get(name) != there.parts.get(name) and any(
+                deletion.past & event.bit for deletion in deletions for event in added
+            ):
+                found.add(turn)
+        return found
+
     def _check_lost(self, session: str, present: list[View]) -> None:
         """Each turn of a write that no deletion had seen is there, unless it was removed on purpose."""
         there = {turn for view in present for turn in view.turns}
@@ -499,6 +531,9 @@ class Judge:
         names = {name for event in self.events[session] for name in event.sets}
         for name in sorted(names):
             writes = [event for event in self.events[session] if name in event.sets and not self._covered(event)]
+            # Not decidable (hybrid.md 2.5): a turn that was sent and then removed comes back as it was.
+            if (turn := name.removeprefix("turn/")) != name and turn in self._coming_back:
+                writes = [event for event in writes if turn not in event.removes]
             latest = [*self._latest(writes)]
             strong = [*self._latest([event for event in writes if not event.weak])]
             there = {view.parts.get(name) for view in present}
@@ -518,10 +553,17 @@ class Judge:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:
                 value = event.sets[name]
-                if value in there or value in kept or value is None:
+                if value in there or value in kept or value is None or self._is_gone(event, name):
                     continue
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
+
+    def _is_gone(self, event: Event, name: str) -> bool:
+        """Whether a version was taken that who set this there was deleted with."""
+        if event.kind != "taken":
+            return False
+        setters = [each for each in self._of(event.session, self._taken[event.bit]) if name in each.sets]
+        return all(self._covered(each) for each in setters)
 
     def _is_several(self, session: str) -> bool:
         """Whether it was made more than once."""
@@ -532,7 +574,10 @@ class Judge:
         return [
             event
             for event in self.events[session]
-            if event.view is not None and not event.bit & self._void and not self._covered(event)
+            if event.view is not None
+            and event.kind != "taken"
+            and not event.bit & self._void
+            and not self._covered(event)
         ]
 
     def _is_unprotected(self, event: Event) -> bool:
@@ -551,6 +596,10 @@ class Judge:
     def _is_deleted(self, session: str, turn: str) -> bool:
         """Whether a turn was deleted with its session, which came back from who had not seen it."""
         added = [event for event in self.events[session] if turn in event.adds]
+        # What a program writes again from its memory, where the file was deleted, is as the base has it: unchanged here,
+        # deleted there (hybrid.md 2.4, row 11). Once the deletion there was seen, the base has it no longer.
+        again = [event for event in added if event.weak and event.kind == "anew"]
+        added = [event for event in added if event not in again] or added
         if not all(self._covered(event) for event in added):
             return False
         deletions = [
@@ -558,6 +607,8 @@ class Judge:
             for event in self.events[session]
             if event.kind == "delete" and any(event.past & other.bit for other in added)
         ]
+        if again and added[0] not in again:
+            deletions = [bit for bit in deletions if not any(bit & event.past for event in again)]
         return session in self.returning | self.lenient or any(
             version.view and turn not in version.view.turns and any(bit & version.past for bit in deletions)
             for version in self.versions[session]
