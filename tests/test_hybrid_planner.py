@@ -493,7 +493,7 @@ class World:
             stale = self.here is not None and lacking_turns(self.base.parts, self.here, self.removed)
             there = there if stale else SAME
         if there is not SAME:
-            self.base = caught_up(self.base, self.pending, there)
+            self.base = caught_up(self.base, self.pending, there, revision=self.revision)
         return plan(self.base, self.here, there, removed=self.removed, prefer=prefer)
 
     def sync(self, stop: int = 6, prefer: Prefer = None) -> Step[SessionAsset]:
