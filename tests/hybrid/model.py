@@ -596,8 +596,8 @@ class Judge:
     def _is_deleted(self, session: str, turn: str) -> bool:
         """Whether a turn was deleted with its session, which came back from who had not seen it."""
         added = [event for event in self.events[session] if turn in event.adds]
-        # What a program writes again from its memory, where the file was deleted, is as the base has it: unchanged here,
-        # deleted there (hybrid.md 2.4, row 11). Once the deletion there was seen, the base has it no longer.
+        # What a program writes again from its memory, where the file was deleted, is as the base has it: unchanged
+        # here, deleted there (hybrid.md 2.4, row 11). Once the deletion there was seen, the base has it no longer.
         again = [event for event in added if event.weak and event.kind == "anew"]
         added = [event for event in added if event not in again] or added
         if not all(self._covered(event) for event in added):

@@ -410,9 +410,7 @@ def sent_turns(mine: Digests, base: Digests | None, there: Digests | None) -> li
     return [*(Counter(mine.lists[_TURNS]) - known).elements()]
 
 
-def caught_up(
-    base: Base | None, pending: Pending | None, there: VersionThere[A], *, revision: int = 0
-) -> Base | None:
+def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A], *, revision: int = 0) -> Base | None:
     """Return the base, knowing that a version was sent and may have arrived.
 
     A save is atomic: if the shared store has all turns of it, it had arrived, and all that was here then is common.
