@@ -521,7 +521,10 @@ class Judge:
             having += [each.past for each in self.versions[session] if each.view and turn in each.view.turns]
             if not all(
                 (removal.kind == "anew" or self._covered(removal))
-                and any(not removal.bit & past and past & ~removal.past for past in having)
+                and (
+                    any(not removal.bit & past and past & ~removal.past for past in having)
+                    or self._is_undone(removal, turn)
+                )
                 for removal in removals
             ):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
@@ -611,6 +614,22 @@ class Judge:
             deletions = [bit for bit in deletions if not any(bit & event.past for event in again)]
         return session in self.returning | self.lenient or any(
             version.view and turn not in version.view.turns and any(bit & version.past for bit in deletions)
+            for version in self.versions[session]
+        )
+
+    def _is_undone(self, removal: Event, turn: str) -> bool:
+        """Whether a session came back with a turn that had been removed there, before it was deleted there.
+
+        Who brought it back had an edit that neither had seen: hybrid.md 2.4, row 16. All later versions have seen both.
+        """
+        session = removal.session
+        deletions = [each for each in self.events[session] if each.kind == "delete" and removal.bit & each.past]
+        edits = [each for each in self.events[session] if each.view and turn in each.view.turns]
+        return any(
+            version.view and turn in version.view.turns and version.past & deletion.bit and version.past & edit.bit
+            for deletion in deletions
+            for edit in edits
+            if not removal.bit & edit.past and not edit.bit & deletion.past
             for version in self.versions[session]
         )
 
