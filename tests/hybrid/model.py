@@ -225,9 +225,9 @@ class Judge:
             self.unprotected_values |= {*old.parts.items()} - {*view.parts.items()} - synced
         return self.wrote(place, session, view, writer=writer, weak=True)
 
-    def deleted(self, place: str, session: str, *, weak: bool = False) -> Event:
-        """Note that someone deleted a session on purpose."""
-        past = self.past[place, session]
+    def deleted(self, place: str, session: str, *, weak: bool = False, seen: int = 0) -> Event:
+        """Note that someone deleted a session on purpose, who had seen these further events."""
+        past = self.past[place, session] | seen
         event = self._event(session, place, "delete", past, None, (), frozenset(), {}, weak)
         self._put(place, session, None, past | event.bit)
         if place == REMOTE:

@@ -59,6 +59,7 @@ class World:
         self._peers = {name: orcs_redis.sync.RedisSessionStore.connect(self._url) for name in PEERS}
         self._revisions: dict[str, int] = {}
         self._held: dict[tuple[str, str], Held] = {}  # by program and session
+        self._own: Counter[tuple[str, str]] = Counter()  # by program and session: the bits of what it has written
         self.wiped = False
         self.sessions = SESSIONS
         self.text = _text
@@ -413,7 +414,8 @@ class World:
             if machine.view(id) is not None:
                 path.unlink()
                 machine.noted(id)
-                self.judge.deleted(machine.name, id)
+                # It knows what it has written, though a round may be about to put that back (hybrid.md 2.5).
+                self.judge.deleted(machine.name, id, seen=self._own[name, id])
                 self.note(f"{name} removes {id}.json")
             return
         held = self._held.get((name, id))
@@ -438,7 +440,7 @@ class World:
         temporary.replace(path)
         machine.noted(asset.id)
         view = view_of(asset)
-        self.judge.overwrote(machine.name, asset.id, view, name)
+        self._own[name, asset.id] |= self.judge.overwrote(machine.name, asset.id, view, name).bit
         self._held[name, asset.id] = Held(SessionAsset.from_json(asset.to_json()), 0)
         self.note(f"{name} writes {asset.id}.json: {_text(view)}")
 
