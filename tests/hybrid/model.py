@@ -254,8 +254,13 @@ class Judge:
         self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
-            removes = had - {*view.turns}
-            self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
+            removes, drops = had - {*view.turns}, set[str]()
+            if old and view.created != old.created and not {*view.turns} & {*old.turns}:
+                # For who has the other as a base this is made anew (section 3 of hybrid.md): it may bring back turns.
+                removes, drops = removes - {*old.turns}, removes & {*old.turns}
+            self.wrote(
+                REMOTE, session, view, seen=here.past, removes=removes, drops=drops, kind="resolve", other=here.view
+            )
             self.past[machine, session] |= self.past[REMOTE, session]
         else:
             self._put(REMOTE, session, view, past | here.past)
