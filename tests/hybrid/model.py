@@ -124,6 +124,8 @@ class Judge:
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
         self._coming_back: set[str] = set()  # turns that were sent, and removed before it was known that they arrived
         self._edited: set[str] = set()  # turns that may be twice
+        # By the bit of a deletion that was not sent: what was there when resolve took that again.
+        self._undone: dict[int, int] = defaultdict(int)
         self._taken: dict[int, int] = {}  # by the bit of an event: the past of the version that was taken
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
@@ -303,6 +305,9 @@ class Judge:
         """Note that a conflict was resolved for what is there: only what never was there is removed by that."""
         lost = {*(here.turns if here else ())} - {*view.turns}
         synced = {turn for version in self.versions[session] if version.view for turn in version.view.turns}
+        for deletion in self._of(session, self.past[machine, session] & ~source):
+            if here is None and deletion.kind == "delete":
+                self._undone[deletion.bit] |= source
         event = self.wrote(
             machine, session, view, seen=source, removes=lost - synced, drops=lost & synced, kind="taken"
         )
@@ -651,7 +656,10 @@ class Judge:
         return (event for event in events if not any(event.bit & other.past for other in events))
 
     def _covered(self, event: Event) -> bool:
-        return any(other.kind == "delete" and event.bit & other.past for other in self.events[event.session])
+        return any(
+            other.kind == "delete" and event.bit & other.past & ~self._undone.get(other.bit, 0)
+            for other in self.events[event.session]
+        )
 
     def _unite(self, machine: str, session: str) -> None:
         """Both have the same: a machine has seen what led to what is there."""
