@@ -123,6 +123,9 @@ class Judge:
         self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
         self._coming_back: set[str] = set()  # turns that were sent, and removed before it was known that they arrived
+        # Of parts of what was sent, by machine and session: the values before and as they were sent.
+        self._sent_parts: dict[tuple[str, str], dict[str, tuple[str | None, str | None]]] = {}
+        self._values_coming_back: dict[tuple[str, str], set[str | None]] = defaultdict(set)  # by session and part
         self._edited: set[str] = set()  # turns that may be twice
         # By the bit of a deletion that was not sent: what was there when resolve took that again.
         self._undone: dict[int, int] = defaultdict(int)
@@ -203,6 +206,9 @@ class Judge:
         if place == REMOTE:
             for (_, sent), turns in self.unsettled.items():
                 self._coming_back |= turns & event.removes if sent == session else set()
+            for machine, sent in self.unsettled:
+                if sent == session:
+                    self._note_reverted(machine, session)
         if place != REMOTE and kind not in ("resolve", "taken"):
             arrived = 0
             for version in self.versions[session]:
@@ -240,6 +246,12 @@ class Judge:
         """Note that a machine's round has changed a session in the shared store."""
         old = self.views[REMOTE, session]
         here, past = self._read[machine, session], self.past[REMOTE, session]
+        parts = (old.parts if old else {}), (view.parts if view else {})
+        self._sent_parts[machine, session] = {
+            name: values
+            for name in parts[0].keys() | parts[1].keys()
+            if (values := (parts[0].get(name), parts[1].get(name)))[0] != values[1]
+        }
         self.sent[machine, session] = {*(view.turns if view else ())} - {*(old.turns if old else ())}
         if view is None:
             seen = [each for each in self.versions[session] if each.view and not each.past & ~here.past]
@@ -355,6 +367,17 @@ class Judge:
             self.unsettled[machine, session] = self.sent.get((machine, session), set())
             there = self.views[REMOTE, session]
             self._coming_back |= self.unsettled[machine, session] - {*(there.turns if there else ())}
+            self._note_reverted(machine, session)
+
+    def _note_reverted(self, machine: str, session: str) -> None:
+        """Note which parts of a sending that arrived, which is not known, others have set back to what they were.
+
+        They may be sent again: not decidable (hybrid.md 2.5).
+        """
+        there = self.views[REMOTE, session]
+        for name, (before, sent) in self._sent_parts.get((machine, session), {}).items():
+            if (there.parts.get(name) if there else None) == before:
+                self._values_coming_back[session, name].add(sent)
 
     def attempted(self, machine: str, session: str, removes: Iterable[str]) -> None:
         """Note that turns were to be removed, and are still there: this may have been noted or not."""
@@ -544,14 +567,11 @@ class Judge:
         names = {name for event in self.events[session] for name in event.sets}
         for name in sorted(names):
             writes = [event for event in self.events[session] if name in event.sets and not self._covered(event)]
-            # Not decidable (hybrid.md 2.5): a turn that was sent and then removed comes back as it was.
-            if (turn := name.removeprefix("turn/")) != name and turn in self._coming_back:
-                writes = [event for event in writes if turn not in event.removes]
             latest = [*self._latest(writes)]
             strong = [*self._latest([event for event in writes if not event.weak])]
             there = {view.parts.get(name) for view in present}
             kept = {view.parts.get(name) for view in self.kept[session]}
-            possible = {event.sets[name] for event in (*latest, *strong)}
+            possible = {event.sets[name] for event in (*latest, *strong)} | self._values_coming_back[session, name]
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
             if (
                 strong
@@ -567,6 +587,8 @@ class Judge:
             for event in strong:
                 value = event.sets[name]
                 if value in there or value in kept or value is None or self._is_gone(event, name):
+                    continue
+                if there & self._values_coming_back[session, name]:
                     continue
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
