@@ -12,6 +12,8 @@ value of a part, so that what is stored tells which events came to be there. Set
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from orcs_redis import SessionAsset
 from orcs_redis.model.parts import TIMES, digest, digests
 
-__all__ = ["CONTENT", "REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
+__all__ = ["CONTENT", "REMOTE", "Event", "Judge", "View", "Violation", "name_of", "random_id", "view_of"]
 
 REMOTE = "shared"
 """The place that is the shared store; others are machines."""
@@ -29,6 +31,22 @@ CONTENT = "as it was said"
 
 NAME = "project_context.name"
 ROOT = "project_context.root_path"
+
+
+_names: dict[str, str] = {}
+
+
+def random_id(name: str) -> str:
+    """Return a turn's id that no other turn can have, as orcs makes them; the judge knows the turn by this name."""
+    digest = hashlib.sha256(name.encode()).digest()[:16]
+    id = str(uuid.UUID(bytes=digest, version=4))
+    _names[id] = name
+    return id
+
+
+def name_of(id: str) -> str:
+    """Return the name of a turn, by its id."""
+    return _names.get(id, id)
 
 
 class Violation(AssertionError):
@@ -65,12 +83,14 @@ def view_of(asset: SessionAsset) -> View:
     parts |= {f"component_snapshots.{name}": str(each.state) for name, each in asset.component_snapshots.items()}
     parts |= {f"project_context.learned_facts.{fact.key}": fact.value for fact in context.learned_facts}
     parts |= {f"project_context.technologies {name}": name for name in context.technologies}
-    parts |= {f"turn/{turn.id}": turn.content for turn in asset.history.turns if turn.content != CONTENT}
+    parts |= {f"turn/{name_of(turn.id)}": turn.content for turn in asset.history.turns if turn.content != CONTENT}
     parts |= {name: value for name in (NAME, ROOT) if (value := getattr(context, name.partition(".")[2])) is not None}
     found = digests(asset)
     values = sorted((name, data.hex()) for name, data in found.values.items() if name not in TIMES)
     lists = sorted((path, [(key, data.hex()) for key, data in entries]) for path, entries in found.lists.items())
-    return View(tuple(turn.id for turn in asset.history.turns), parts, asset.created_at_ms, digest([values, lists]))
+    return View(
+        tuple(name_of(turn.id) for turn in asset.history.turns), parts, asset.created_at_ms, digest([values, lists])
+    )
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,7 @@ class Judge:
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
+        self.random_ids = False  # of turns
         self._void = 0  # writes after which a file was as it was before them
         self._count = 0
 
@@ -263,7 +284,12 @@ class Judge:
             self._gone_there(session, machine)
             return
         # A turn that was sent, and then edited by another, can't be told from a new one of the same id.
-        self._edited |= {turn for turn in self.unsettled.get((machine, session), ()) if f"turn/{turn}" in view.parts}
+        # The id of one that is random can be no other's.
+        self._edited |= {
+            turn
+            for turn in self.unsettled.get((machine, session), ())
+            if f"turn/{turn}" in view.parts and not self.random_ids
+        }
         self._edited |= self._made_on_both(session, here, old)
         self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
