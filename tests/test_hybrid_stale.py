@@ -116,3 +116,17 @@ async def test_removed_before_it_is_here(machines: Machines, monkeypatch: pytest
     assert a.texts() == contents(stored) == ["a", "c"]
     assert stored.metadata == a.read().metadata == {"x": 2}
     await idle(a)
+
+
+async def test_made_earlier_and_edited(machines: Machines) -> None:
+    """A session is the same though it was made earlier, by a merge, and each turn of it was edited there."""
+    a, peer = await machines.synced(sessions=[asset("a", x=1)])
+    stored = await peer.load("s")
+    stored.created_at_ms -= 1000
+    stored.history.turns[0].content = "A"
+    await peer.save(stored)
+    await a.update("s", setting(x=2))
+    assert told(await a.sync()) == {"merged": ["s"]}
+    assert a.texts() == contents(await peer.load("s")) == ["A"]
+    assert a.read().metadata == {"x": 2}
+    await idle(a)

@@ -70,9 +70,15 @@ class View:
         parts = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in sorted(self.parts.items()))
         return f"[{' '.join(self.turns)}] {parts} made {self.created % 10_000}"
 
-    def is_other(self, than: View) -> bool:
-        """Whether these are two sessions of one id: hybrid.md 2.4."""
-        alike = self.created == than.created or {*self.turns} & {*than.turns}
+    def is_other(self, than: View, *, by_id: bool = True) -> bool:
+        """Whether these are two sessions of one id: hybrid.md 2.4.
+
+        An id that was chosen by hand can be another turn's, so without `by_id` one that was edited is not in common.
+        """
+        common = {*self.turns} & {*than.turns}
+        if not by_id:
+            common = {turn for turn in common if self.parts.get(f"turn/{turn}") == than.parts.get(f"turn/{turn}")}
+        alike = self.created == than.created or common
         return bool(self.turns and than.turns) and not alike
 
 
@@ -445,7 +451,11 @@ class Judge:
         for part in parts:
             if made_anew or self._is_several(session):
                 continue  # what one of them had may be a change of the other
-            is_stale = any(event.weak and _touches(event, part) for event in self._of(session, mine))
+            stale = [event for event in self._of(session, mine) if event.weak and _touches(event, part)]
+            is_stale = bool(stale)
+            discarded = {view.parts.get(part) for view in self.kept[session]} - {None}
+            if stale and any(each.weak and each.sets.get(part) in discarded for each in self._of(session, here.past)):
+                continue  # what was there stood against an older value of the same program: hybrid.md 2.6
             value = there.view.parts.get(part) if there.view else None
             writers = {
                 each.place for each in self._of(session, there.past) if part in each.sets and each.sets[part] == value
@@ -459,7 +469,7 @@ class Judge:
                 raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
         if parts or (session in self.returning and sent is not None):
             return
-        if not (here.view and there.view and here.view.is_other(there.view) and mine):
+        if not (here.view and there.view and here.view.is_other(there.view, by_id=self.random_ids) and mine):
             raise Violation("conflict", f"{machine}, {session}: no conflict: {here}, {there}")
 
     def check_file(self, machine: str, session: str, view: View | None, event: Event) -> None:
@@ -616,6 +626,9 @@ class Judge:
                     continue
                 if there & self._values_coming_back[session, name]:
                     continue
+                turn = name.removeprefix("turn/")
+                if any(view.turns.count(turn) > 1 for view in present):
+                    continue  # both are there (section 3 of hybrid.md); a view has the last one's content
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
 

@@ -240,7 +240,9 @@ def _is_of(base: Digests, parts: Digests) -> bool:
     """Whether a version is of the session that the base is of: it was not deleted and made anew meanwhile."""
     if base.values.get(_CREATED) == parts.values.get(_CREATED):
         return True
-    return not {*base.lists.get(_TURNS, [])}.isdisjoint(parts.lists[_TURNS])
+    old, new = base.lists.get(_TURNS, []), parts.lists[_TURNS]
+    ids = {key for key, _ in old}
+    return not {*old}.isdisjoint(new) or any(key in ids and _is_random(key) for key, _ in new)  # it may be edited
 
 
 def _plan_made_anew(
