@@ -497,7 +497,7 @@ class World:
             stale = self.here is not None and lacking_turns(self.base.parts, self.here, self.removed)
             there = there if stale else SAME
         if there is not SAME:
-            self.base = caught_up(self.base, self.pending, there)
+            self.base = caught_up(self.base, self.pending, there, revision=self.revision)
         return plan(self.base, self.here, there, removed=self.removed, prefer=prefer)
 
     def sync(self, stop: int = 6, prefer: Prefer = None) -> Step[SessionAsset]:
@@ -713,6 +713,20 @@ def test_a_merge_that_landed_and_was_deleted(stop: int) -> None:
     assert (world.here is None and world.there is None) == (stop == 5)
     if world.there is not None:  # nothing of what others brought had been seen here
         assert ids(world.there) == ids(world.here) == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_merge_whose_revision_is_known(restored: bool) -> None:
+    """It has arrived, though nothing of it is there any more; unless what is there is older than it."""
+    world = World(version("a", x=1), version("ab", x=2), version("ac", x=1))
+    before = world.revision
+    world.sync(stop=4)
+    world.edit_there(version("ac", x=1))
+    world.revision = before if restored else world.revision
+    world.edit_here("abd", x=2)
+    assert world.settle() is SyncState.SYNCED
+    assert equal(world.here, version("acbd", x=2) if restored else version("acd", x=1))
+    assert equal(world.there, world.here)
 
 
 def test_a_pull_that_was_not_written() -> None:

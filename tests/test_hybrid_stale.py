@@ -91,3 +91,42 @@ async def test_another_machine_was_faster(machines: Machines, monkeypatch: pytes
     assert a.texts() == contents(stored) == ["a", "b"]
     assert stored.metadata == a.read().metadata == {"x": 2, "y": 1}
     await idle(a)
+
+
+async def test_removed_before_it_is_here(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a merge has sent, and a peer removed before the merge was written here, does not come back."""
+    a, peer = await machines.synced(sessions=[asset("a", x=1)])
+    await a.append("s", turn("b"))
+    await peer.append("s", turn("c"))
+    real, left = Shared.put, [1]
+
+    def put(self: Any, *args: Any) -> Any:
+        mark = yield from real(self, *args)
+        if left:
+            left.pop()
+            a.edit(setting(x=2))  # so the merge is not written over it
+            with orcs_redis.sync.open_store(machines.place.url, namespace=machines.place.namespace) as store:
+                assert contents(store.load("s")) == ["a", "c", "b"]
+                store.truncate("s", 2)
+        return mark
+
+    monkeypatch.setattr(Shared, "put", put)
+    assert told(await a.sync()) == {"merged": ["s"]}
+    stored = await peer.load("s")
+    assert a.texts() == contents(stored) == ["a", "c"]
+    assert stored.metadata == a.read().metadata == {"x": 2}
+    await idle(a)
+
+
+async def test_made_earlier_and_edited(machines: Machines) -> None:
+    """A session is the same though it was made earlier, by a merge, and each turn of it was edited there."""
+    a, peer = await machines.synced(sessions=[asset("a", x=1)])
+    stored = await peer.load("s")
+    stored.created_at_ms -= 1000
+    stored.history.turns[0].content = "A"
+    await peer.save(stored)
+    await a.update("s", setting(x=2))
+    assert told(await a.sync()) == {"merged": ["s"]}
+    assert a.texts() == contents(await peer.load("s")) == ["A"]
+    assert a.read().metadata == {"x": 2}
+    await idle(a)

@@ -17,7 +17,7 @@ from orcs_redis.stores.hybrid.installing import SyncOptions
 from orcs_redis.stores.hybrid.shared import Shared
 from orcs_redis.stores.hybrid.steps import Connect, Each, Here, Pause, There
 
-from .model import View, Violation, view_of
+from .model import View, Violation, name_of, view_of
 
 if TYPE_CHECKING:
     from .world import World
@@ -446,7 +446,7 @@ class Machine:
     def conflict_parts(self, id: str) -> tuple[str, ...]:
         """Return what collides."""
         parts: tuple[str, ...] = self.store._local.journal.rows[id].parts
-        return parts
+        return tuple("/".join((*path, name_of(name))) for *path, name in (part.split("/") for part in parts))
 
     def noted(self, id: str) -> None:
         """Take a session's file as it is now for what the judge knows."""

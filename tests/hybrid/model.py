@@ -4,6 +4,7 @@ A write is an event with its past: the events that its writer had seen. Turns ha
 value of a part, so that what is stored tells which events came to be there. Sets of events are bits of an integer.
 
     covered    a write that some deletion had seen: its session may be gone
+    taken      resolve(keep="remote") brought what is there: no edit of that machine (hybrid.md 2.4, rows 9 and 15)
     weak       what a program wrote from an old version in its memory, or an act that was killed half-way: it may count
                or not (hybrid.md 2.6)
     unprotected    what was in one file only, never in the shared store, when another program overwrote it (the same)
@@ -11,6 +12,8 @@ value of a part, so that what is stored tells which events came to be there. Set
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +21,7 @@ from dataclasses import dataclass, field
 from orcs_redis import SessionAsset
 from orcs_redis.model.parts import TIMES, digest, digests
 
-__all__ = ["CONTENT", "REMOTE", "Event", "Judge", "View", "Violation", "view_of"]
+__all__ = ["CONTENT", "REMOTE", "Event", "Judge", "View", "Violation", "name_of", "random_id", "view_of"]
 
 REMOTE = "shared"
 """The place that is the shared store; others are machines."""
@@ -28,6 +31,22 @@ CONTENT = "as it was said"
 
 NAME = "project_context.name"
 ROOT = "project_context.root_path"
+
+
+_names: dict[str, str] = {}
+
+
+def random_id(name: str) -> str:
+    """Return a turn's id that no other turn can have, as orcs makes them; the judge knows the turn by this name."""
+    digest = hashlib.sha256(name.encode()).digest()[:16]
+    id = str(uuid.UUID(bytes=digest, version=4))
+    _names[id] = name
+    return id
+
+
+def name_of(id: str) -> str:
+    """Return the name of a turn, by its id."""
+    return _names.get(id, id)
 
 
 class Violation(AssertionError):
@@ -51,9 +70,15 @@ class View:
         parts = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in sorted(self.parts.items()))
         return f"[{' '.join(self.turns)}] {parts} made {self.created % 10_000}"
 
-    def is_other(self, than: View) -> bool:
-        """Whether these are two sessions of one id: hybrid.md 2.4."""
-        alike = self.created == than.created or {*self.turns} & {*than.turns}
+    def is_other(self, than: View, *, by_id: bool = True) -> bool:
+        """Whether these are two sessions of one id: hybrid.md 2.4.
+
+        An id that was chosen by hand can be another turn's, so without `by_id` one that was edited is not in common.
+        """
+        common = {*self.turns} & {*than.turns}
+        if not by_id:
+            common = {turn for turn in common if self.parts.get(f"turn/{turn}") == than.parts.get(f"turn/{turn}")}
+        alike = self.created == than.created or common
         return bool(self.turns and than.turns) and not alike
 
 
@@ -64,12 +89,14 @@ def view_of(asset: SessionAsset) -> View:
     parts |= {f"component_snapshots.{name}": str(each.state) for name, each in asset.component_snapshots.items()}
     parts |= {f"project_context.learned_facts.{fact.key}": fact.value for fact in context.learned_facts}
     parts |= {f"project_context.technologies {name}": name for name in context.technologies}
-    parts |= {f"turn/{turn.id}": turn.content for turn in asset.history.turns if turn.content != CONTENT}
+    parts |= {f"turn/{name_of(turn.id)}": turn.content for turn in asset.history.turns if turn.content != CONTENT}
     parts |= {name: value for name in (NAME, ROOT) if (value := getattr(context, name.partition(".")[2])) is not None}
     found = digests(asset)
     values = sorted((name, data.hex()) for name, data in found.values.items() if name not in TIMES)
     lists = sorted((path, [(key, data.hex()) for key, data in entries]) for path, entries in found.lists.items())
-    return View(tuple(turn.id for turn in asset.history.turns), parts, asset.created_at_ms, digest([values, lists]))
+    return View(
+        tuple(name_of(turn.id) for turn in asset.history.turns), parts, asset.created_at_ms, digest([values, lists])
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +106,7 @@ class Event:
     bit: int
     session: str
     place: str
-    kind: str  # write, anew, delete, resolve; attempt: it was not done, or not wholly
+    kind: str  # write, anew, delete, resolve, taken; attempt: it was not done, or not wholly
     past: int
     view: View | None  # what was there afterwards
     adds: tuple[str, ...] = ()
@@ -122,10 +149,17 @@ class Judge:
         self._pushed: dict[tuple[str, str], bytes] = {}  # by machine and session: the last version, as a digest
         self._wiped: dict[str, int] = defaultdict(int)  # so many versions there are lost
         self._coming_back: set[str] = set()  # turns that were sent, and removed before it was known that they arrived
+        # Of parts of what was sent, by machine and session: the values before and as they were sent.
+        self._sent_parts: dict[tuple[str, str], dict[str, tuple[str | None, str | None]]] = {}
+        self._values_coming_back: dict[tuple[str, str], set[str | None]] = defaultdict(set)  # by session and part
         self._edited: set[str] = set()  # turns that may be twice
+        # By the bit of a deletion that was not sent: what was there when resolve took that again.
+        self._undone: dict[int, int] = defaultdict(int)
+        self._taken: dict[int, int] = {}  # by the bit of an event: the past of the version that was taken
         self._stale: set[str] = set()  # sessions of which a file was overwritten with an old version
         self._replaced: dict[tuple[str, str], Version] = {}  # by a round, the last time
         self._before: dict[str, str] = {}  # of a turn: the last one of its writer that was there when it was added
+        self.random_ids = False  # of turns
         self._void = 0  # writes after which a file was as it was before them
         self._count = 0
 
@@ -140,6 +174,7 @@ class Judge:
         writer: str = "",
         seen: int = 0,
         removes: Iterable[str] = (),
+        drops: Iterable[str] = (),
         kind: str = "write",
         weak: bool = False,
         anew: bool = False,
@@ -154,6 +189,7 @@ class Judge:
             writer: whose turns are in its order.
             seen: further events that were seen: those of the asset that was changed.
             removes: the turns that were removed on purpose.
+            drops: turns that it need not have, and that others may bring back.
             kind: of the event.
             weak: whether it may count or not.
             anew: whether it is another session, over whatever had its id.
@@ -186,7 +222,7 @@ class Judge:
             frozenset(removes),
             {name: view.parts.get(name) for name in changed},
             weak,
-            frozenset(turn for turns in before for turn in turns if turn not in view.turns),
+            frozenset(drops) | {turn for turns in before for turn in turns if turn not in view.turns},
         )
         if writer:
             for turn in adds:
@@ -197,7 +233,10 @@ class Judge:
         if place == REMOTE:
             for (_, sent), turns in self.unsettled.items():
                 self._coming_back |= turns & event.removes if sent == session else set()
-        if place != REMOTE and kind != "resolve":
+            for machine, sent in self.unsettled:
+                if sent == session:
+                    self._note_reverted(machine, session)
+        if place != REMOTE and kind not in ("resolve", "taken"):
             arrived = 0
             for version in self.versions[session]:
                 arrived |= version.past
@@ -221,9 +260,9 @@ class Judge:
             self.unprotected_values |= {*old.parts.items()} - {*view.parts.items()} - synced
         return self.wrote(place, session, view, writer=writer, weak=True)
 
-    def deleted(self, place: str, session: str, *, weak: bool = False) -> Event:
-        """Note that someone deleted a session on purpose."""
-        past = self.past[place, session]
+    def deleted(self, place: str, session: str, *, weak: bool = False, seen: int = 0) -> Event:
+        """Note that someone deleted a session on purpose, who had seen these further events."""
+        past = self.past[place, session] | seen
         event = self._event(session, place, "delete", past, None, (), frozenset(), {}, weak)
         self._put(place, session, None, past | event.bit)
         if place == REMOTE:
@@ -234,6 +273,12 @@ class Judge:
         """Note that a machine's round has changed a session in the shared store."""
         old = self.views[REMOTE, session]
         here, past = self._read[machine, session], self.past[REMOTE, session]
+        parts = (old.parts if old else {}), (view.parts if view else {})
+        self._sent_parts[machine, session] = {
+            name: values
+            for name in parts[0].keys() | parts[1].keys()
+            if (values := (parts[0].get(name), parts[1].get(name)))[0] != values[1]
+        }
         self.sent[machine, session] = {*(view.turns if view else ())} - {*(old.turns if old else ())}
         if view is None:
             seen = [each for each in self.versions[session] if each.view and not each.past & ~here.past]
@@ -245,12 +290,23 @@ class Judge:
             self._gone_there(session, machine)
             return
         # A turn that was sent, and then edited by another, can't be told from a new one of the same id.
-        self._edited |= {turn for turn in self.unsettled.get((machine, session), ()) if f"turn/{turn}" in view.parts}
+        # The id of one that is random can be no other's.
+        self._edited |= {
+            turn
+            for turn in self.unsettled.get((machine, session), ())
+            if f"turn/{turn}" in view.parts and not self.random_ids
+        }
+        self._edited |= self._made_on_both(session, here, old)
         self._check_version(session, old, view, machine, resolving=resolving)
         if resolving:
             had = {*(old.turns if old else ()), *(here.view.turns if here.view else ())}
-            removes = had - {*view.turns}
-            self.wrote(REMOTE, session, view, seen=here.past, removes=removes, kind="resolve", other=here.view)
+            removes, drops = had - {*view.turns}, set[str]()
+            if old and view.created != old.created and not {*view.turns} & {*old.turns}:
+                # For who has the other as a base this is made anew (section 3 of hybrid.md): it may bring back turns.
+                removes, drops = removes - {*old.turns}, removes & {*old.turns}
+            self.wrote(
+                REMOTE, session, view, seen=here.past, removes=removes, drops=drops, kind="resolve", other=here.view
+            )
             self.past[machine, session] |= self.past[REMOTE, session]
         else:
             self._put(REMOTE, session, view, past | here.past)
@@ -284,11 +340,22 @@ class Judge:
             raise Violation("foreign", f"{machine} has a file of {session} that was never in the shared store: {view}")
         if resolving:
             here = self.views[machine, session]
-            removed = {*(here.turns if here else ())} - {*view.turns}
             if here is None or here.digest != view.digest:
-                self.wrote(machine, session, view, seen=known[-1].past, removes=removed, kind="resolve")
+                self._took(machine, session, here, view, known[-1].past)
                 self.past[REMOTE, session] |= self.past[machine, session]
         self._put(machine, session, view, self.past[machine, session] | known[-1].past)
+
+    def _took(self, machine: str, session: str, here: View | None, view: View, source: int) -> None:
+        """Note that a conflict was resolved for what is there: only what never was there is removed by that."""
+        lost = {*(here.turns if here else ())} - {*view.turns}
+        synced = {turn for version in self.versions[session] if version.view for turn in version.view.turns}
+        for deletion in self._of(session, self.past[machine, session] & ~source):
+            if here is None and deletion.kind == "delete":
+                self._undone[deletion.bit] |= source
+        event = self.wrote(
+            machine, session, view, seen=source, removes=lost - synced, drops=lost & synced, kind="taken"
+        )
+        self._taken[event.bit] = source
 
     def read(self, machine: str, sessions: Iterable[str]) -> None:
         """Note that a machine's round reads these sessions' files."""
@@ -332,6 +399,17 @@ class Judge:
             self.unsettled[machine, session] = self.sent.get((machine, session), set())
             there = self.views[REMOTE, session]
             self._coming_back |= self.unsettled[machine, session] - {*(there.turns if there else ())}
+            self._note_reverted(machine, session)
+
+    def _note_reverted(self, machine: str, session: str) -> None:
+        """Note which parts of a sending that arrived, which is not known, others have set back to what they were.
+
+        They may be sent again: not decidable (hybrid.md 2.5).
+        """
+        there = self.views[REMOTE, session]
+        for name, (before, sent) in self._sent_parts.get((machine, session), {}).items():
+            if (there.parts.get(name) if there else None) == before:
+                self._values_coming_back[session, name].add(sent)
 
     def attempted(self, machine: str, session: str, removes: Iterable[str]) -> None:
         """Note that turns were to be removed, and are still there: this may have been noted or not."""
@@ -373,7 +451,11 @@ class Judge:
         for part in parts:
             if made_anew or self._is_several(session):
                 continue  # what one of them had may be a change of the other
-            is_stale = any(event.weak and _touches(event, part) for event in self._of(session, mine))
+            stale = [event for event in self._of(session, mine) if event.weak and _touches(event, part)]
+            is_stale = bool(stale)
+            discarded = {view.parts.get(part) for view in self.kept[session]} - {None}
+            if stale and any(each.weak and each.sets.get(part) in discarded for each in self._of(session, here.past)):
+                continue  # what was there stood against an older value of the same program: hybrid.md 2.6
             value = there.view.parts.get(part) if there.view else None
             writers = {
                 each.place for each in self._of(session, there.past) if part in each.sets and each.sets[part] == value
@@ -387,7 +469,7 @@ class Judge:
                 raise Violation("conflict", f"{machine}, {session}: {part} was not changed on both sides: {sides}")
         if parts or (session in self.returning and sent is not None):
             return
-        if not (here.view and there.view and here.view.is_other(there.view) and mine):
+        if not (here.view and there.view and here.view.is_other(there.view, by_id=self.random_ids) and mine):
             raise Violation("conflict", f"{machine}, {session}: no conflict: {here}, {there}")
 
     def check_file(self, machine: str, session: str, view: View | None, event: Event) -> None:
@@ -446,6 +528,25 @@ class Judge:
         if twice := {turn for turn in view.turns if view.turns.count(turn) > 1} - self._edited:
             raise Violation("doubled", f"{session} on {place}: {sorted(twice)} in {view.turns}")
 
+    def _made_on_both(self, session: str, here: Version, there: View | None) -> set[str]:
+        """Return the turns that both stay: with other content on both sides, and in no base.
+
+        Section 3 of hybrid.md, "same new id, other content on both sides": a deletion of the session with the turn was
+        seen here, so the base is gone or of a later life. The file is of the earlier one.
+        """
+        if here.view is None or there is None:
+            return set()
+        found = set()
+        for turn in {*here.view.turns} & {*there.turns}:
+            name = f"turn/{turn}"
+            added = [event for event in self.events[session] if turn in event.adds]
+            deletions = [event for event in self._of(session, here.past) if event.kind == "delete"]
+            if here.view.parts.get(name) != there.parts.get(name) and any(
+                deletion.past & event.bit for deletion in deletions for event in added
+            ):
+                found.add(turn)
+        return found
+
     def _check_lost(self, session: str, present: list[View]) -> None:
         """Each turn of a write that no deletion had seen is there, unless it was removed on purpose."""
         there = {turn for view in present for turn in view.turns}
@@ -489,7 +590,10 @@ class Judge:
             having += [each.past for each in self.versions[session] if each.view and turn in each.view.turns]
             if not all(
                 (removal.kind == "anew" or self._covered(removal))
-                and any(not removal.bit & past and past & ~removal.past for past in having)
+                and (
+                    any(not removal.bit & past and past & ~removal.past for past in having)
+                    or self._is_undone(removal, turn)
+                )
                 for removal in removals
             ):
                 raise Violation("resurrected", f"{session}: {turn}, which was removed at {removals[-1]}")
@@ -503,7 +607,7 @@ class Judge:
             strong = [*self._latest([event for event in writes if not event.weak])]
             there = {view.parts.get(name) for view in present}
             kept = {view.parts.get(name) for view in self.kept[session]}
-            possible = {event.sets[name] for event in (*latest, *strong)}
+            possible = {event.sets[name] for event in (*latest, *strong)} | self._values_coming_back[session, name]
             # Where all who wrote it are deleted, it comes back from whoever has an older one.
             if (
                 strong
@@ -518,10 +622,22 @@ class Judge:
                     raise Violation("reverted", f"{session}: {name} is {reverted}, written last: {possible}")
             for event in strong:
                 value = event.sets[name]
-                if value in there or value in kept or value is None:
+                if value in there or value in kept or value is None or self._is_gone(event, name):
                     continue
+                if there & self._values_coming_back[session, name]:
+                    continue
+                turn = name.removeprefix("turn/")
+                if any(view.turns.count(turn) > 1 for view in present):
+                    continue  # both are there (section 3 of hybrid.md); a view has the last one's content
                 if (name, value) not in self.unprotected_values and event in latest:
                     raise Violation("lost", f"{session}: {name} = {value} of {event}; there is {there}, kept {kept}")
+
+    def _is_gone(self, event: Event, name: str) -> bool:
+        """Whether a version was taken that who set this there was deleted with."""
+        if event.kind != "taken":
+            return False
+        setters = [each for each in self._of(event.session, self._taken[event.bit]) if name in each.sets]
+        return all(self._covered(each) for each in setters)
 
     def _is_several(self, session: str) -> bool:
         """Whether it was made more than once."""
@@ -532,7 +648,10 @@ class Judge:
         return [
             event
             for event in self.events[session]
-            if event.view is not None and not event.bit & self._void and not self._covered(event)
+            if event.view is not None
+            and event.kind != "taken"
+            and not event.bit & self._void
+            and not self._covered(event)
         ]
 
     def _is_unprotected(self, event: Event) -> bool:
@@ -551,6 +670,10 @@ class Judge:
     def _is_deleted(self, session: str, turn: str) -> bool:
         """Whether a turn was deleted with its session, which came back from who had not seen it."""
         added = [event for event in self.events[session] if turn in event.adds]
+        # What a program writes again from its memory, where the file was deleted, is as the base has it: unchanged
+        # here, deleted there (hybrid.md 2.4, row 11). Once the deletion there was seen, the base has it no longer.
+        again = [event for event in added if event.weak and event.kind == "anew"]
+        added = [event for event in added if event not in again] or added
         if not all(self._covered(event) for event in added):
             return False
         deletions = [
@@ -558,8 +681,26 @@ class Judge:
             for event in self.events[session]
             if event.kind == "delete" and any(event.past & other.bit for other in added)
         ]
+        if again and added[0] not in again:
+            deletions = [bit for bit in deletions if not any(bit & event.past for event in again)]
         return session in self.returning | self.lenient or any(
             version.view and turn not in version.view.turns and any(bit & version.past for bit in deletions)
+            for version in self.versions[session]
+        )
+
+    def _is_undone(self, removal: Event, turn: str) -> bool:
+        """Whether a session came back with a turn that had been removed there, before it was deleted there.
+
+        Who brought it back had an edit that neither had seen: hybrid.md 2.4, row 16. All later versions have seen both.
+        """
+        session = removal.session
+        deletions = [each for each in self.events[session] if each.kind == "delete" and removal.bit & each.past]
+        edits = [each for each in self.events[session] if each.view and turn in each.view.turns]
+        return any(
+            version.view and turn in version.view.turns and version.past & deletion.bit and version.past & edit.bit
+            for deletion in deletions
+            for edit in edits
+            if not removal.bit & edit.past and not edit.bit & deletion.past
             for version in self.versions[session]
         )
 
@@ -576,7 +717,10 @@ class Judge:
         return (event for event in events if not any(event.bit & other.past for other in events))
 
     def _covered(self, event: Event) -> bool:
-        return any(other.kind == "delete" and event.bit & other.past for other in self.events[event.session])
+        return any(
+            other.kind == "delete" and event.bit & other.past & ~self._undone.get(other.bit, 0)
+            for other in self.events[event.session]
+        )
 
     def _unite(self, machine: str, session: str) -> None:
         """Both have the same: a machine has seen what led to what is there."""

@@ -124,17 +124,17 @@ def _without_twins(original: Any) -> Any:
 @contextlib.contextmanager
 def _doubling() -> Iterator[None]:
     with (
-        mock.patch.object(installing, "caught_up", lambda base, *_: base),
+        mock.patch.object(installing, "caught_up", lambda base, *_, **__: base),
         mock.patch.object(merging, "_aligned", _without_twins(merging._aligned)),
     ):
         yield
 
 
 def _pulls_count(original: Any) -> Any:
-    def caught_up(base: Any, pending: Any, there: Any) -> Any:
+    def caught_up(base: Any, pending: Any, there: Any, **known: Any) -> Any:
         if pending is not None and pending.mine is None and isinstance(there, planner.Side):
             return Base(there.parts, there.digest, pending.revision, pending.operation)
-        return original(base, pending, there)
+        return original(base, pending, there, **known)
 
     return caught_up
 
@@ -197,7 +197,7 @@ _ALL = (
     Plant("pull-counts-as-seen", "what is noted of a pull was not seen", 200,
           lambda: mock.patch.object(installing, "caught_up", _pulls_count(planner.caught_up))),
     Plant("never-caught-up", "what was sent and arrived is no edit of others", 200,
-          _replaced(installing, "caught_up", lambda base, *_: base)),
+          _replaced(installing, "caught_up", lambda base, *_, **__: base)),
     Plant("doubled", "a turn that is on both sides is one", 200, _doubling),
     Plant("stale-writers-believed", "turns that a file lacks come back", 100,
           lambda: mock.patch.multiple(planner, lacking_turns=lambda *_: [])),

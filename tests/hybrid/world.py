@@ -26,7 +26,7 @@ from orcs_redis import (
 from orcs_redis.transport import clients
 
 from .machine import Killed, Machine
-from .model import CONTENT, REMOTE, Judge, View, Violation, view_of
+from .model import CONTENT, REMOTE, Judge, View, Violation, name_of, random_id, view_of
 
 __all__ = ["SESSIONS", "World"]
 
@@ -59,6 +59,8 @@ class World:
         self._peers = {name: orcs_redis.sync.RedisSessionStore.connect(self._url) for name in PEERS}
         self._revisions: dict[str, int] = {}
         self._held: dict[tuple[str, str], Held] = {}  # by program and session
+        self._own: Counter[tuple[str, str]] = Counter()  # by program and session: the bits of what it has written
+        self.judge.random_ids = seed % 2 == 1  # of turns; those of others were chosen by hand
         self.wiped = False
         self.sessions = SESSIONS
         self.text = _text
@@ -413,7 +415,8 @@ class World:
             if machine.view(id) is not None:
                 path.unlink()
                 machine.noted(id)
-                self.judge.deleted(machine.name, id)
+                # It knows what it has written, though a round may be about to put that back (hybrid.md 2.5).
+                self.judge.deleted(machine.name, id, seen=self._own[name, id])
                 self.note(f"{name} removes {id}.json")
             return
         held = self._held.get((name, id))
@@ -438,7 +441,7 @@ class World:
         temporary.replace(path)
         machine.noted(asset.id)
         view = view_of(asset)
-        self.judge.overwrote(machine.name, asset.id, view, name)
+        self._own[name, asset.id] |= self.judge.overwrote(machine.name, asset.id, view, name).bit
         self._held[name, asset.id] = Held(SessionAsset.from_json(asset.to_json()), 0)
         self.note(f"{name} writes {asset.id}.json: {_text(view)}")
 
@@ -559,7 +562,8 @@ class World:
 
     def _turn(self, writer: str) -> ConversationTurn:
         turn = ConversationTurn.user(CONTENT)
-        turn.id = self._next(writer)
+        name = self._next(writer)
+        turn.id = random_id(name) if self.judge.random_ids else name
         turn.timestamp_ms = CREATED + 1000 * self._number
         if writer.startswith("m"):
             turn.timestamp_ms += 1000 * self.machines[int(writer[1:])].clock.offset
@@ -609,7 +613,7 @@ class World:
             chooser.choice(turns).content = self._value(writer)
         elif turns:
             turn = turns.pop(chooser.randrange(len(turns)))
-            removed.append(turn.id)
+            removed.append(name_of(turn.id))
 
 
 def _is_empty(report: Any) -> bool:

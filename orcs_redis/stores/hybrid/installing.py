@@ -241,7 +241,7 @@ class Installer(Generic[A]):
                 if (version := contents[id]) is not None:
                     there = version.found if isinstance(version.found, Unreadable) else Side.of(version.found)
                     mark = Mark(version.revision, version.operation)
-                base = caught_up(base, record.pending, there)
+                base = caught_up(base, record.pending, there, revision=0 if mark is None else mark.revision)
             elif id in sessions and base is not None:
                 there, mark = SAME, Mark(base.revision, base.operation)
             step = plan(base, here, there, removed=removed, merging=self._rules.merging, prefer=self._rules.prefer)

@@ -242,7 +242,9 @@ def _is_of(base: Digests, parts: Digests) -> bool:
     """Whether a version is of the session that the base is of: it was not deleted and made anew meanwhile."""
     if base.values.get(_CREATED) == parts.values.get(_CREATED):
         return True
-    return not {*base.lists.get(_TURNS, [])}.isdisjoint(parts.lists[_TURNS])
+    old, new = base.lists.get(_TURNS, []), parts.lists[_TURNS]
+    ids = {key for key, _ in old}
+    return not {*old}.isdisjoint(new) or any(key in ids and _is_random(key) for key, _ in new)  # it may be edited
 
 
 def _plan_made_anew(
@@ -412,14 +414,24 @@ def sent_turns(mine: Digests, base: Digests | None, there: Digests | None) -> li
     return [*(Counter(mine.lists[_TURNS]) - known).elements()]
 
 
-def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]) -> Base | None:
+def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A], *, revision: int = 0) -> Base | None:
     """Return the base, knowing that a version was sent and may have arrived.
 
     A save is atomic: if the shared store has all turns of it, it had arrived, and all that was here then is common.
-    Else each part that is there exactly as it was sent is.
+    So it is if the revision that it got is known, and what is there is not older. Else each part that is there exactly
+    as it was sent is.
+
+    Args:
+        base: what was last common.
+        pending: what was sent.
+        there: the shared store's version.
+        revision: of that version; 0: it is not known.
+
     """
     if pending is None or pending.mine is None or not isinstance(there, Side):
         return base
+    if 0 < pending.revision <= revision:
+        return Base(pending.mine, content_digest(pending.mine))
     if there.digest == pending.over or (base is not None and there.digest == base.digest):
         return base
     if there.digest == pending.digest or (pending.sent and _has_turns(there.parts, pending.sent)):
