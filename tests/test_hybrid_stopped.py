@@ -1140,7 +1140,7 @@ PLANTS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "what is sent is not noted": ("27 and edited before the next round", [(installing, "_intention", lambda _: None)]),
     "what was sent is not looked for": (
         "27 and edited before the next round",
-        [(installing, "caught_up", lambda base, *_: base)],
+        [(installing, "caught_up", lambda base, *_, **__: base)],
     ),
     "an unreadable session is deleted and that is not noted": (
         "33 damaged there",
