@@ -81,16 +81,28 @@ def sync(
     """
     if live and dry_run:
         raise ValueError("--live and --dry-run exclude each other")
+    if dry_run and not folder.exists():
+        raise ValueError(f"there is no folder {folder}")
     if live:
         _follow(options, folder, prefer, adopt=adopt, deletions=deletions, verify=verify)
+    stopped: StorageError | None = None
     with _open(options, folder, prefer) as store:
         with progress_of("comparing" if dry_run else "syncing") as progress:
-            report = _round(store, dry_run=dry_run, adopt=adopt, deletions=deletions, verify=verify, progress=progress)
+            try:
+                report = _round(
+                    store, dry_run=dry_run, adopt=adopt, deletions=deletions, verify=verify, progress=progress
+                )
+            except StorageError as error:
+                if not isinstance(error.__cause__, SyncStoppedError):
+                    raise
+                stopped, report = error, error.__cause__.report
         failed = [failure(id, error) for id, error in report.failed]
         if options.json:
             print_json(_report_json(report, failed))
         else:
             _print_report(store, report, dry_run=dry_run)
+    if stopped is not None:
+        raise stopped
     if failed:
         return FAILED
     return CONFLICTS if report.conflicts else DONE
@@ -235,8 +247,10 @@ def _print_filled(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> N
 def _follow(options: CommonOptions, folder: Path, prefer: Side | None, **first: bool) -> NoReturn:
     """Print what a live store does, until a signal ends it, or what waiting does not mend."""
     lines = _Lines(options)
-    with suppress(UnavailableError), _open(options, folder, prefer) as once, progress_of("syncing") as progress:
-        lines.print(_round(once, **first, progress=progress))
+    with suppress(UnavailableError), _open(options, folder, prefer) as once:
+        with progress_of("syncing") as progress:
+            report = _round(once, **first, progress=progress)
+        lines.print(report)
     reports = SimpleQueue[SyncReport]()
     with _open(options, folder, prefer, on_sync=reports.put) as store:
         reached = True

@@ -42,7 +42,8 @@ __all__ = ["HybridSessionStore"]
 
 A = TypeVar("A", bound=SessionAsset)
 T = TypeVar("T")
-_CLOSING_SECONDS = 10.0
+_CLOSING_SECONDS = 10.0  # for what is under way
+_OFFLINE_SECONDS = 1.0  # for reaching a server that was not reached yet
 
 
 class HybridSessionStore(Generic[A]):
@@ -101,6 +102,8 @@ class HybridSessionStore(Generic[A]):
 
         """
         checked, target = check_arguments("HybridSessionStore", url, None, options)
+        if not os.fspath(path):
+            raise ValueError("the folder's path is empty")
         if isinstance(target, FileFolder):
             raise ValueError("a folder is synchronised with a shared store, not with another folder")
         if prefer not in (None, "local", "remote"):
@@ -126,6 +129,7 @@ class HybridSessionStore(Generic[A]):
         self._connecting = threading.Lock()
         self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # of saves, by id
         self._closed = False
+        self._abandoned = False  # closed, and what was under way was waited for
         self._pid = os.getpid()
 
     def close(self) -> None:
@@ -136,12 +140,13 @@ class HybridSessionStore(Generic[A]):
         try:
             if self._live is not None and self._work is not None:
                 self._live.close()
-                self._work.join(_CLOSING_SECONDS)
+                offline = self._rounds.mode is SyncMode.OFFLINE  # a first round may be beginning, all the same
+                self._work.join(_OFFLINE_SECONDS if offline else _CLOSING_SECONDS)
         finally:  # also if this is cancelled while it waits
             try:
-                with self._connecting:
-                    if self._remote is not None:
-                        self._remote.close()
+                self._abandoned = True
+                if self._remote is not None:
+                    self._remote.close()
             finally:
                 self._workers.close()
                 self._journal.close()
@@ -584,13 +589,14 @@ class HybridSessionStore(Generic[A]):
         """Open the Redis store, if it is not open; `anew`: take its namespace as it is now."""
         with self._connecting:
             if self._remote is None:
-                if self._closed:
-                    raise UnavailableError("the store is closed")
-                self._remote = RedisSessionStore._open(self._options, self._target, None)  # as above
-            elif anew:
+                self._remote = RedisSessionStore._open(self._options, self._target, None)
+            if self._abandoned:  # closing did not wait for it
+                self._remote.close()
+                raise UnavailableError("the store is closed")
+            if anew:
                 self._remote.reopen()
             if self._shared is None or anew:
-                self._shared = Shared(self._remote._core)  # as above
+                self._shared = Shared(self._remote._core)
             return self._shared
 
 

@@ -190,7 +190,9 @@ class Installer(Generic[A]):
                 continue
             base = record.base
             same = base is not None and record.row.has_revision(listed.revision, listed.origin)
-            if whole or not same or (isinstance(here, Side) and base and lacking_turns(base.parts, here, removed)):
+            is_stale = isinstance(here, Side) and base and lacking_turns(base.parts, here, removed)
+            vanished = here is None and not self._local.is_deleted(id)  # what is there is kept before it is deleted
+            if whole or not same or is_stale or vanished:
                 wanted.append(id)
         versions = yield Each(round.shared.read, wanted)
         contents: dict[str, Version[A] | None] = {}

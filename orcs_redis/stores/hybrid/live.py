@@ -65,7 +65,7 @@ class Live(Generic[A]):
     def run(self) -> Plan[None]:
         """Synchronise until it is closed, whatever happens to the server."""
         delay = _FIRST_DELAY
-        while not self._closed:
+        while True:  # once at least: what was written is sent, if it is closed at once
             try:
                 yield from self._follow()
                 delay = _FIRST_DELAY
@@ -80,6 +80,8 @@ class Live(Generic[A]):
                 self._rounds.note_failure(error)
                 _log.exception("live synchronisation failed, and begins anew")
                 yield from self._wait(_LAST_DELAY)
+            if self._closed:
+                return
 
     def _wait(self, seconds: float, *, for_save: bool = False) -> Plan[None]:
         """Wait, but not for a store that is being closed; `for_save`: until a session that was written here is due."""

@@ -450,6 +450,11 @@ class Local(Generic[A]):
             finally:
                 lock.release()
 
+    def is_deleted(self, id: str) -> bool:
+        """Return whether a session was deleted through the API, and is there still."""
+        removal = self.journal.removals.get(id)
+        return removal is not None and removal.deleted
+
     def conflict_reason(self, id: str) -> str:
         """Say why a session is in conflict, by what is known; "": it is not."""
         row, seen = self.journal.rows.get(id), self.journal.seen.get(id)

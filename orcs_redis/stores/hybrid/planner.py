@@ -224,8 +224,10 @@ def _plan_first(
 def _plan_deleted_here(base: Base, there: Side[A] | Same | None) -> Step[A]:
     if there is None:
         return Step(None, Act.FORGET)
-    if isinstance(there, Same) or (there.digest == base.digest and _is_of(base.parts, there.parts)):
+    if isinstance(there, Same):
         return Step(None, Act.DELETE_THERE)
+    if there.digest == base.digest and _is_of(base.parts, there.parts):
+        return Step(None, Act.DELETE_THERE, keep=("there",))
     return Step(SyncState.REMOTE_AHEAD, Act.INSTALL, there, write_here=True, revives=True)
 
 

@@ -211,7 +211,7 @@ class Rounds(Generic[A]):
                 if signature and self._local.is_fresh(id, signature) and seen and seen.digest == row.base_digest:
                     continue
             candidates.append(id)
-            if same_there and signature is None and not self._is_deleted(id):
+            if same_there and signature is None and not self._local.is_deleted(id):
                 gone_here.append(id)
             elif row.base_digest and signature is not None and listed is None:
                 gone_there.append(id)
@@ -227,11 +227,6 @@ class Rounds(Generic[A]):
             round.stopped = len(held_here) + len(held_there)
             candidates = [id for id in candidates if id not in held_here and id not in held_there]
         return sorted(candidates)
-
-    def _is_deleted(self, id: str) -> bool:
-        """Whether a session was deleted through the API."""
-        removal = self._journal.removals.get(id)
-        return removal is not None and removal.deleted
 
     def _untouched(self, ids: Sequence[str]) -> list[str]:
         """Return the sessions whose files are as they were common."""
@@ -368,10 +363,19 @@ _UNKNOWN = Row()
 
 def _reset(remote: Remote, shared: Shared[A], index: Index) -> str:
     """Say in which way this is not the store that the bases are of; "": it is."""
+    if remote.namespace != shared.name:
+        return (
+            f"the folder was in step with namespace {remote.namespace!r}, and this is {shared.name!r}: "
+            "name the other one, or adopt this one"
+        )
+    if not shared.incarnation:
+        return (
+            f"there is no namespace {shared.name!r}: it is another server than before, or it was wiped; then adopt it"
+        )
     if remote.incarnation != shared.incarnation:
-        if not shared.incarnation:
-            return f"there is nothing in namespace {shared.name!r} any more: adopt it to send all that is here"
-        return "the shared store was wiped, or is another one: adopt it to bring together what is on both sides"
+        return (
+            f"namespace {shared.name!r} was wiped, or this is another server than before: name that one, or adopt this"
+        )
     for number, revision in index.revisions.items():
         if revision < remote.revisions.get(number, 0):
             return f"the shared store went back in time, to revision {revision} of partition {number}: adopt it"
