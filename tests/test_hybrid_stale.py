@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import orcs_redis.sync
+from orcs_redis import OutcomeUnknownError, SessionAsset
 from orcs_redis.stores.hybrid.shared import Shared
 
 from .conftest import Place
@@ -129,4 +130,28 @@ async def test_made_earlier_and_edited(machines: Machines) -> None:
     assert told(await a.sync()) == {"merged": ["s"]}
     assert a.texts() == contents(await peer.load("s")) == ["A"]
     assert a.read().metadata == {"x": 2}
+    await idle(a)
+
+
+async def test_an_edited_turn_was_not_sent(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that was edited here has not arrived because it is there as it was before."""
+    a, peer = await machines.synced(sessions=[asset("a", x=1)])
+
+    def edit(session: SessionAsset) -> None:
+        session.history.turns[0].content = "A"
+
+    await a.update("s", edit)
+
+    def put(self: Any, *args: Any) -> Any:
+        yield from ()
+        raise OutcomeUnknownError("s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shared, "put", put)
+        assert told(await a.sync()) == {"failed": {"s": OutcomeUnknownError}}
+    await peer.update("s", setting(x=2))
+    assert told(await a.sync()) == {"merged": ["s"]}
+    stored = await peer.load("s")
+    assert a.texts() == contents(stored) == ["A"]
+    assert stored.metadata == {"x": 2}
     await idle(a)

@@ -219,7 +219,7 @@ class Judge:
             past,
             view,
             adds,
-            frozenset(removes),
+            frozenset(removes).difference(view.turns),
             {name: view.parts.get(name) for name in changed},
             weak,
             frozenset(drops) | {turn for turns in before for turn in turns if turn not in view.turns},
@@ -332,7 +332,10 @@ class Judge:
             self._replaced.get((machine, session)),
             Version(self.views[machine, session], past),
         )
-        if before and before.view and before.view.digest == view.digest and self.views[machine, session]:
+        there = self.views[REMOTE, session]
+        is_taken = resolving and there is not None and there.digest == view.digest
+        is_back = before and before.view and before.view.digest == view.digest and self.views[machine, session]
+        if before and is_back and not is_taken:
             self._put(machine, session, before.view, before.past)  # it was put back: another had written it meanwhile
             return
         known = [version for version in self.versions[session] if version.view and version.view.digest == view.digest]
@@ -552,7 +555,9 @@ class Judge:
         there = {turn for view in present for turn in view.turns}
         for event in self._live(session):
             assert event.view is not None
-            content = event.adds if event.weak or self._is_kept(event) else event.view.turns
+            # What it brought may be lost without protection (hybrid.md 2.6): then it keeps nothing else alive.
+            is_partial = event.weak or self._is_kept(event) or self._is_unprotected(event)
+            content = event.adds if is_partial else event.view.turns
             for turn in content:
                 if turn in there or turn in self.unprotected or self._removals(session, turn):
                     continue
