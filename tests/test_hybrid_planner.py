@@ -685,6 +685,16 @@ def test_sent_and_overwritten_from_memory() -> None:
     assert ids(world.here) == ids(world.there) == ["a", "b", "c"]
 
 
+def test_turns_that_others_had_prove_nothing() -> None:
+    """Without a base, as of a copied folder or a wiped store, others may have brought the turns that were sent."""
+    mine, theirs = version("ab", x=1), version("ab")
+    pending = Pending(mine.digest, mine=mine.parts, sent=[*mine.parts.lists["history.turns"]])
+    step = plan(caught_up(None, pending, theirs), mine, theirs)
+    assert step.version is not None
+    assert step.version.asset.metadata == {"x": 1}
+    assert (step.write_here, step.write_there) == (False, True)
+
+
 def test_one_turn_of_a_sending_proves_nothing() -> None:
     """What was sent was stored whole or not at all: another machine may have brought one turn of it."""
     world = World(version("a", x=1), version("abc", x=2), version("a", x=1))

@@ -434,7 +434,8 @@ def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]
         return Base(pending.mine, content_digest(pending.mine))
     if there.digest == pending.over or (base is not None and there.digest == base.digest):
         return base
-    if there.digest == pending.digest or (pending.sent and _has_turns(there.parts, pending, base)):
+    # Without a base others may have had these turns, too: of a folder that was copied, or of a store that was wiped.
+    if there.digest == pending.digest or (base is not None and _has_turns(there.parts, pending.sent, base)):
         parts = pending.mine
     elif base is None and pending.mine.values.get(_CREATED) != there.parts.values.get(_CREATED):
         return None
@@ -443,20 +444,15 @@ def caught_up(base: Base | None, pending: Pending | None, there: VersionThere[A]
     return Base(parts, content_digest(parts))
 
 
-def _has_turns(parts: Digests, pending: Pending, base: Base | None) -> bool:
+def _has_turns(parts: Digests, sent: list[Entry], base: Base) -> bool:
     """Whether all turns that were sent are there, as they were sent; or edited since, if they can only come from that.
 
     The id of such a turn is no other turn's, and it was new: of one that was edited here, what is there may be older.
     """
     theirs = parts.lists[_TURNS]
-    lacking = Counter(pending.sent) - Counter(theirs)
-    if not lacking:
-        return True
-    if base is None and pending.over:
-        return False
-    ids = {key for key, _ in theirs}
-    old = set() if base is None else {key for key, _ in base.parts.lists.get(_TURNS, [])}
-    return all(key in ids and key not in old and _is_random(key) for key, _ in lacking)
+    lacking = Counter(sent) - Counter(theirs)
+    new = {key for key, _ in theirs} - {key for key, _ in base.parts.lists.get(_TURNS, [])}
+    return bool(sent) and all(key in new and _is_random(key) for key, _ in lacking)
 
 
 class Standing(NamedTuple):
