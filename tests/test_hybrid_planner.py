@@ -639,6 +639,8 @@ def test_cut_off_and_edited_here(world: World, stop: int, changes: list[Any]) ->
     base = base_of(sent) if step.write_there else world.base
     if stop == 5 and step.write_here:
         base = base_of(step.version)
+    if base and world.there and base.parts.values.get("created_at_ms") != world.there.parts.values.get("created_at_ms"):
+        return  # equal but for their births, which are not sent: the merge has the earlier one
     world.open()
     before = world.here
     world.here = Side.of(made(before.asset, changes))
