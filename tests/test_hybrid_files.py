@@ -40,9 +40,16 @@ from orcs_redis.stores.hybrid import files as module
 from orcs_redis.stores.hybrid import kept
 from orcs_redis.stores.hybrid.exchange import exchange
 from orcs_redis.stores.hybrid.files import Files, Moved, Replacement
+from orcs_redis.stores.hybrid.locks import RoundLock
 from orcs_redis.stores.hybrid.reading import Signature, file_digest
 
 OURS = {"locks", "kept", "sync.lock"}
+
+
+def try_lock(files: Files) -> RoundLock | None:
+    """Take the lock on rounds; None if another has it."""
+    lock = files.round_lock()
+    return lock if lock.take() else None
 
 
 def content(text: str, id: str = "a") -> bytes:
@@ -843,7 +850,8 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         from orcs_redis.stores.hybrid.files import Files
         files = Files(sys.argv[1])
         with files.lock("a"):
-            round = files.try_lock_round()
+            round = files.round_lock()
+            assert round.take()
             print("held", flush=True)
             sys.stdin.read()
     """
@@ -858,7 +866,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_locks_of_processes(holder: subprocess.Popen[bytes], files: Files) -> None:
     """A lock that another process has is waited for, and ends with that process, also by kill -9."""
-    assert files.try_lock_round() is None
+    assert try_lock(files) is None
     (path,) = (files.home / "locks").iterdir()
     with path.open("rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -873,7 +881,7 @@ def test_locks_of_processes(holder: subprocess.Popen[bytes], files: Files) -> No
     waiting.join()
     assert isinstance(results[0], Signature)
     holder.wait()
-    lock = files.try_lock_round()
+    lock = try_lock(files)
     assert lock is not None
     lock.release()
 
@@ -889,12 +897,12 @@ def test_a_child_does_not_prolong_a_lock(files: Files, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", record)
-        first = files.try_lock_round()
+        first = try_lock(files)
         assert first is not None
         first.release()
         with files.lock("a"):
             pass
-    second = files.try_lock_round()
+    second = try_lock(files)
     assert second is not None
     second.release()
     (path,) = (files.home / "locks").iterdir()
@@ -906,15 +914,15 @@ def test_a_child_does_not_prolong_a_lock(files: Files, monkeypatch: pytest.Monke
 
 def test_lock_of_a_round(files: Files, tmp_path: Path) -> None:
     """A round's lock excludes others, in this process too, until it is given back; that may be done twice."""
-    first = files.try_lock_round()
+    first = try_lock(files)
     assert first is not None
-    assert files.try_lock_round() is None
-    assert Files(tmp_path).try_lock_round() is None
+    assert try_lock(files) is None
+    assert try_lock(Files(tmp_path)) is None
     first.release()
-    second = files.try_lock_round()
+    second = try_lock(files)
     assert second is not None
     first.release()
-    assert files.try_lock_round() is None
+    assert try_lock(files) is None
     second.release()
 
 

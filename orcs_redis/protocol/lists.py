@@ -20,7 +20,7 @@ from .keys import Partition
 from .request import Plan, Together
 from .writer import Namespace
 
-__all__ = ["Lists"]
+__all__ = ["Lists", "decode_cursor", "encode_cursor", "place_of"]
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -50,12 +50,12 @@ class Lists:
 
     def page(self, limit: int, cursor: str | None, filters: Filters) -> Plan[Page[SessionMeta]]:
         """One page of metadata, newest first, and where the next begins."""
-        after = None if cursor is None else _decode_cursor(cursor)
+        after = None if cursor is None else decode_cursor(cursor)
         found = yield from self._newest(check_limit(limit, least=1) + 1, _query(filters), after)
         if len(found) <= limit:
             return Page(found, None)
         items = found[:limit]
-        return Page(items, _encode_cursor(items[-1]))
+        return Page(items, encode_cursor(items[-1]))
 
     def count(self, filters: Filters) -> Plan[int]:
         """How many sessions."""
@@ -238,12 +238,18 @@ def _ms(moment: datetime) -> int:
     return -((_UNIX_EPOCH - moment) // _MILLISECOND)  # rounded up
 
 
-def _encode_cursor(meta: SessionMeta) -> str:
-    place = (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id.encode()
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode()
+def place_of(meta: SessionMeta) -> Place:
+    """Return a session's place in the order of lists."""
+    return (meta.updated_at - _UNIX_EPOCH) // _MILLISECOND, meta.id.encode()
 
 
-def _decode_cursor(cursor: str) -> Place:
+def encode_cursor(meta: SessionMeta) -> str:
+    """Return the cursor of the page that comes after a session."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place_of(meta))).decode()
+
+
+def decode_cursor(cursor: str) -> Place:
+    """Return the place after which a page begins. ValueError: it is no cursor."""
     try:
         return msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor), type=tuple[int, bytes])
     except (TypeError, ValueError, msgspec.MsgspecError) as error:

@@ -1,4 +1,4 @@
-"""What both stores of files do on the disk: paths, temporary files, syncing, and what OSError means."""
+"""What both stores of files do: paths, temporary files, syncing, decoding, and what OSError means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from ..errors import (
     CorruptSessionError,
@@ -21,12 +21,14 @@ from ..errors import (
     UnavailableError,
 )
 from ..interrupts import raise_interruption, suppress
+from ..model.asset import SessionAsset
 
 __all__ = [
     "LEFTOVER_NS",
     "PRIVATE",
     "SUFFIX",
     "AnyPath",
+    "decode_session",
     "discard",
     "expanded",
     "open_at_once",
@@ -37,6 +39,7 @@ __all__ = [
     "write_new",
 ]
 
+A = TypeVar("A", bound=SessionAsset)
 AnyPath = str | os.PathLike[str]
 
 SUFFIX: Final = ".json"
@@ -62,6 +65,25 @@ def expanded(path: AnyPath) -> Path:
         except KeyError:
             raise ValueError("~/ is no folder: HOME is not set, and the user has no entry in passwd") from None
     return Path(home, text.removeprefix("~/"))
+
+
+def decode_session(kind: type[A], id: str, data: bytes) -> A:
+    """Decode a session's file.
+
+    Raises:
+        CorruptSessionError: it can't be decoded, or another session is in it.
+        VersionIncompatibleError: it is of another version of the schema.
+
+    """
+    try:
+        asset = kind.from_json(data)
+    except CorruptSessionError as error:
+        field = error.field
+    else:
+        if asset.id == id:
+            return asset
+        field = "id"
+    raise CorruptSessionError(id, field)
 
 
 def open_at_once(path: str, flags: int) -> int:

@@ -20,6 +20,7 @@ from .disk import (
     LEFTOVER_NS,
     SUFFIX,
     AnyPath,
+    decode_session,
     expanded,
     open_at_once,
     synced,
@@ -138,12 +139,4 @@ class Folder(Generic[A]):
             if not S_ISREG(status.st_mode):
                 raise CorruptSessionError(id)
             data = file.read()
-        try:
-            asset = self._type.from_json(data)
-        except CorruptSessionError as error:
-            field = error.field
-        else:
-            if asset.id == id:
-                return asset, status.st_mtime_ns
-            field = "id"
-        raise CorruptSessionError(id, field)
+        return decode_session(self._type, id, data), status.st_mtime_ns

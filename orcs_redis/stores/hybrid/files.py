@@ -153,11 +153,6 @@ class Files:
         """Return the lock on rounds; it is not taken yet."""
         return RoundLock(self.home / "sync.lock")
 
-    def try_lock_round(self) -> RoundLock | None:
-        """Exclude others from the folder's rounds; None if they do so."""
-        lock = self.round_lock()
-        return lock if lock.take() else None
-
     # Writing.
 
     def replace(self, replacements: Sequence[Replacement]) -> list[Signature | Moved | StorageError]:

@@ -29,6 +29,7 @@ from ...model.meta import SessionMeta, SyncState
 from ...model.parts import Digests, digests
 from ...model.sections import ConversationTurn
 from ...protocol.index import decode_rows
+from ..disk import decode_session
 from .files import Files, Moved, Replacement
 from .journal import FileMeta, Journal, Notes, Record, Row, Seen
 from .planner import Base, Side, Standing, Unreadable, standing
@@ -114,15 +115,7 @@ class Local(Generic[A]):
             VersionIncompatibleError: it is of another version of the schema.
 
         """
-        try:
-            asset = self._type.from_json(data)
-        except CorruptSessionError as error:
-            field = error.field
-        else:
-            if asset.id == id:
-                return asset
-            field = "id"
-        raise CorruptSessionError(id, field)
+        return decode_session(self._type, id, data)
 
     def load(self, id: str) -> tuple[A, Ancestor]:
         """Read a session.
@@ -444,11 +437,9 @@ class Local(Generic[A]):
 
     def open(self) -> None:
         """Note what a process that was killed had brought to both sides, unless another process is at it."""
-        if (lock := self.files.try_lock_round()) is not None:
-            try:
+        with self.files.round_lock() as lock:
+            if lock.take():
                 self.settle()
-            finally:
-                lock.release()
 
     def is_deleted(self, id: str) -> bool:
         """Return whether a session was deleted through the API, and is there still."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
+from typing import Self
 
 from ...errors import UnavailableError
 from ...interrupts import suppress
@@ -23,6 +24,12 @@ class RoundLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def take(self) -> bool:
         """Exclude others from the folder's rounds; return whether that could be done at once."""

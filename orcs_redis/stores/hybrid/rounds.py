@@ -72,8 +72,7 @@ class Rounds(Generic[A]):
         wanted = None if ids is None else [*dict.fromkeys(map(check_id, ids))]
         with self._noting_mode():
             shared: Shared[A] = yield Connect()
-            lock = self._files.round_lock()
-            try:
+            with self._files.round_lock() as lock, self._working():
                 yield from self._take(lock, options.patience)
                 round = yield from self._begin(shared, wanted, options)
                 candidates = yield Here(self._candidates, (round, wanted))
@@ -84,9 +83,6 @@ class Rounds(Generic[A]):
                     yield from self._installer.bring_together(round, batch)
                     round.advance(len(batch))
                 yield Here(self._end, (round, wanted is None))
-            finally:
-                self._busy = False
-                lock.release()
             report = _sorted(round.report)
             if round.stopped:
                 stopped = SyncStoppedError(round.stopped)
@@ -113,6 +109,13 @@ class Rounds(Generic[A]):
             self.note_failure(error)
             raise
         self._mode = SyncMode.ONLINE
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def _take(self, lock: RoundLock, patience: float = math.inf) -> Plan[None]:
         """Take the lock on rounds. The caller holds the object, so as to release it wherever this is cut off.
@@ -272,14 +275,11 @@ class Rounds(Generic[A]):
         """
         check_id(id)
         shared: Shared[A] = yield Connect()
-        lock = self._files.round_lock()
-        try:
+        with self._files.round_lock() as lock:
             yield from self._take(lock)
             round = yield from self._begin(shared, [id], SyncOptions(dry_run=True))
             items = yield from self._installer.read(round, [id], round.index.sessions, whole=True)
             _raise_failure(round)
-        finally:
-            lock.release()
         item = items[0]
         if item.here is None and item.there is None:
             raise NotFoundError(id)
@@ -301,8 +301,7 @@ class Rounds(Generic[A]):
         """
         check_id(id)
         shared: Shared[A] = yield Connect()
-        lock = self._files.round_lock()
-        try:
+        with self._files.round_lock() as lock:
             yield from self._take(lock)
             for attempt in range(ATTEMPTS):
                 if attempt:
@@ -322,8 +321,6 @@ class Rounds(Generic[A]):
                     yield Here(self._end, (round, False))
                     return
             raise ConflictError(id, 0, 0, reason="it is written all the time")
-        finally:
-            lock.release()
 
     def _clear_there(self, round: Round[A], item: Item[A]) -> Plan[Item[A]]:
         """Delete what can't be read in the shared store.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import builtins
 import contextlib
 import os
@@ -21,6 +20,7 @@ from ...model.ids import check_id, several
 from ...model.meta import Page, SessionMeta, SyncMode, SyncStatus, Versioned
 from ...model.sections import ConversationTurn
 from ...protocol.codec import Codec
+from ...protocol.lists import decode_cursor, encode_cursor, place_of
 from ...protocol.saving import call_change
 from ...transport.address import FileFolder
 from ...transport.driver import BackgroundWork, Driver, Workers, pause
@@ -365,10 +365,10 @@ class HybridSessionStore(Generic[A]):
         check_limit(limit, least=1)
         metas = await self.list(**filters)
         if cursor is not None:
-            place = _decode_cursor(cursor)
-            metas = [meta for meta in metas if (meta.updated_at, meta.id) < place]
+            place = decode_cursor(cursor)
+            metas = [meta for meta in metas if place_of(meta) < place]
         items = metas[:limit]
-        return Page(items, _encode_cursor(items[-1]) if len(metas) > limit else None)
+        return Page(items, encode_cursor(items[-1]) if len(metas) > limit else None)
 
     async def count(self, **filters: Unpack[FilterArguments]) -> int:
         """Return the number of sessions that `list` has."""
@@ -604,16 +604,3 @@ class HybridSessionStore(Generic[A]):
 def _is_there(id: str) -> Plan[bool]:
     shared = yield Connect()
     return (yield There(shared.mark, (id,))) is not None
-
-
-def _encode_cursor(meta: SessionMeta) -> str:
-    return base64.urlsafe_b64encode(f"{meta.updated_at.isoformat()} {meta.id}".encode()).decode()
-
-
-def _decode_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        moment, _, id = base64.urlsafe_b64decode(cursor).decode().partition(" ")
-        return datetime.fromisoformat(moment), id
-    except ValueError as error:
-        raise_interruption(error)
-        raise ValueError("that is not a cursor of a page") from None
