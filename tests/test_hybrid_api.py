@@ -149,8 +149,9 @@ async def test_pages(a: Machine) -> None:
             break
     assert seen == [meta.id for meta in await a.list()] == [f"s{n}" for n in reversed(range(7))]
     assert sizes == [3, 3, 1]
-    with pytest.raises(ValueError, match="cursor"):
-        await a.page(3, "no cursor")
+    for bad in ("no cursor", "MjAyNi0xMS0yNlQwMDowMDowMCBz"):  # the second is a time without a zone, and an id
+        with pytest.raises(ValueError, match="cursor"):
+            await a.page(3, bad)
 
 
 async def test_filters(a: Machine) -> None:
